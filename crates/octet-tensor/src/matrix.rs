@@ -1,0 +1,179 @@
+//! A linear's weights as stored: float or quantized.
+
+use crate::{FloatMatrix, QMatrix, Result, Scheme};
+use std::{fmt, ops::Range, sync::Arc};
+
+/// Quantized rows as some file format stores them: unpacked a few rows at a time.
+pub trait QuantRows: Send + Sync {
+    /// Rows and columns.
+    fn dims(&self) -> (usize, usize);
+
+    /// How weights and activations are represented.
+    fn scheme(&self) -> Scheme;
+
+    /// Bytes the matrix takes where it is stored, scales and zero points included.
+    fn stored_bytes(&self) -> usize;
+
+    /// Unpacks rows `range`.
+    ///
+    /// # Errors
+    /// If the range reaches past the matrix or the stored bytes make no sense.
+    fn read_rows(&self, range: Range<usize>) -> Result<QMatrix>;
+}
+
+/// A quantized matrix as stored (see [`QuantRows`]); slicing rows copies nothing.
+#[derive(Clone)]
+pub struct StoredQuant {
+    name: String,
+    storage: Arc<dyn QuantRows>,
+    rows: Range<usize>,
+}
+
+impl StoredQuant {
+    /// Wraps the rows of a stored matrix called `name`.
+    pub fn new(name: impl Into<String>, storage: Arc<dyn QuantRows>) -> Self {
+        let rows = 0..storage.dims().0;
+        Self { name: name.into(), storage, rows }
+    }
+
+    /// The name of the matrix in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.storage.dims().1
+    }
+
+    /// How weights and activations are represented.
+    pub fn scheme(&self) -> Scheme {
+        self.storage.scheme()
+    }
+
+    /// Bytes its rows take where they are stored.
+    pub fn stored_bytes(&self) -> usize {
+        let all = self.storage.dims().0.max(1);
+        (self.storage.stored_bytes() as u128 * self.rows() as u128 / all as u128) as usize
+    }
+
+    /// Rows `range`, sharing the storage; `None` where the range reaches past the end.
+    pub fn slice_rows(&self, range: Range<usize>) -> Option<Self> {
+        let inside = range.start <= range.end && range.end <= self.rows();
+        inside.then(|| Self { rows: self.rows.start + range.start..self.rows.start + range.end, ..self.clone() })
+    }
+
+    /// Unpacks rows `range`.
+    ///
+    /// # Errors
+    /// As [`QuantRows::read_rows`].
+    pub fn read_rows(&self, range: Range<usize>) -> Result<QMatrix> {
+        self.storage.read_rows(self.rows.start + range.start..self.rows.start + range.end)
+    }
+}
+
+impl fmt::Debug for StoredQuant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StoredQuant({} {}x{} {})", self.name, self.rows(), self.cols(), self.scheme())
+    }
+}
+
+/// A whole in-memory matrix serves as storage too (tests, solvers that hand over what they made).
+impl QuantRows for (QMatrix, Scheme) {
+    fn dims(&self) -> (usize, usize) {
+        (self.0.rows(), self.0.cols())
+    }
+
+    fn scheme(&self) -> Scheme {
+        self.1
+    }
+
+    fn stored_bytes(&self) -> usize {
+        let bits = self.1.weights.bits_per_weight(self.0.cols(), 8 * self.0.scale_dtype().size());
+        (bits * (self.0.rows() * self.0.cols()) as f64 / 8.0).ceil() as usize
+    }
+
+    fn read_rows(&self, range: Range<usize>) -> Result<QMatrix> {
+        let (q, groups) = (&self.0, self.0.groups());
+        if range.end > q.rows() {
+            return Err(crate::Error::Malformed { name: "matrix".into(), what: format!("rows {range:?} of {}", q.rows()) });
+        }
+        let zeros = if q.zeros().is_empty() { vec![] } else { q.zeros()[range.start * groups..range.end * groups].to_vec() };
+        let codes = q.codes()[range.start * q.cols()..range.end * q.cols()].to_vec();
+        let scales = q.scales()[range.start * groups..range.end * groups].to_vec();
+        QMatrix::new(range.len(), q.cols(), q.scheme(), codes, scales, q.scale_dtype(), zeros)
+    }
+}
+
+/// A linear's weights (or an embedding table) `[rows, cols]` as stored.
+#[derive(Clone, Debug)]
+pub enum Matrix {
+    /// Floating-point.
+    Float(FloatMatrix),
+    /// Quantized.
+    Quant(StoredQuant),
+}
+
+impl Matrix {
+    /// The name in the checkpoint.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Float(m) => m.name(),
+            Self::Quant(m) => m.name(),
+        }
+    }
+
+    /// Number of rows (outputs of a linear, tokens of an embedding).
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Float(m) => m.rows(),
+            Self::Quant(m) => m.rows(),
+        }
+    }
+
+    /// Number of columns (inputs of a linear, width of an embedding).
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Float(m) => m.cols(),
+            Self::Quant(m) => m.cols(),
+        }
+    }
+
+    /// Bytes it takes where it is stored.
+    pub fn stored_bytes(&self) -> usize {
+        match self {
+            Self::Float(m) => m.stored_bytes(),
+            Self::Quant(m) => m.stored_bytes(),
+        }
+    }
+
+    /// Rows `range`, sharing the bytes; `None` where the range reaches past the end.
+    pub fn slice_rows(&self, range: Range<usize>) -> Option<Self> {
+        match self {
+            Self::Float(m) => m.slice_rows(range).map(Self::Float),
+            Self::Quant(m) => m.slice_rows(range).map(Self::Quant),
+        }
+    }
+
+    /// Decodes rows `range` to f32, row-major.
+    ///
+    /// # Errors
+    /// If the range reaches past the matrix or the stored bytes make no sense.
+    pub fn read_rows_f32(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
+        match self {
+            Self::Float(m) => m.read_rows(range, out),
+            Self::Quant(m) => {
+                let q = m.read_rows(range)?;
+                for (row, out) in out.chunks_mut(q.cols().max(1)).enumerate() {
+                    q.dequantize_row(row, out);
+                }
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Quantization schemes: how weights and activations are represented.
+
+use std::{fmt, num::NonZeroUsize, str::FromStr};
+
+/// Width of a weight code: 2 to 8 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bits(u8);
+
+impl Bits {
+    /// Eight bits.
+    pub const B8: Self = Self(8);
+    /// Four bits.
+    pub const B4: Self = Self(4);
+
+    /// A width of `bits`, or `None` outside 2..=8.
+    pub fn new(bits: u32) -> Option<Self> {
+        (2..=8).contains(&bits).then_some(Self(bits as u8))
+    }
+
+    /// The width as a number.
+    pub fn get(self) -> u32 {
+        u32::from(self.0)
+    }
+
+    /// Smallest signed code, −2^(b−1).
+    pub fn min_code(self) -> i32 {
+        -(1 << (self.0 - 1))
+    }
+
+    /// Largest signed code, 2^(b−1) − 1.
+    pub fn max_code(self) -> i32 {
+        (1 << (self.0 - 1)) - 1
+    }
+}
+
+/// Whether codes are centred on zero or carry a zero point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Symmetry {
+    /// w = scale · code.
+    Symmetric,
+    /// w = scale · (code − zero point).
+    Asymmetric,
+}
+
+/// How many weights share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Granularity {
+    /// One scale a row (output channel).
+    PerChannel,
+    /// One scale for each run of this many inputs of a row; the last run of a row may be shorter.
+    Group(NonZeroUsize),
+}
+
+/// How a weight matrix is represented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WeightScheme {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Symmetric or with zero points.
+    pub symmetry: Symmetry,
+    /// How many weights share a scale.
+    pub granularity: Granularity,
+}
+
+impl WeightScheme {
+    /// Symmetric per-channel codes of 8 bits.
+    pub const W8: Self = Self { bits: Bits::B8, symmetry: Symmetry::Symmetric, granularity: Granularity::PerChannel };
+
+    /// Inputs that share a scale in a row of `cols` inputs.
+    pub fn group_size(&self, cols: usize) -> usize {
+        match self.granularity {
+            Granularity::PerChannel => cols.max(1),
+            Granularity::Group(size) => size.get(),
+        }
+    }
+
+    /// Groups in a row of `cols` inputs.
+    pub fn groups(&self, cols: usize) -> usize {
+        cols.div_ceil(self.group_size(cols))
+    }
+
+    /// Whether weights carry zero points.
+    pub fn is_asymmetric(&self) -> bool {
+        self.symmetry == Symmetry::Asymmetric
+    }
+
+    /// Bits a weight costs in rows of `cols` inputs, scales of `scale_bits` and zero points of the codes' width included.
+    pub fn bits_per_weight(&self, cols: usize, scale_bits: usize) -> f64 {
+        let zero_bits = if self.is_asymmetric() { self.bits.get() as usize } else { 0 };
+        f64::from(self.bits.get()) + (self.groups(cols) * (scale_bits + zero_bits)) as f64 / cols.max(1) as f64
+    }
+}
+
+/// What the inputs of a quantized linear are at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activations {
+    /// Exact floats; weights are dequantized.
+    Exact,
+    /// int8 with one scale a token, quantized at run time.
+    Int8PerToken,
+    /// int8 with one scale for each run of this many inputs of a token, quantized at run time.
+    Int8PerGroup(NonZeroUsize),
+}
+
+/// A quantization scheme such as `w4a16-g128-sym`: weights and activations.
+///
+/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>]`. Defaults: 4 bits and fewer group 128,
+/// more bits per channel; symmetric; `a8` per token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Scheme {
+    /// How weights are represented.
+    pub weights: WeightScheme,
+    /// What activations are at run time.
+    pub activations: Activations,
+}
+
+/// A scheme that cannot be read or does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "there is no scheme {text:?}: {why}; write it like w8a16, w8a8, w4a16-g128-sym or w4a8-g64-asym (bits 2-8, group 32, 64, 128 or 256)"
+)]
+pub struct SchemeError {
+    text: String,
+    why: String,
+}
+
+impl fmt::Display for WeightScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.granularity {
+            Granularity::PerChannel => write!(f, "w{}-pc", self.bits.get())?,
+            Granularity::Group(size) => write!(f, "w{}-g{size}", self.bits.get())?,
+        }
+        f.write_str(if self.is_asymmetric() { "-asym" } else { "-sym" })
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = if self.activations == Activations::Exact { 16 } else { 8 };
+        let weights = self.weights.to_string();
+        let (bits, rest) = weights.split_once('-').unwrap_or((&weights, ""));
+        write!(f, "{bits}a{width}-{rest}")?;
+        match self.activations {
+            Activations::Int8PerGroup(size) => write!(f, "-ag{size}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Scheme {
+    /// The shortest text that reads back as this scheme, such as `w8a16` for `w8a16-pc-sym`; used in folder names.
+    pub fn short(&self) -> String {
+        let full = self.to_string();
+        let mut parts: Vec<&str> = full.split('-').collect();
+        for candidate in ["sym", if self.weights.bits.get() <= 4 { "g128" } else { "pc" }] {
+            parts.retain(|part| *part != candidate);
+        }
+        parts.join("-")
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = SchemeError;
+
+    fn from_str(text: &str) -> Result<Self, SchemeError> {
+        let fail = |why: String| SchemeError { text: text.into(), why };
+        let lower = text.to_ascii_lowercase();
+        let mut parts = lower.split('-');
+        let head = parts.next().unwrap_or_default();
+        let (bits, acts) = head.strip_prefix('w').and_then(|h| h.split_once('a')).ok_or_else(|| fail("it must start like w8a16".into()))?;
+        let bits = bits.parse().ok().and_then(Bits::new).ok_or_else(|| fail(format!("{bits:?} is not a width of 2 to 8 bits")))?;
+        let mut activations = match acts {
+            "16" => Activations::Exact,
+            "8" => Activations::Int8PerToken,
+            other => return Err(fail(format!("activations are a16 or a8, not a{other}"))),
+        };
+        let default_group = if bits.get() <= 4 { group(128) } else { Some(Granularity::PerChannel) };
+        let (mut granularity, mut symmetry) = (None, None);
+        for part in parts {
+            let fresh = match part {
+                "pc" => granularity.replace(Granularity::PerChannel).is_none(),
+                "sym" => symmetry.replace(Symmetry::Symmetric).is_none(),
+                "asym" => symmetry.replace(Symmetry::Asymmetric).is_none(),
+                "at" => activations == Activations::Int8PerToken,
+                _ => match (part.strip_prefix("ag"), part.strip_prefix('g')) {
+                    (Some(size), _) => {
+                        let fresh = activations == Activations::Int8PerToken;
+                        activations = group_of(size).map(Activations::Int8PerGroup).ok_or_else(|| fail(bad_group(size)))?;
+                        fresh
+                    }
+                    (None, Some(size)) => {
+                        granularity.replace(group_of(size).map(Granularity::Group).ok_or_else(|| fail(bad_group(size)))?).is_none()
+                    }
+                    _ => return Err(fail(format!("{part:?} means nothing here"))),
+                },
+            };
+            if !fresh {
+                return Err(fail(format!("{part:?} contradicts the rest")));
+            }
+        }
+        let granularity = granularity.or(default_group).unwrap_or(Granularity::PerChannel);
+        let weights = WeightScheme { bits, symmetry: symmetry.unwrap_or(Symmetry::Symmetric), granularity };
+        Ok(Self { weights, activations })
+    }
+}
+
+fn group(size: usize) -> Option<Granularity> {
+    NonZeroUsize::new(size).map(Granularity::Group)
+}
+
+fn group_of(text: &str) -> Option<NonZeroUsize> {
+    text.parse::<NonZeroUsize>().ok().filter(|n| matches!(n.get(), 32 | 64 | 128 | 256))
+}
+
+fn bad_group(size: &str) -> String {
+    format!("a group of {size:?} does not exist")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Scheme {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_documentation() {
+        assert_eq!(parse("w4a16").to_string(), "w4a16-g128-sym");
+        assert_eq!(parse("w8a16").to_string(), "w8a16-pc-sym");
+        assert_eq!(parse("w8a8-at"), parse("w8a8"));
+        assert_eq!(parse("w4a8-ag32").to_string(), "w4a8-g128-sym-ag32");
+        assert_eq!(parse("w8a16").short(), "w8a16");
+        assert_eq!(parse("w4a16-g32-asym").short(), "w4a16-g32-asym");
+        assert_eq!(parse("w4a16-pc").short(), "w4a16-pc");
+    }
+
+    #[test]
+    fn what_does_not_exist_is_refused() {
+        for text in ["", "w9a16", "w4", "w4a4", "w4a16-g48", "w4a16-g32-g64", "w4a16-at", "w8a8-at-ag32-ag64", "w4a16-sym-asym", "w4a16-x"]
+        {
+            assert!(text.parse::<Scheme>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn cost_counts_scales_and_zero_points() {
+        assert_eq!(parse("w4a16-g128-sym").weights.bits_per_weight(256, 16), 4.125);
+        assert_eq!(parse("w4a16-g32-asym").weights.bits_per_weight(64, 16), 4.0 + 20.0 / 32.0);
+    }
+
+    proptest! {
+        #[test]
+        fn round_trips(bits in 2u32..=8, size in prop::sample::select(vec![0usize, 32, 64, 128, 256]), asym: bool,
+                       acts in prop::sample::select(vec!["16", "8", "8-ag32", "8-ag128"])) {
+            let granularity = if size == 0 { "pc".into() } else { format!("g{size}") };
+            let (width, tail) = acts.split_once('-').map_or((acts, String::new()), |(w, t)| (w, format!("-{t}")));
+            let text = format!("w{bits}a{width}-{granularity}-{}{tail}", if asym { "asym" } else { "sym" });
+            let scheme = parse(&text);
+            prop_assert_eq!(scheme.to_string(), text);
+            prop_assert_eq!(parse(&scheme.short()), scheme);
+        }
+
+        #[test]
+        fn never_panics(text in ".{0,24}") {
+            let _ = text.parse::<Scheme>();
+        }
+    }
+}
