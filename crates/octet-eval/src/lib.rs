@@ -1,0 +1,1 @@
+//! Perplexity, divergence, text health, speed and memory; gates and their report.

@@ -1,0 +1,1 @@
+//! The quantize job: stage, write, re-open, judge, commit or refuse.

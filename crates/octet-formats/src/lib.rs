@@ -1,0 +1,1 @@
+//! On-disk formats: names to bytes and back.

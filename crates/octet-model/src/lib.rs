@@ -1,0 +1,1 @@
+//! Architectures as data: specs, families, the block graph and the forward pass.

@@ -1,0 +1,1 @@
+//! Recipe, plan, observe, solve: one streaming pipeline.

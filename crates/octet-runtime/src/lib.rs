@@ -1,0 +1,1 @@
+//! Tokenizer, chat template, sampler and the generation loop.

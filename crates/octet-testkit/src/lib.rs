@@ -1,0 +1,1 @@
+//! Helpers of octet's tests: golden loader, tolerances, tiny random models.

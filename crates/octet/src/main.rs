@@ -1,0 +1,2 @@
+//! One binary: compress a language model, judge it, run it.
+fn main() {}
