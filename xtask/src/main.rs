@@ -1,2 +1,61 @@
-//! House-keeping tasks.
-fn main() {}
+//! House-keeping of the octet workspace: `cargo xtask tidy` holds the house rules, `cargo xtask synth` writes checkpoints with
+//! random weights in the shapes of real models.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool: printing is its output")]
+
+mod repo;
+mod synth;
+mod tidy;
+
+use anyhow::{Result, bail};
+use repo::Repo;
+use std::{path::Path, process::ExitCode};
+
+const USAGE: &str = "Usage:
+  cargo xtask tidy              check the house rules (the same checks run in `cargo test -p xtask`)
+  cargo xtask synth             list the shapes that synth knows
+  cargo xtask synth NAME DIR    write a checkpoint with random weights (fixed seed) and a working tokenizer into the new folder DIR";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: &[String]) -> Result<ExitCode> {
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["tidy"] => run_tidy(),
+        ["synth"] => {
+            println!("{}", synth::list());
+            Ok(ExitCode::SUCCESS)
+        }
+        ["synth", name, dir] => {
+            println!("{}", synth::write(name, Path::new(dir))?);
+            Ok(ExitCode::SUCCESS)
+        }
+        [] | ["help" | "-h" | "--help", ..] => {
+            println!("{USAGE}");
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => bail!("no such task: `{}`\n{USAGE}", args.join(" ")),
+    }
+}
+
+fn run_tidy() -> Result<ExitCode> {
+    let repo = Repo::open()?;
+    let mut broken = 0;
+    for (name, check) in tidy::CHECKS {
+        let findings = check(&repo)?;
+        println!("{:<24} {}", name, if findings.is_empty() { "ok" } else { "BROKEN" });
+        for finding in &findings {
+            println!("  {finding}");
+        }
+        broken += findings.len();
+    }
+    println!("{}", tidy::sources::summary(&repo)?);
+    Ok(if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

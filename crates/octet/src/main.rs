@@ -1,2 +1,94 @@
 //! One binary: compress a language model, judge it, run it.
-fn main() {}
+//!
+//! Only this crate prints, exits, reads the environment or installs a logger; what it says comes from the libraries.
+
+mod args;
+mod builtin;
+mod commands;
+mod interrupt;
+mod machine;
+mod resolve;
+mod ui;
+
+use args::Cli;
+use clap::Parser;
+use std::process::ExitCode;
+
+/// How a command that did not fail ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Done, or accepted.
+    Done,
+    /// A gate refused, or the text was too little to decide.
+    Refused,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+impl From<Ended> for ExitCode {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Done => Self::SUCCESS,
+            Ended::Refused => Self::from(3),
+            Ended::Interrupted => Self::from(130),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(cli.global.verbose);
+    interrupt::install();
+    let json = cli.global.json;
+    match commands::dispatch(cli) {
+        Ok(ended) => ended.into(),
+        Err(error) => {
+            let message = sentence(&error);
+            if json {
+                ui::say(&serde_json::json!({ "error": message }).to_string());
+            }
+            ui::note(&format!("error: {message}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes as one sentence, each cause said once.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if said.is_empty() {
+            said = cause;
+        } else if !said.contains(&cause) {
+            said = format!("{said}: {cause}");
+        }
+    }
+    said
+}
+
+fn start_logging(verbose: u8) {
+    use tracing_subscriber::filter::LevelFilter;
+    let level = match verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).without_time().init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_said_once() {
+        let error = anyhow::anyhow!("the disk is full").context("cannot write x: the disk is full").context("cannot finish");
+        assert_eq!(sentence(&error), "cannot finish: cannot write x: the disk is full");
+    }
+
+    #[test]
+    fn arguments_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,62 @@
+//! Solvers: weights + statistics + scheme → codes, scales and zero points, with the error they leave.
+
+mod candidates;
+mod kernel;
+mod rtn;
+
+pub use rtn::Rtn;
+
+use crate::{Error, ErrorSums};
+use octet_tensor::{Dtype, Granularity, WeightScheme};
+
+/// What a solver is told about a tensor before it sees any of its rows.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorJob<'a> {
+    /// The tensor's module path, for errors.
+    pub module: &'a str,
+    /// Outputs and inputs of the whole tensor.
+    pub shape: (usize, usize),
+    /// The representation asked for.
+    pub scheme: WeightScheme,
+    /// The type the scales will be stored in: a solver only uses scales that it holds exactly.
+    pub scale_dtype: Dtype,
+    /// Importance of each input, mean 1 (mean square of what flows in), or `None` without calibration.
+    pub importance: Option<&'a [f32]>,
+}
+
+impl TensorJob<'_> {
+    /// Inputs that share a scale.
+    pub fn group_size(&self) -> usize {
+        match self.scheme.granularity {
+            Granularity::PerChannel => self.shape.1.max(1),
+            Granularity::Group(size) => size.get(),
+        }
+    }
+}
+
+/// Where the result for a run of rows goes; every slice covers exactly these rows.
+#[derive(Debug)]
+pub struct RowsMut<'a> {
+    /// Codes `[rows, cols]`.
+    pub codes: &'a mut [i8],
+    /// Scales `[rows, groups]`.
+    pub scales: &'a mut [f32],
+    /// Zero points `[rows, groups]`; empty for a symmetric scheme.
+    pub zeros: &'a mut [i8],
+}
+
+/// A quantization algorithm.
+pub trait Solver: Sync {
+    /// Does the work that all rows of a tensor share (for round-to-nearest next to none; a Hessian's factorisation for
+    /// others) and gives what solves rows.
+    ///
+    /// # Errors
+    /// If the statistics make no sense for the tensor.
+    fn prepare<'a>(&'a self, job: TensorJob<'a>) -> Result<Box<dyn RowSolver + 'a>, Error>;
+}
+
+/// A solver made ready for one tensor; rows are independent and may be solved in any order on any thread.
+pub trait RowSolver: Sync {
+    /// Quantizes finite `weights` `[rows, cols]` into `out` and says what error that leaves.
+    fn solve(&self, weights: &[f32], out: RowsMut<'_>) -> ErrorSums;
+}

@@ -1,0 +1,274 @@
+//! The command line: what can be asked for. Names and flags are meant to stay stable.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::{num::NonZeroUsize, path::PathBuf};
+
+/// Compress a language model, judge it against the original on this machine, and run it.
+///
+/// Takes a checkpoint folder, gives back a smaller, faster one that is proven good, or an honest refusal.
+#[derive(Debug, Parser)]
+#[command(name = "octet", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Examples:
+  octet quantize pocket                      compress and judge the built-in model
+  octet quantize ./Qwen3-0.6B --scheme w4a16-g32
+  octet run ./Qwen3-0.6B-w8a16 \"The capital of France is\"
+  octet eval ./Qwen3-0.6B-w8a16 --base ./Qwen3-0.6B
+
+Exit codes: 0 done or accepted, 1 error, 2 wrong usage, 3 refused or undecided, 130 interrupted.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+/// Flags every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Threads to compute with [default: the physical cores this process may use]
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Print one JSON document on stdout; progress goes to stderr
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Say more (-v: steps, -vv: details) on stderr
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// What octet can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Compress a model, re-open what was written, judge it against the original
+    Quantize(Quantize),
+    /// Generate text (interactive without a prompt)
+    Run(Run),
+    /// Perplexity with its interval; against a base also KL divergence, agreement and the paired ratio
+    Eval(Eval),
+    /// Prefill and decode speed, load time, memory, and their share of this machine's limits
+    Bench(Bench),
+    /// Architecture, tensors, bits per weight, size and memory forecast of a checkpoint
+    Inspect(Inspect),
+    /// Raw logits for given token ids, to hold octet against another implementation
+    Logits(Logits),
+    /// What this CPU can do, which kernels run, measured limits
+    Doctor,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `octet quantize`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  octet quantize pocket
+  octet quantize pocket --scheme w8a16,w4a16-g32     several schemes, compared
+  octet quantize ./model ./out --scheme w4a16-g64-asym --calibration notes.txt --eval-text wiki.test.raw
+  octet quantize ./model --dry-run                   the plan, with forecast size, memory and time
+  octet quantize ./model --portable                  embedding and head stay 16-bit: loads in transformers and vLLM")]
+pub(crate) struct Quantize {
+    /// A checkpoint folder, `pocket` (built in), or org/name from the local Hugging Face cache
+    pub(crate) model: String,
+    /// Where to write [default: ./<model>-<scheme>]
+    pub(crate) out: Option<PathBuf>,
+    /// Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>]
+    #[arg(long, value_name = "S", value_delimiter = ',', conflicts_with_all = ["preset", "bits", "recipe"])]
+    pub(crate) scheme: Vec<String>,
+    /// Named choice of scheme [default: w8]
+    #[arg(long, value_enum, conflicts_with_all = ["bits", "recipe"])]
+    pub(crate) preset: Option<Preset>,
+    /// Bits a weight, 2 to 8 (with --group-size: the same as a scheme)
+    #[arg(long, value_name = "N", conflicts_with = "recipe")]
+    pub(crate) bits: Option<u32>,
+    /// Weights that share a scale: 32, 64, 128 or 256
+    #[arg(long, value_name = "N", requires = "bits")]
+    pub(crate) group_size: Option<u32>,
+    /// A recipe file (TOML) of ordered steps
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe: Option<PathBuf>,
+    /// Calibration text: plain text, .jsonl or .bin token ids [default: built-in text for pocket, none otherwise]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(crate) calibration: Vec<PathBuf>,
+    /// Do not measure activations, even when there is calibration text
+    #[arg(long, conflicts_with = "calibration")]
+    pub(crate) no_calibration: bool,
+    /// Keep embedding and head in 16 bits, so that transformers and vLLM load the folder unchanged
+    #[arg(long)]
+    pub(crate) portable: bool,
+    /// Print the plan with forecast size, memory and time; write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Write without judging (the folder says so)
+    #[arg(long)]
+    pub(crate) no_judge: bool,
+    /// Replace an existing output folder
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Turn whatever the plan would note and skip into an error, and the fidelity gate into a blocking one
+    #[arg(long)]
+    pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) judge: JudgeArgs,
+}
+
+/// Text and thresholds of the verdict.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct JudgeArgs {
+    /// Text to judge on: plain text, .jsonl or .bin token ids [default: built-in text]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(crate) eval_text: Vec<PathBuf>,
+    /// Judge on at most this many tokens
+    #[arg(long, value_name = "N", default_value_t = 131_072)]
+    pub(crate) eval_tokens: usize,
+    /// Window length in tokens [default: the model's context, at most 2048]
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<usize>,
+    /// Seed of everything drawn at random
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Gate: largest accepted perplexity increase in percent (upper end of the 95 % interval)
+    #[arg(long, value_name = "PERCENT", default_value_t = 2.0)]
+    pub(crate) max_ppl_increase: f64,
+    /// Gate: smallest accepted decode speed-up over 16 bits where memory is the bound
+    #[arg(long, value_name = "RATIO", default_value_t = 1.5)]
+    pub(crate) min_speedup: f64,
+}
+
+/// Named choices of scheme.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Preset {
+    /// 8-bit weights, exact activations (w8a16)
+    W8,
+    /// 8-bit weights and activations quantized at run time (w8a8)
+    W8a8,
+    /// 4-bit weights in groups of 128, exact activations (w4a16-g128)
+    W4,
+}
+
+/// `octet run`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  octet run pocket \"PCI device 8086:10d3 is\"
+  octet run ./model --temperature 0.8 --top-p 0.95 --seed 7 \"Once upon a time\"
+  echo \"# grep\" | octet run ./model -
+  octet run ./chat-model                             a conversation; /bye ends it")]
+pub(crate) struct Run {
+    /// A checkpoint folder, `pocket`, or org/name from the local Hugging Face cache
+    pub(crate) model: String,
+    /// The prompt; `-` reads it from stdin; without it the session is interactive
+    pub(crate) prompt: Option<String>,
+    /// Tokens to generate at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Sampling temperature; 0 is greedy [default: the model's own]
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f32>,
+    /// Keep the K likeliest tokens; 0 keeps all [default: the model's own]
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Keep the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// Drop tokens less likely than this share of the likeliest
+    #[arg(long, value_name = "P")]
+    pub(crate) min_p: Option<f32>,
+    /// Divide the score of tokens already seen; 1 leaves them
+    #[arg(long, value_name = "R")]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Seed of the sampler
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Stop when this text appears (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Continue the text as it is, even when the model has a chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// System message of a chat
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Context in tokens [default: what the model and the prompt need]
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<usize>,
+    /// Print timings at the end (stderr)
+    #[arg(long)]
+    pub(crate) stats: bool,
+}
+
+/// `octet eval`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  octet eval pocket
+  octet eval ./model-w4a16 --base ./model --eval-text wiki.test.raw --json")]
+pub(crate) struct Eval {
+    /// The model to measure
+    pub(crate) model: String,
+    /// The original to hold it against
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) base: Option<String>,
+    #[command(flatten)]
+    pub(crate) judge: JudgeArgs,
+}
+
+/// `octet bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  octet bench pocket ./pocket-w8a16 --prefill 128,512 --decode 64")]
+pub(crate) struct Bench {
+    /// Models to time, one after the other
+    #[arg(required = true)]
+    pub(crate) models: Vec<String>,
+    /// Prompt lengths to time
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [128, 512])]
+    pub(crate) prefill: Vec<usize>,
+    /// Tokens to decode a repetition
+    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
+    pub(crate) decode: usize,
+    /// Repetitions; the median is reported
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub(crate) repetitions: NonZeroUsize,
+}
+
+/// `octet inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// The model to look at
+    pub(crate) model: String,
+    /// List every tensor
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Show the block graph
+    #[arg(long)]
+    pub(crate) graph: bool,
+}
+
+/// `octet logits`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  octet logits ./model --ids input_ids.npy logits.npy")]
+pub(crate) struct Logits {
+    /// The model to run
+    pub(crate) model: String,
+    /// Token ids: int64 .npy, [batch, tokens] or [tokens]
+    #[arg(long, value_name = "IDS.npy")]
+    pub(crate) ids: PathBuf,
+    /// Where to write: f32 .npy, [batch, tokens, vocabulary]
+    pub(crate) out: PathBuf,
+    /// How quantized linears treat activations
+    #[arg(long, value_enum, default_value_t = LogitsActivations::Exact)]
+    pub(crate) activations: LogitsActivations,
+    /// Replace an existing file
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// How `logits` treats the inputs of quantized linears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogitsActivations {
+    /// Exact floats
+    Exact,
+    /// int8 as the folder says (per token where it says nothing)
+    Int8,
+}

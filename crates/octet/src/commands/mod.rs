@@ -1,0 +1,41 @@
+//! One file a command: turn arguments into library calls and their results into text or JSON.
+
+mod bench;
+mod doctor;
+mod eval;
+mod inspect;
+mod logits;
+mod quantize;
+mod run;
+mod text;
+
+use crate::{
+    args::{Cli, Command},
+    ui, Ended,
+};
+use anyhow::Result;
+use clap::CommandFactory;
+
+/// Runs the command that was asked for.
+pub(crate) fn dispatch(cli: Cli) -> Result<Ended> {
+    let global = cli.global;
+    match cli.command {
+        Command::Quantize(args) => quantize::quantize(&args, &global),
+        Command::Run(args) => run::run(&args, &global),
+        Command::Eval(args) => eval::eval(&args, &global),
+        Command::Bench(args) => bench::bench(&args, &global),
+        Command::Inspect(args) => inspect::inspect(&args, &global),
+        Command::Logits(args) => logits::logits(&args, &global),
+        Command::Doctor => doctor::doctor(&global),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "octet", &mut std::io::stdout());
+            Ok(Ended::Done)
+        }
+    }
+}
+
+/// Prints a document for machines.
+fn say_json(value: &impl serde::Serialize) -> Result<()> {
+    ui::say(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! What this process may use: cores (affinity and cgroup quota respected), and the instruction set asked for.
+
+use anyhow::{bail, Context, Result};
+use octet_kernels::{Engine, Isa};
+use std::{collections::BTreeSet, env, fs, num::NonZeroUsize};
+
+/// More threads than any machine this runs on; a larger number is a typing error.
+const MOST_THREADS: usize = 1024;
+
+/// An engine with the threads asked for (or the physical cores this process may use) and the best instruction set
+/// (or the one `OCTET_ISA` names).
+pub(crate) fn engine(threads: Option<usize>) -> Result<Engine> {
+    let threads = match threads {
+        Some(n) if n > MOST_THREADS => bail!("--threads {n} is more than the {MOST_THREADS} this build allows; leave it out to use every physical core"),
+        Some(n) => NonZeroUsize::new(n).context("--threads 0 computes nothing; give 1 or more, or leave it out to use every physical core")?,
+        None => default_threads(),
+    };
+    Engine::new(isa()?, threads).context("cannot start the engine")
+}
+
+/// The instruction set `OCTET_ISA` names, or the best there is.
+pub(crate) fn isa() -> Result<Isa> {
+    let Some(wanted) = env::var("OCTET_ISA").ok().filter(|v| !v.is_empty()) else { return Ok(Isa::best()) };
+    let there: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
+    let known = wanted.parse::<Isa>().ok().filter(|isa| Isa::available().contains(isa));
+    known.with_context(|| format!("OCTET_ISA={wanted} is not an instruction set of this machine; it has {}", there.join(", ")))
+}
+
+/// Physical cores among the CPUs this process may run on, no more than its cgroup's CPU quota.
+pub(crate) fn default_threads() -> NonZeroUsize {
+    // `available_parallelism` honours affinity masks and cgroup quotas; it counts logical CPUs.
+    let logical = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    physical_cores().map_or(logical, |cores| cores.min(logical))
+}
+
+/// Distinct (package, core) pairs among all online CPUs, on Linux.
+fn physical_cores() -> Option<NonZeroUsize> {
+    let mut cores = BTreeSet::new();
+    for entry in fs::read_dir("/sys/devices/system/cpu").ok()? {
+        let topology = entry.ok()?.path().join("topology");
+        let read = |name: &str| fs::read_to_string(topology.join(name)).ok().map(|s| s.trim().to_string());
+        if let (Some(package), Some(core)) = (read("physical_package_id"), read("core_id")) {
+            cores.insert((package, core));
+        }
+    }
+    NonZeroUsize::new(cores.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_thread_counts_are_refused() {
+        assert!(engine(Some(0)).err().unwrap().to_string().contains("--threads 0"));
+        assert!(engine(Some(1_000_000)).is_err());
+        assert_eq!(engine(Some(3)).unwrap().threads(), 3);
+        assert!(default_threads().get() >= 1);
+    }
+}
