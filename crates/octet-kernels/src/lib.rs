@@ -1,1 +1,29 @@
-//! Every hot loop: one folder an operation, one file an instruction set; CPU detection; the thread pool.
+//! Every hot loop of octet: matrix products over packed weights, attention, norms and the element-wise operations
+//! between them, on the best instruction set of this CPU and a resident pool of threads.
+//!
+//! How it is held together: an algorithm is written once, over the sixteen lanes of [`simd::Simd`], and each
+//! instruction set is one file of `simd/` that says what those lanes are. Scalar is the specification: products of
+//! integers are equal to it bit for bit, everything in floating point within a stated tolerance. A value of an
+//! instruction set's type exists only where the CPU was seen to have it, so kernels are safe code; `unsafe` is left to
+//! the lanes themselves, to writes of several threads into one output, and to the pool.
+//!
+//! What does not live here: names of models, files, and any choice of a scale.
+
+mod attention;
+mod counters;
+mod elementwise;
+mod engine;
+mod isa;
+pub mod limits;
+mod matmul;
+mod norm;
+mod parallel;
+mod pool;
+mod rope;
+mod simd;
+
+pub use attention::{AttentionJob, KvCache, KvDtype};
+pub use elementwise::ActivationFn;
+pub use engine::{Engine, EngineError};
+pub use isa::{Isa, UnknownIsa};
+pub use matmul::{MatmulJob, PackedLinear};

@@ -1,7 +1,11 @@
 //! Chat templates: a conversation becomes the text a model was trained on (Jinja, as transformers renders it).
 
 use crate::{Error, Result, calendar, settings::TokenizerConfig};
-use minijinja::{Environment, ErrorKind, Value, context, value::Kwargs};
+use minijinja::{
+    Environment, ErrorKind, Value, context,
+    syntax::SyntaxConfig,
+    value::{Kwargs, Serde},
+};
 use octet_formats::Folder;
 use serde::{Deserialize, Serialize};
 use std::{fmt, sync::Arc};
@@ -58,8 +62,7 @@ impl ChatTemplate {
     /// If the template is not valid.
     pub fn new(source: String, bos: Option<String>, eos: Option<String>) -> Result<Self> {
         let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| sentence(&e))?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |format: String| calendar::format_now(&format));
@@ -75,7 +78,7 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let template = self.environment.get_template(NAME).map_err(|e| sentence(&e))?;
         let context = context! {
-            messages => Value::from_serialize(messages),
+            messages => Value::from(Serde(messages)),
             add_generation_prompt => add_generation_prompt,
             bos_token => self.bos.as_deref().unwrap_or_default(),
             eos_token => self.eos.as_deref().unwrap_or_default(),

@@ -1,1 +1,26 @@
-//! Tokenizer, chat template, sampler and the generation loop.
+//! From text to text: tokenizer, chat template, sampler and the generation loop.
+//!
+//! What lives here: [`TextModel`] (a model folder opened for text), [`Tokenizer`], [`ChatTemplate`], [`SamplerConfig`] and
+//! [`generate`] / [`generate_batch`]. What does not: the forward pass (octet-model), judging texts (octet-eval), printing.
+#![forbid(unsafe_code)]
+
+mod calendar;
+mod chat;
+mod error;
+mod generate;
+mod rng;
+mod sampler;
+mod settings;
+mod stream;
+mod text_model;
+mod tokenizer;
+
+pub use chat::{ChatTemplate, Message};
+pub use error::{Error, Result};
+pub use generate::{Event, FinishReason, GenerateOptions, Generation, Timings, generate, generate_batch};
+pub use rng::Rng;
+pub use sampler::{Sampler, SamplerConfig};
+pub use settings::GenerationConfig;
+pub use stream::{DecodeStream, StopBuffer};
+pub use text_model::{OpenOptions, TextModel};
+pub use tokenizer::Tokenizer;

@@ -123,8 +123,11 @@ impl Sampler {
         if top_p < 1.0 {
             let goal = f64::from(top_p) * kept.iter().map(|c| f64::from(c.0)).sum::<f64>();
             let mut reached = 0.0;
-            let inside = kept.iter().take_while(|c| std::mem::replace(&mut reached, reached + f64::from(c.0)) < goal).count();
-            kept.truncate(inside.max(1));
+            let enough = kept.iter().position(|c| {
+                reached += f64::from(c.0);
+                reached >= goal
+            });
+            kept.truncate(enough.map_or(kept.len(), |i| i + 1));
         }
         // The likeliest has weight e^0 = 1.
         kept.retain(|c| c.0 >= min_p);

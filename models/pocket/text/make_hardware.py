@@ -15,7 +15,7 @@ A document holds up to 40 consecutive devices of one vendor and is named pci/VEN
 The script replaces the hardware lines of both files and leaves the hand-written lines as
 they are, then orders the lines by a hash of their names, so that kinds alternate. Running
 it twice gives the same bytes. It needs only the Python standard library and a pci.ids file
-(Debian package `pci.ids`; the files in this folder were made from the version of 2023-04-11):
+(Debian package `pci.ids`; the files in this folder were made from version 2023.04.10 of the list):
 
     python3 make_hardware.py [--pci-ids /usr/share/misc/pci.ids] [--check]
 """
@@ -32,7 +32,7 @@ SEED = 20261120
 SENTENCES_PER_DOCUMENT = 40
 MAX_PER_VENDOR = 2
 MIN_DEVICES = 4  # a vendor with fewer gives a document too short to have a style
-CALIBRATION_SENTENCES = 700
+CALIBRATION_SENTENCES = 770
 
 HELD_OUT = """
 1004 100c 100e 101a 1043 1045 1078 1095 109e 10ad 10cd 10dc 111a 115d 1186 122d

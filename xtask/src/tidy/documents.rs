@@ -77,7 +77,7 @@ fn machine_places(root: &Path) -> Vec<String> {
 
 /// Lines where `place` starts a path to something (and is not the middle of a longer path or of an address).
 fn lines_with_path(text: &str, place: &str) -> impl Iterator<Item = usize> {
-    let starts_path = |line: &str| {
+    let starts_path = move |line: &str| {
         line.match_indices(place).any(|(at, _)| {
             let before = line[..at].chars().next_back();
             let after = line[at + place.len()..].chars().next();

@@ -70,7 +70,9 @@ fn identifier_len(bytes: &[u8]) -> usize {
 
 fn is_whole(code: &str, at: usize, len: usize) -> bool {
     let bytes = code.as_bytes();
-    !(at > 0 && is_word(bytes[at - 1])) && !bytes.get(at + len).is_some_and(|&byte| is_word(byte))
+    let starts = at == 0 || !is_word(bytes[at - 1]);
+    let ends = bytes.get(at + len).is_none_or(|&byte| !is_word(byte));
+    starts && ends
 }
 
 /// Length of the comment, string or character literal at the start of `bytes`.

@@ -38,33 +38,39 @@ pub(super) fn candidate_errors(weights: &[f32], importance: &[f32], lanes: &Lane
     total
 }
 
-#[inline]
-fn plain(weights: &[f32], lanes: &Lanes) -> [f32; LANES] {
-    let mut sums = [0f32; LANES];
-    for &w in weights {
-        for (j, sum) in sums.iter_mut().enumerate() {
-            let e = residual(w, lanes, j);
-            *sum += e * e;
-        }
-    }
-    sums
-}
+/// One value a candidate. Arithmetic is spelled out array by array: the compiler then keeps whole vectors.
+type V = [f32; LANES];
 
-#[inline]
-fn weighted(weights: &[f32], importance: &[f32], lanes: &Lanes) -> [f32; LANES] {
-    let mut sums = [0f32; LANES];
-    for (&w, &h) in weights.iter().zip(importance) {
-        for (j, sum) in sums.iter_mut().enumerate() {
-            let e = residual(w, lanes, j);
-            *sum += h * (e * e);
-        }
-    }
-    sums
+#[inline(always)]
+fn map(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
+    std::array::from_fn(|j| f(a[j], b[j]))
 }
 
 #[inline(always)]
-fn residual(w: f32, lanes: &Lanes, j: usize) -> f32 {
-    w - lanes.scale[j] * round_clamped(w * lanes.inverse[j], lanes.low[j], lanes.high[j])
+fn squared_residual(w: f32, lanes: &Lanes) -> V {
+    let k = map([w; LANES], lanes.inverse, |w, inverse| w * inverse);
+    let k = map(k, lanes.low, |k, low| if k > low { k } else { low });
+    let k = map(k, lanes.high, |k, high| if k < high { k } else { high });
+    let k = map(k, [ROUND; LANES], |k, round| (k + round) - round);
+    let q = map(k, lanes.scale, |k, scale| k * scale);
+    let e = map([w; LANES], q, |w, q| w - q);
+    map(e, e, |a, b| a * b)
+}
+
+// Kept apart from the sums in f64, which would otherwise talk the compiler into vectors of two.
+#[inline(never)]
+fn plain(weights: &[f32], lanes: &Lanes) -> V {
+    let lanes = *lanes;
+    weights.iter().fold([0f32; LANES], |sums, &w| map(sums, squared_residual(w, &lanes), |sum, e| sum + e))
+}
+
+#[inline(never)]
+fn weighted(weights: &[f32], importance: &[f32], lanes: &Lanes) -> V {
+    let lanes = *lanes;
+    weights.iter().zip(importance).fold([0f32; LANES], |sums, (&w, &h)| {
+        let e = map(squared_residual(w, &lanes), [h; LANES], |e, h| h * e);
+        map(sums, e, |sum, e| sum + e)
+    })
 }
 
 /// Rounds half to even within `low..=high`. Comparisons instead of `f32::max`: their NaN rules would cost extra
@@ -91,27 +97,72 @@ pub(super) struct Moments {
     pub(super) wk: f64,
 }
 
-/// The moments of a group under a choice (`inverse`, `low`, `high` as in [`Lanes`]).
-pub(super) fn moments(weights: &[f32], importance: &[f32], inverse: f32, low: f32, high: f32) -> Moments {
+/// The moments of a group under a choice (`inverse`, `low`, `high` as in [`Lanes`]); `h`, `k` and `w` only where `joint`.
+pub(super) fn moments(weights: &[f32], importance: &[f32], choice: [f32; 3], joint: bool) -> Moments {
     let mut total = Moments::default();
     for (block, weights) in weights.chunks(BLOCK).enumerate() {
-        let importance = importance.get(block * BLOCK..).unwrap_or(&[]);
-        // Sixteen independent sums a quantity let the compiler use vectors of any width without reordering anything.
-        let mut sums = [[0f32; 16]; 5];
-        for (at, weights) in weights.chunks(16).enumerate() {
-            for (j, &w) in weights.iter().enumerate() {
-                let h = if importance.is_empty() { 1.0 } else { importance[at * 16 + j] };
-                let k = round_clamped(w * inverse, low, high);
-                let (hk, hw) = (h * k, h * w);
-                for (sum, value) in sums.iter_mut().zip([h, hk, hk * k, hw, hw * k]) {
-                    sum[j] += value;
-                }
-            }
+        let importance = if importance.is_empty() { &ONES[..weights.len()] } else { &importance[block * BLOCK..][..weights.len()] };
+        let [kk, wk] = second_moments(weights, importance, choice).map(total_of);
+        total.kk += kk;
+        total.wk += wk;
+        if joint {
+            let [h, k, w] = first_moments(weights, importance, choice).map(total_of);
+            total = Moments { h: total.h + h, k: total.k + k, w: total.w + w, ..total };
         }
-        let [h, k, kk, w, wk] = sums.map(|lane| lane.iter().map(|&v| f64::from(v)).sum::<f64>());
-        total = Moments { h: total.h + h, k: total.k + k, kk: total.kk + kk, w: total.w + w, wk: total.wk + wk };
     }
     total
+}
+
+static ONES: [f32; BLOCK] = [1.0; BLOCK];
+
+/// Sixteen partial sums: the compiler may use vectors of any width without reordering anything.
+type Sums = [f32; 16];
+
+fn total_of(sums: Sums) -> f64 {
+    sums.iter().map(|&v| f64::from(v)).sum()
+}
+
+#[inline(never)]
+fn second_moments(weights: &[f32], importance: &[f32], [inverse, low, high]: [f32; 3]) -> [Sums; 2] {
+    let (mut kk, mut wk) = ([0f32; 16], [0f32; 16]);
+    each_16(weights, importance, |w, h| {
+        for j in 0..16 {
+            let k = round_clamped(w[j] * inverse, low, high);
+            let hk = h[j] * k;
+            kk[j] += hk * k;
+            wk[j] += hk * w[j];
+        }
+    });
+    [kk, wk]
+}
+
+#[inline(never)]
+fn first_moments(weights: &[f32], importance: &[f32], [inverse, low, high]: [f32; 3]) -> [Sums; 3] {
+    let (mut sum_h, mut sum_k, mut sum_w) = ([0f32; 16], [0f32; 16], [0f32; 16]);
+    each_16(weights, importance, |w, h| {
+        for j in 0..16 {
+            sum_h[j] += h[j];
+            sum_k[j] += h[j] * round_clamped(w[j] * inverse, low, high);
+            sum_w[j] += h[j] * w[j];
+        }
+    });
+    [sum_h, sum_k, sum_w]
+}
+
+/// Sixteen weights and importances at a time, the last ones padded with weights and importances of zero.
+#[inline(always)]
+fn each_16(weights: &[f32], importance: &[f32], mut f: impl FnMut(&[f32; 16], &[f32; 16])) {
+    let (w, w_tail) = weights.as_chunks::<16>();
+    let (h, h_tail) = importance.as_chunks::<16>();
+    for (w, h) in w.iter().zip(h) {
+        f(w, h);
+    }
+    if !w_tail.is_empty() {
+        let (mut w, mut h) = ([0.0; 16], [0.0; 16]);
+        w[..w_tail.len()].copy_from_slice(w_tail);
+        h[..h_tail.len()].copy_from_slice(h_tail);
+        f(&w, &h);
+    }
 }
 
 /// Smallest and largest weight of a group.
@@ -128,7 +179,7 @@ pub(super) fn range(weights: &[f32]) -> (f32, f32) {
     (fold(low, f32::min), fold(high, f32::max))
 }
 
-/// Error sums of one group: squared error, squared weights, both also weighted; largest |error|.
+/// Σ (w − q)², Σ w² and the largest |w − q| of one group.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct GroupError {
     pub(super) error: f64,
@@ -136,38 +187,46 @@ pub(super) struct GroupError {
     pub(super) max: f32,
 }
 
-/// Writes the codes of a group and returns its plain error.
+/// Writes the codes of a group (`lane`: scale, inverse, low, high) and returns its plain error.
 pub(super) fn encode(weights: &[f32], lane: [f32; 4], zero: i8, codes: &mut [i8]) -> GroupError {
-    let [scale, inverse, low, high] = lane;
     let mut total = GroupError::default();
-    let mut max = [0f32; 16];
     for (weights, codes) in weights.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)) {
-        let (mut error, mut weight) = ([0f32; 16], [0f32; 16]);
-        let mut one = |j: usize, w: f32, code: &mut i8| {
-            let k = round_clamped(w * inverse, low, high);
-            // |k| stays below 512 and k + zero within the code's range, so both casts are exact.
-            *code = (k as i32 + i32::from(zero)) as i8;
-            let e = w - scale * k;
-            error[j] += e * e;
-            weight[j] += w * w;
-            let magnitude = e.abs();
-            max[j] = if magnitude > max[j] { magnitude } else { max[j] };
-        };
-        let (chunks, tail) = weights.as_chunks::<16>();
-        let (code_chunks, code_tail) = codes.as_chunks_mut::<16>();
-        for (weights, codes) in chunks.iter().zip(code_chunks) {
-            for j in 0..16 {
-                one(j, weights[j], &mut codes[j]);
-            }
-        }
-        for (j, (&w, code)) in tail.iter().zip(code_tail).enumerate() {
-            one(j, w, code);
-        }
-        total.error += error.iter().map(|&v| f64::from(v)).sum::<f64>();
-        total.weight += weight.iter().map(|&v| f64::from(v)).sum::<f64>();
+        let [error, weight, max] = encode_block(weights, lane, zero, codes);
+        total.error += total_of(error);
+        total.weight += total_of(weight);
+        total.max = max.into_iter().fold(total.max, f32::max);
     }
-    total.max = max.into_iter().fold(0.0, f32::max);
     total
+}
+
+#[inline(never)]
+fn encode_block(weights: &[f32], [scale, inverse, low, high]: [f32; 4], zero: i8, codes: &mut [i8]) -> [Sums; 3] {
+    let (mut error, mut weight, mut max) = ([0f32; 16], [0f32; 16], [0f32; 16]);
+    let mut sixteen = |w: &[f32; 16]| {
+        let mut codes = [0i8; 16];
+        for j in 0..16 {
+            let k = round_clamped(w[j] * inverse, low, high);
+            // The low mantissa bits of k + ROUND are k itself (two's complement): cheaper than a checked conversion.
+            codes[j] = ((k + ROUND).to_bits() as i8).wrapping_add(zero);
+            let e = w[j] - scale * k;
+            error[j] += e * e;
+            weight[j] += w[j] * w[j];
+            max[j] = if e.abs() > max[j] { e.abs() } else { max[j] };
+        }
+        codes
+    };
+    let (chunks, tail) = weights.as_chunks::<16>();
+    let (code_chunks, code_tail) = codes.as_chunks_mut::<16>();
+    for (w, codes) in chunks.iter().zip(code_chunks) {
+        *codes = sixteen(w);
+    }
+    if !tail.is_empty() {
+        // Weights of zero add nothing to any sum.
+        let mut padded = [0.0; 16];
+        padded[..tail.len()].copy_from_slice(tail);
+        code_tail.copy_from_slice(&sixteen(&padded)[..tail.len()]);
+    }
+    [error, weight, max]
 }
 
 /// Σ h·w² of a group.

@@ -1,0 +1,132 @@
+//! A Hugging Face checkpoint: config.json and safetensors, single or sharded, float or quantized.
+
+mod modules;
+mod shards;
+
+use crate::{
+    Error, Folder, Result, count_non_finite,
+    quantization::{self, Quantization, StoredQuantization},
+};
+use modules::Modules;
+pub(crate) use modules::{Lookup, required};
+use octet_tensor::{Bytes, Dtype, Matrix, Tensor, WeightSource};
+use serde_json::Value;
+
+/// A stored tensor.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape, outermost first.
+    pub shape: Vec<usize>,
+    /// How many bytes it takes.
+    pub bytes: usize,
+    /// The file it is in.
+    pub shard: String,
+    data: Bytes,
+}
+
+impl Entry {
+    /// The tensor, sharing the mapped bytes.
+    ///
+    /// # Errors
+    /// Never for an entry of an opened checkpoint, whose header was checked.
+    pub fn tensor(&self) -> octet_tensor::Result<Tensor> {
+        Tensor::new(self.name.clone(), self.dtype, self.shape.clone(), self.data.clone())
+    }
+}
+
+/// An opened checkpoint; only its config and headers were read, weights are memory-mapped and touched when asked for.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    config: Value,
+    entries: Vec<Entry>,
+    modules: Modules,
+    quantization: Option<StoredQuantization>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in `folder`.
+    ///
+    /// # Errors
+    /// If config.json or weights are missing or malformed, a shard is missing, a tensor is stored twice, or the
+    /// weights are quantized in a way that octet does not read.
+    pub fn open(folder: &Folder) -> Result<Self> {
+        let config = read_config(folder)?;
+        let described = quantization::parse(&config)?;
+        let entries = shards::entries(folder)?;
+        let modules = Modules::resolve(described.as_ref().map(|(quantization, _)| quantization), &entries)?;
+        let quantization = match described {
+            Some((Quantization::CompressedTensors(ct), raw)) => {
+                let method = "compressed-tensors".into();
+                let schemes = modules.integer_schemes();
+                (!schemes.is_empty()).then_some(StoredQuantization { method, format: ct.format, modules: schemes, config: raw })
+            }
+            _ => None,
+        };
+        Ok(Self { config, entries, modules, quantization })
+    }
+
+    /// The whole config.json.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Everything stored, sorted by name.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// How the weights are quantized, or `None` for a float checkpoint (FP8 counts as float).
+    pub fn quantization(&self) -> Option<&StoredQuantization> {
+        self.quantization.as_ref()
+    }
+
+    /// How many elements of the tensor `name` are infinite or not a number (0 for integers and unknown names).
+    pub fn scan_non_finite(&self, name: &str) -> usize {
+        self.entry(name).and_then(|entry| entry.tensor().ok()).map_or(0, |tensor| count_non_finite(&tensor))
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        find(&self.entries, name)
+    }
+}
+
+impl WeightSource for Checkpoint {
+    fn matrix(&self, module: &str) -> octet_tensor::Result<Option<Matrix>> {
+        self.modules.matrix(module, &|name| self.tensor(name))
+    }
+
+    fn tensor(&self, name: &str) -> octet_tensor::Result<Option<Tensor>> {
+        self.entry(name).map(Entry::tensor).transpose()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.entries.iter().map(|entry| entry.name.clone()).collect()
+    }
+}
+
+/// The entry called `name` among entries sorted by name.
+fn find<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
+    entries.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok().map(|at| &entries[at])
+}
+
+fn read_config(folder: &Folder) -> Result<Value> {
+    let file = "config.json";
+    let Some(bytes) = folder.read(file)? else {
+        let remedy = "give the folder of a Hugging Face checkpoint, or download its config.json too".into();
+        return Err(Error::NoFile { folder: folder.describe(), file: file.into(), remedy });
+    };
+    let value: Value = json(folder, file, &bytes)?;
+    match value {
+        Value::Object(_) => Ok(value),
+        _ => Err(Error::Json { file: format!("{}/{file}", folder.describe()), what: "it is not an object".into() }),
+    }
+}
+
+/// Reads a JSON file of the folder, naming it in errors.
+fn json<T: serde::de::DeserializeOwned>(folder: &Folder, file: &str, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|e| Error::Json { file: format!("{}/{file}", folder.describe()), what: e.to_string() })
+}

@@ -1,0 +1,119 @@
+//! Turning quantized rows into the bytes of stored tensors.
+
+use super::{bits, is_one_byte};
+use crate::{Error, Result, safetensors::TensorSpec};
+use half::{bf16, f16};
+use octet_tensor::{Dtype, QMatrix, Scheme};
+
+/// Bytes of a stored tensor, to be written at an offset of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Piece {
+    /// The tensor's name.
+    pub tensor: String,
+    /// Where in the tensor the bytes go.
+    pub offset: usize,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// The tensors that store a matrix `[rows, cols]` of `module`.
+///
+/// `pack-quantized`: `weight_packed` I32 `[rows, ⌈cols·bits/32⌉]`, `weight_scale` `[rows, groups]`, `weight_shape` and, when
+/// asymmetric, `weight_zero_point` I32 `[⌈rows·bits/32⌉, groups]`. `int-quantized` (8-bit weights under integer
+/// activations): `weight` I8 `[rows, cols]`, `weight_scale`, and `weight_zero_point` I8 `[rows, groups]`.
+pub fn tensor_specs(module: &str, rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype) -> Vec<TensorSpec> {
+    let groups = scheme.weights.groups(cols);
+    let bits = scheme.weights.bits;
+    let spec = |suffix: &str, dtype, shape: Vec<usize>| TensorSpec { name: format!("{module}.{suffix}"), dtype, shape };
+    let mut specs = if is_one_byte(scheme) {
+        vec![spec("weight", Dtype::I8, vec![rows, cols])]
+    } else {
+        vec![spec("weight_packed", Dtype::I32, vec![rows, bits::words(cols, bits)]), spec("weight_shape", Dtype::I64, vec![2])]
+    };
+    specs.push(spec("weight_scale", scale_dtype, vec![rows, groups]));
+    if scheme.weights.is_asymmetric() {
+        specs.push(match is_one_byte(scheme) {
+            true => spec("weight_zero_point", Dtype::I8, vec![rows, groups]),
+            false => spec("weight_zero_point", Dtype::I32, vec![bits::words(rows, bits), groups]),
+        });
+    }
+    specs
+}
+
+/// Encodes rows `first_row ..` of `module`, a matrix of `rows_total` rows; the pieces fit the tensors of [`tensor_specs`].
+///
+/// # Errors
+/// If the chunk does not start and end at a multiple of 32 rows (unless at the end of the matrix), is of another
+/// scheme, or its scales are of a type that no format stores.
+pub fn encode_rows(module: &str, q: &QMatrix, first_row: usize, rows_total: usize, scheme: Scheme) -> Result<Vec<Piece>> {
+    check(module, q, first_row, rows_total, scheme)?;
+    let (bits, groups) = (scheme.weights.bits, q.groups());
+    let piece = |suffix: &str, offset, bytes| Piece { tensor: format!("{module}.{suffix}"), offset, bytes };
+    let mut pieces = vec![];
+    if is_one_byte(scheme) {
+        pieces.push(piece("weight", first_row * q.cols(), bytes_of(q.codes())));
+    } else {
+        let row_bytes = 4 * bits::words(q.cols(), bits);
+        let mut stream = Vec::with_capacity(q.rows() * row_bytes);
+        for row in q.codes().chunks(q.cols().max(1)) {
+            bits::pack(row, bits, &mut stream);
+        }
+        pieces.push(piece("weight_packed", first_row * row_bytes, stream));
+        if first_row == 0 {
+            let shape = [rows_total, q.cols()].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
+            pieces.push(piece("weight_shape", 0, shape));
+        }
+    }
+    let offset = first_row * groups * q.scale_dtype().size();
+    pieces.push(piece("weight_scale", offset, scale_bytes(module, q)?));
+    if scheme.weights.is_asymmetric() {
+        pieces.push(match is_one_byte(scheme) {
+            true => piece("weight_zero_point", first_row * groups, bytes_of(q.zeros())),
+            false => piece("weight_zero_point", 4 * bits::words(first_row, bits) * groups, packed_zeros(q)),
+        });
+    }
+    Ok(pieces)
+}
+
+fn check(module: &str, q: &QMatrix, first_row: usize, rows_total: usize, scheme: Scheme) -> Result<()> {
+    let end = first_row + q.rows();
+    let fail = |what| Err(Error::Encode { module: module.into(), what });
+    if q.scheme() != scheme.weights {
+        return fail(format!("the rows are {}, expected {}", q.scheme(), scheme.weights));
+    }
+    if end > rows_total || !first_row.is_multiple_of(32) || !(end.is_multiple_of(32) || end == rows_total) {
+        return fail(format!("rows {first_row}..{end} of {rows_total} are not a chunk of a multiple of 32 rows"));
+    }
+    Ok(())
+}
+
+fn bytes_of(codes: &[i8]) -> Vec<u8> {
+    codes.iter().map(|&c| c as u8).collect()
+}
+
+fn scale_bytes(module: &str, q: &QMatrix) -> Result<Vec<u8>> {
+    let scales = q.scales().iter();
+    match q.scale_dtype() {
+        Dtype::F32 => Ok(scales.flat_map(|s| s.to_le_bytes()).collect()),
+        Dtype::F16 => Ok(scales.flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect()),
+        Dtype::Bf16 => Ok(scales.flat_map(|&s| bf16::from_f32(s).to_le_bytes()).collect()),
+        other => Err(Error::Encode { module: module.into(), what: format!("its scales are {other}, expected F32, F16 or BF16") }),
+    }
+}
+
+/// Zero points `[rows, groups]` packed along the rows into `[words, groups]`.
+fn packed_zeros(q: &QMatrix) -> Vec<u8> {
+    let (bits, groups) = (q.scheme().bits, q.groups());
+    let mut words = vec![0u32; bits::words(q.rows(), bits) * groups];
+    for (row, zeros) in q.zeros().chunks(groups.max(1)).enumerate() {
+        let (word, shift) = (row * bits.get() as usize / 32, row * bits.get() as usize % 32);
+        for (group, &zero) in zeros.iter().enumerate() {
+            let value = u64::from(bits::offset(zero, bits)) << shift;
+            words[word * groups + group] |= value as u32;
+            if value >> 32 != 0 {
+                words[(word + 1) * groups + group] |= (value >> 32) as u32;
+            }
+        }
+    }
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}

@@ -1,0 +1,22 @@
+//! compressed-tensors: `pack-quantized` and `int-quantized` weights, read and written.
+//!
+//! Source: the `compressed-tensors` package, version 0.20 (`compressors/quantized_compressors`), checked against
+//! checkpoints made by llm-compressor.
+
+mod bits;
+mod config;
+mod encode;
+mod read;
+
+pub use config::quantization_config;
+pub use encode::{Piece, encode_rows, tensor_specs};
+pub(crate) use read::{int8, packed};
+
+use octet_tensor::{Activations, Scheme};
+
+/// Whether codes of a scheme are stored one a byte (`int-quantized`) rather than as a bit stream (`pack-quantized`).
+///
+/// Only 8-bit weights under integer activations are: that is the form in which other engines run W8A8.
+fn is_one_byte(scheme: Scheme) -> bool {
+    scheme.weights.bits.get() == 8 && scheme.activations != Activations::Exact
+}

@@ -1,0 +1,119 @@
+//! One `QuantizationArgs` object of compressed-tensors.
+
+use crate::{Error, Result};
+use octet_tensor::{Activations, Bits, Granularity, Symmetry, WeightScheme};
+use serde::Deserialize;
+use serde_json::Value;
+use std::num::NonZeroUsize;
+
+use super::Float8Scale;
+
+/// How weights or activations are quantized, as written.
+#[derive(Debug, Deserialize)]
+pub(super) struct Args {
+    num_bits: u32,
+    #[serde(rename = "type", default = "int")]
+    kind: String,
+    #[serde(default = "yes")]
+    symmetric: bool,
+    strategy: Option<String>,
+    group_size: Option<i64>,
+    block_structure: Option<Value>,
+    #[serde(default)]
+    dynamic: Value,
+}
+
+fn int() -> String {
+    "int".into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// An error about `key` of the quantization config.
+pub(super) fn bad<T>(key: &str, what: impl Into<String>) -> Result<T> {
+    Err(Error::QuantizationConfig { key: key.into(), what: what.into() })
+}
+
+impl Args {
+    pub(super) fn read(key: &str, value: &Value) -> Result<Self> {
+        Self::deserialize(value).or_else(|e| bad(key, format!("is not a set of quantization arguments ({e})")))
+    }
+
+    pub(super) fn is_float(&self) -> bool {
+        self.kind == "float"
+    }
+
+    /// The strategy, or what its absence means.
+    fn strategy(&self) -> &str {
+        match (self.strategy.as_deref(), self.group_size) {
+            (Some(strategy), _) => strategy,
+            (None, Some(-1)) => "channel",
+            (None, Some(_)) => "group",
+            (None, None) => "tensor",
+        }
+    }
+
+    fn group(&self, key: &str) -> Result<NonZeroUsize> {
+        let size = self.group_size.and_then(|n| usize::try_from(n).ok()).and_then(NonZeroUsize::new);
+        size.map_or_else(|| bad(key, format!("has group_size {:?}, expected a positive number", self.group_size)), Ok)
+    }
+
+    /// Integer weights.
+    pub(super) fn weights(&self, key: &str) -> Result<WeightScheme> {
+        let Some(bits) = Bits::new(self.num_bits).filter(|_| self.kind == "int") else {
+            return bad(key, format!("asks for {} bits of type {:?}, octet reads integers of 2 to 8 bits", self.num_bits, self.kind));
+        };
+        let granularity = match self.strategy() {
+            "channel" | "tensor" => Granularity::PerChannel,
+            "group" if self.group_size == Some(-1) => Granularity::PerChannel,
+            "group" => Granularity::Group(self.group(key)?),
+            other => return bad(key, format!("has strategy {other:?}, octet reads tensor, channel and group for integers")),
+        };
+        let symmetry = if self.symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
+        Ok(WeightScheme { bits, symmetry, granularity })
+    }
+
+    /// FP8 weights.
+    pub(super) fn float8(&self, key: &str) -> Result<Float8Scale> {
+        if self.num_bits != 8 || !self.symmetric {
+            return bad(key, format!("asks for {}-bit floats (symmetric: {}), octet reads symmetric 8-bit ones", self.num_bits, self.symmetric));
+        }
+        match self.strategy() {
+            "tensor" => Ok(Float8Scale::Tensor),
+            "channel" => Ok(Float8Scale::Channel),
+            "block" => self.block(key).map(Float8Scale::Block),
+            "group" => self.group(key).map(|size| Float8Scale::Block([1, size.get()])),
+            other => bad(key, format!("has strategy {other:?}, octet reads tensor, channel, group and block for FP8")),
+        }
+    }
+
+    fn block(&self, key: &str) -> Result<[usize; 2]> {
+        let block = match &self.block_structure {
+            Some(Value::String(text)) => text.split_once('x').and_then(|(r, c)| Some([r.parse().ok()?, c.parse().ok()?])),
+            Some(value) => <[usize; 2]>::deserialize(value).ok(),
+            None => None,
+        };
+        match block {
+            Some(block) if !block.contains(&0) => Ok(block),
+            _ => bad(key, format!("has block_structure {:?}, expected two positive numbers", self.block_structure)),
+        }
+    }
+
+    /// Integer activations, quantized at run time.
+    pub(super) fn activations(&self, key: &str) -> Result<Activations> {
+        if self.kind != "int" || self.num_bits != 8 || !self.symmetric {
+            let what = format!("asks for {}-bit {} activations (symmetric: {})", self.num_bits, self.kind, self.symmetric);
+            return bad(key, format!("{what}, octet runs symmetric 8-bit integer ones"));
+        }
+        if self.dynamic != Value::Bool(true) {
+            return bad(key, format!("has dynamic: {}, octet quantizes activations at run time (dynamic: true)", self.dynamic));
+        }
+        match self.strategy() {
+            "token" => Ok(Activations::Int8PerToken),
+            "group" => self.group(key).map(Activations::Int8PerGroup),
+            other => bad(key, format!("has strategy {other:?}, octet runs token and group")),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Reading `quantization_config`.
+
+use super::{
+    Target,
+    args::{Args, bad},
+};
+use crate::{Error, Result};
+use octet_tensor::{Activations, Scheme};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// What kind of quantized checkpoint a config describes.
+#[derive(Clone, Debug)]
+pub enum Quantization {
+    /// FP8 E4M3 weights with one scale a block (`quant_method: fp8`), a float source.
+    Fp8Block([usize; 2]),
+    /// compressed-tensors.
+    CompressedTensors(CompressedTensors),
+}
+
+/// A compressed-tensors config.
+#[derive(Clone, Debug)]
+pub struct CompressedTensors {
+    /// Top-level `format`.
+    pub format: String,
+    groups: Vec<(Vec<Target>, Layout)>,
+    ignore: Vec<Target>,
+}
+
+/// How a module's weights are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `weight_packed`: codes of 2 to 8 bits as a dense bit stream.
+    Packed(Scheme),
+    /// `weight` of one byte a code.
+    Int8(Scheme),
+    /// `weight` of FP8 numbers.
+    Float8(Float8Scale),
+}
+
+/// What shares a scale among FP8 weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Float8Scale {
+    /// The whole matrix.
+    Tensor,
+    /// A row.
+    Channel,
+    /// A block of rows and columns.
+    Block([usize; 2]),
+}
+
+/// Quantization methods that octet knows by name but does not read.
+const REFUSED: [(&str, &str); 11] = [
+    ("gptq", "GPTQ checkpoints are not read yet"),
+    ("awq", "AWQ checkpoints are not read yet"),
+    ("bitsandbytes", "bitsandbytes checkpoints are not read yet"),
+    ("mlx", "MLX checkpoints are not read yet"),
+    ("torchao", "TorchAO checkpoints are not read yet"),
+    ("hqq", "HQQ checkpoints are not read"),
+    ("fbgemm_fp8", "FBGEMM's FP8 checkpoints are not read"),
+    ("mxfp4", "MXFP4 checkpoints are not read"),
+    ("aqlm", "AQLM checkpoints are not read"),
+    ("auto-round", "AutoRound checkpoints are not read yet; export it as compressed-tensors"),
+    ("quark", "Quark checkpoints are not read"),
+];
+
+/// The quantization a config.json describes, or `None` for a float checkpoint; the second value is the raw object.
+///
+/// # Errors
+/// If the method is not one octet reads (by name), or its config is malformed or asks for something octet cannot run.
+pub fn parse(config: &Value) -> Result<Option<(Quantization, Value)>> {
+    let found = ["quantization_config", "compression_config"].iter().find_map(|key| {
+        let nested = config.get("text_config").and_then(|text| text.get(key));
+        config.get(key).or(nested).filter(|value| !value.is_null())
+    });
+    let mlx = config.get("quantization").is_some_and(|q| q.get("bits").is_some());
+    let Some(raw) = found else { return if mlx { refuse("mlx") } else { Ok(None) } };
+    let method = raw.get("quant_method").and_then(Value::as_str);
+    let quantization = match method {
+        Some("fp8") => Quantization::Fp8Block(fp8_block(raw)?),
+        Some("compressed-tensors" | "compressed_tensors") => Quantization::CompressedTensors(CompressedTensors::read(raw)?),
+        Some(other) => return refuse(other),
+        None if mlx => return refuse("mlx"),
+        None if raw.get("config_groups").is_some() => Quantization::CompressedTensors(CompressedTensors::read(raw)?),
+        None => return bad("quant_method", "is missing, so nothing says how the weights are stored"),
+    };
+    Ok(Some((quantization, raw.clone())))
+}
+
+fn refuse<T>(method: &str) -> Result<T> {
+    let known = REFUSED.iter().find(|row| row.0 == method).map(|row| row.1);
+    let what = known.unwrap_or("octet does not know this method; it reads compressed-tensors and block-FP8").into();
+    Err(Error::UnsupportedQuantization { method: method.into(), what })
+}
+
+fn fp8_block(raw: &Value) -> Result<[usize; 2]> {
+    match raw.get("weight_block_size") {
+        None | Some(Value::Null) => Ok([128, 128]),
+        Some(value) => match <[usize; 2]>::deserialize(value) {
+            Ok(block) if !block.contains(&0) => Ok(block),
+            _ => bad("weight_block_size", format!("is {value}, expected two positive numbers such as [128, 128]")),
+        },
+    }
+}
+
+impl CompressedTensors {
+    fn read(raw: &Value) -> Result<Self> {
+        for key in ["kv_cache_scheme", "sparsity_config", "transform_config"] {
+            let used = raw.get(key).is_some_and(|value| match value {
+                Value::Null => false,
+                Value::Object(map) => !map.is_empty() && map.get("format").and_then(Value::as_str) != Some("dense"),
+                _ => true,
+            });
+            if used {
+                let what = format!("its {key} changes the computation in a way that octet does not run");
+                return Err(Error::UnsupportedQuantization { method: "compressed-tensors".into(), what });
+            }
+        }
+        let format = raw.get("format").and_then(Value::as_str).unwrap_or("mixed-precision").to_string();
+        let Some(groups) = raw.get("config_groups").and_then(Value::as_object) else {
+            return bad("config_groups", "is missing or not an object of groups");
+        };
+        let groups = groups.iter().map(|(name, group)| read_group(name, group, &format)).collect::<Result<_>>()?;
+        Ok(Self { format, groups, ignore: targets("ignore", raw.get("ignore"))? })
+    }
+
+    /// How the weights of `module` are laid out, or `None` where no group names it or it is ignored.
+    pub fn layout(&self, module: &str) -> Option<Layout> {
+        if self.ignore.iter().any(|target| target.closeness(module).is_some()) {
+            return None;
+        }
+        let closeness = |targets: &[Target]| targets.iter().filter_map(|target| target.closeness(module)).min();
+        let matching = self.groups.iter().filter_map(|(targets, layout)| Some((closeness(targets)?, *layout)));
+        matching.min_by_key(|&(closeness, _)| closeness).map(|(_, layout)| layout)
+    }
+}
+
+fn targets(key: &str, value: Option<&Value>) -> Result<Vec<Target>> {
+    let list = match value {
+        None | Some(Value::Null) => return Ok(vec![]),
+        Some(Value::Array(list)) => list,
+        Some(other) => return bad(key, format!("is {other}, expected a list of module names")),
+    };
+    let parse = |value: &Value| value.as_str().map_or_else(|| bad(key, format!("holds {value}, expected a name")), Target::parse);
+    list.iter().map(parse).collect()
+}
+
+fn read_group(name: &str, group: &Value, top_format: &str) -> Result<(Vec<Target>, Layout)> {
+    let key = |field: &str| format!("config_groups.{name}.{field}");
+    let given = |field: &str| group.get(field).filter(|value| !value.is_null());
+    let targets = targets(&key("targets"), group.get("targets"))?;
+    let Some(weights) = given("weights") else { return bad(&key("weights"), "is missing; octet runs no checkpoint that quantizes only activations") };
+    if given("output_activations").is_some() {
+        return bad(&key("output_activations"), "is set; octet does not run quantized outputs");
+    }
+    let weights = Args::read(&key("weights"), weights)?;
+    let scheme = || {
+        let activations = given("input_activations").map(|value| Args::read(&key("input_activations"), value));
+        let activations = activations.transpose()?.map(|args| args.activations(&key("input_activations")));
+        Ok(Scheme { weights: weights.weights(&key("weights"))?, activations: activations.transpose()?.unwrap_or(Activations::Exact) })
+    };
+    let format = group.get("format").and_then(Value::as_str).unwrap_or(top_format);
+    let layout = match format {
+        "pack-quantized" => Layout::Packed(scheme()?),
+        "int-quantized" => Layout::Int8(scheme()?),
+        // The activations of an FP8 model are left exact: it is a source of float weights.
+        "float-quantized" => Layout::Float8(weights.float8(&key("weights"))?),
+        "naive-quantized" if weights.is_float() => Layout::Float8(weights.float8(&key("weights"))?),
+        "naive-quantized" => Layout::Int8(scheme()?),
+        other => {
+            let what = format!("the format {other:?} is not read (pack-quantized, int-quantized and float-quantized are)");
+            return Err(Error::UnsupportedQuantization { method: "compressed-tensors".into(), what });
+        }
+    };
+    Ok((targets, layout))
+}

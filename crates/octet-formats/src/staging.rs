@@ -1,0 +1,235 @@
+//! An output folder is built in a hidden folder beside it and renamed at the end: nothing unfinished looks finished.
+
+use crate::{Error, Result};
+use std::{
+    fs::{self, File, TryLockError},
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+/// The unfinished output: a locked hidden folder `.<name>.octet-work/` beside the target.
+///
+/// Dropping it without [`Staging::commit`] removes it. A killed run leaves the hidden folder, which the next run on the
+/// same target takes over (and from which it puts back a target that was being replaced).
+#[derive(Debug)]
+pub struct Staging {
+    target: PathBuf,
+    work: PathBuf,
+    lock: Option<File>,
+    keep: bool,
+}
+
+impl Staging {
+    /// Begins an output at `target`; `inputs` are the folders or files the run reads.
+    ///
+    /// # Errors
+    /// If the target is an input, inside or around one; if it exists and `force` is not given, or is something that
+    /// `force` does not replace; if its parent is missing or not writable; if another run works on it.
+    pub fn begin(target: &Path, force: bool, inputs: &[&Path]) -> Result<Self> {
+        let (parent, name) = locate(target)?;
+        let target = parent.join(&name);
+        for input in inputs {
+            refuse_overlap(&target, input)?;
+        }
+        refuse_existing(&target, force)?;
+        let work = parent.join(format!(".{name}.octet-work"));
+        let lock = lock(&target, &work)?;
+        let staging = Self { target, work, lock: Some(lock), keep: false };
+        staging.take_over(force)?;
+        Ok(staging)
+    }
+
+    /// The folder to write into.
+    pub fn path(&self) -> PathBuf {
+        self.work.join("out")
+    }
+
+    /// Where the output will be.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Leaves the hidden folder in place, to be looked at or resumed from.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+
+    /// Brings everything to disk and gives the output its name; with `force` the old folder is replaced.
+    ///
+    /// # Errors
+    /// If the disk or the rename fails; the old folder, if any, is then back in its place.
+    pub fn commit(self) -> Result<PathBuf> {
+        let (out, old) = (self.path(), self.work.join("old"));
+        sync(&out)?;
+        let replaces = fs::symlink_metadata(&self.target).is_ok();
+        if replaces {
+            fs::rename(&self.target, &old).map_err(Error::io("move aside", &self.target))?;
+        }
+        if let Err(e) = fs::rename(&out, &self.target) {
+            if replaces {
+                fs::rename(&old, &self.target).map_err(Error::io("put back", &self.target))?;
+            }
+            return Err(Error::io("create", &self.target)(e));
+        }
+        if let Some(parent) = self.target.parent() {
+            sync_folder(parent)?;
+        }
+        Ok(self.target.clone())
+    }
+
+    /// Clears what a killed run left, putting back the old target it was replacing.
+    fn take_over(&self, force: bool) -> Result<()> {
+        let old = self.work.join("old");
+        if old.exists() && fs::symlink_metadata(&self.target).is_err() {
+            fs::rename(&old, &self.target).map_err(Error::io("put back", &self.target))?;
+            refuse_existing(&self.target, force)?;
+        }
+        for left in [old, self.path()] {
+            if left.exists() {
+                fs::remove_dir_all(&left).map_err(Error::io("clear", &left))?;
+            }
+        }
+        fs::create_dir(self.path()).map_err(Error::io("create", &self.path()))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // A failure leaves a hidden folder that the next run clears, so there is nothing to report.
+        if !self.keep {
+            let _ = fs::remove_dir_all(self.path());
+            let _ = fs::remove_dir_all(self.work.join("old"));
+            let _ = fs::remove_file(self.work.join("lock"));
+            let _ = fs::remove_dir(&self.work);
+        }
+        drop(self.lock.take());
+    }
+}
+
+/// Bytes free for this user on the disk of `path` (or of its nearest existing parent); `None` where the system does not tell.
+#[cfg(unix)]
+pub fn available_bytes(path: &Path) -> Option<u64> {
+    let existing = path.ancestors().find(|part| part.exists()).unwrap_or(Path::new("."));
+    let stat = rustix::fs::statvfs(existing).ok()?;
+    stat.f_bavail.checked_mul(stat.f_frsize)
+}
+
+/// Bytes free for this user on the disk of `path`; `None` where the system does not tell.
+#[cfg(not(unix))]
+pub fn available_bytes(_path: &Path) -> Option<u64> {
+    None
+}
+
+fn refuse<T>(target: &Path, what: impl Into<String>) -> Result<T> {
+    Err(Error::Target { target: target.display().to_string(), what: what.into() })
+}
+
+/// The real parent folder and the name of a target.
+fn locate(target: &Path) -> Result<(PathBuf, String)> {
+    let Some(name) = target.file_name().and_then(|name| name.to_str()) else {
+        return refuse(target, "it has no name of its own; give the name of a new folder");
+    };
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match parent.canonicalize() {
+        Ok(parent) if parent.is_dir() => Ok((parent, name.into())),
+        Ok(_) => refuse(target, format!("{} is not a folder", parent.display())),
+        Err(e) if e.kind() == ErrorKind::NotFound => refuse(target, format!("the folder {} does not exist; create it first", parent.display())),
+        Err(e) => Err(Error::io("open", parent)(e)),
+    }
+}
+
+fn refuse_overlap(target: &Path, input: &Path) -> Result<()> {
+    let (Ok(input), target_real) = (input.canonicalize(), target.canonicalize().unwrap_or_else(|_| target.into())) else { return Ok(()) };
+    let shown = input.display();
+    for target in [target, &target_real] {
+        if *target == input {
+            return refuse(target, "it is the input, which is never written to; choose another output folder");
+        } else if target.starts_with(&input) {
+            return refuse(target, format!("it lies inside the input {shown}, which is never written to; choose a folder outside"));
+        } else if input.starts_with(target) {
+            return refuse(target, format!("the input {shown} lies inside it; choose another output folder"));
+        }
+    }
+    Ok(())
+}
+
+fn refuse_existing(target: &Path, force: bool) -> Result<()> {
+    let Ok(meta) = fs::symlink_metadata(target) else { return Ok(()) };
+    if !meta.is_dir() {
+        return refuse(target, "there is something else than a folder of that name; choose another output folder");
+    }
+    if !force {
+        return refuse(target, "it exists already; choose another output folder or replace it with --force");
+    }
+    let files: Vec<String> =
+        fs::read_dir(target).map_err(Error::io("list", target))?.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let weights = [".safetensors", ".gguf", ".npz"];
+    if files.is_empty() || files.iter().any(|file| weights.iter().any(|end| file.ends_with(end))) {
+        return Ok(());
+    }
+    refuse(target, "it exists and does not look like a model folder, so --force does not replace it; remove it yourself")
+}
+
+/// Creates the work folder and locks it against a second run.
+fn lock(target: &Path, work: &Path) -> Result<File> {
+    let path = work.join("lock");
+    // A finishing run removes the lock file: what was locked must still be the file of that name.
+    for _ in 0..16 {
+        match fs::create_dir(work) {
+            Err(e) if e.kind() == ErrorKind::PermissionDenied || e.kind() == ErrorKind::ReadOnlyFilesystem => {
+                return refuse(target, "its parent folder is not writable; choose another output folder");
+            }
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(Error::io("create", work)(e)),
+            _ => {}
+        }
+        let file = match File::options().write(true).create(true).truncate(false).open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            Err(e) => return Err(Error::io("lock", &path)(e)),
+        };
+        match file.try_lock() {
+            Ok(()) if is_same(&file, &path) => return Ok(file),
+            Ok(()) => continue,
+            Err(TryLockError::WouldBlock) => break,
+            Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
+        }
+    }
+    refuse(target, format!("another run is writing it (lock {}); wait for it to end or choose another output folder", path.display()))
+}
+
+#[cfg(unix)]
+fn is_same(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    file.metadata().ok().map(id) == fs::metadata(path).ok().map(id)
+}
+
+#[cfg(not(unix))]
+fn is_same(_file: &File, path: &Path) -> bool {
+    path.exists()
+}
+
+/// Brings every file below `folder` to disk.
+fn sync(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let path = entry.map_err(Error::io("list", folder))?.path();
+        if path.is_dir() {
+            sync(&path)?;
+        } else {
+            // Opened for writing: some systems flush only such handles.
+            let file = File::options().write(true).open(&path).or_else(|_| File::open(&path));
+            file.and_then(|file| file.sync_all()).map_err(Error::io("write to disk", &path))?;
+        }
+    }
+    sync_folder(folder)
+}
+
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|file| file.sync_all()).map_err(Error::io("write to disk", folder))
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_folder: &Path) -> Result<()> {
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Which kernels ran, and how often.
+
+use crate::Isa;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The kinds of kernel that are counted, and their names on each instruction set.
+macro_rules! kernels {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal),+ $(,)?) => {
+        /// A kernel.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Kernel { $($(#[$doc])* $kind),+ }
+
+        impl Kernel {
+            const ALL: &[Self] = &[$(Self::$kind),+];
+
+            /// Its name on an instruction set, such as `w4a8 avx512-vnni`.
+            pub(crate) fn name(self, isa: Isa) -> &'static str {
+                match (self, isa) {
+                    $(
+                        (Self::$kind, Isa::Scalar) => concat!($name, " scalar"),
+                        (Self::$kind, Isa::Avx2) => concat!($name, " avx2"),
+                        (Self::$kind, Isa::AvxVnni) => concat!($name, " avx-vnni"),
+                        (Self::$kind, Isa::Avx512Vnni) => concat!($name, " avx512-vnni"),
+                    )+
+                }
+            }
+        }
+    };
+}
+
+kernels! {
+    /// Codes of a byte, int8 activations.
+    W8A8 = "w8a8",
+    /// Codes of four bits, int8 activations.
+    W4A8 = "w4a8",
+    /// Codes of a byte, float activations.
+    W8A16 = "w8a16",
+    /// Codes of four bits, float activations.
+    W4A16 = "w4a16",
+    /// F32 weights.
+    F32 = "f32",
+    /// F16 weights.
+    F16 = "f16",
+    /// BF16 weights.
+    Bf16 = "bf16",
+    /// Attention.
+    Attention = "attention",
+    /// RMSNorm and LayerNorm.
+    Norm = "norm",
+    /// Rotary position embedding.
+    Rope = "rope",
+    /// Activation functions, gates and sums.
+    Elementwise = "elementwise",
+}
+
+/// Calls of each kernel.
+#[derive(Default)]
+pub(crate) struct Counters([AtomicU64; Kernel::ALL.len()]);
+
+impl Counters {
+    /// Counts a call.
+    pub(crate) fn count(&self, kernel: Kernel) {
+        self.0[kernel as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Names and calls of the kernels that ran.
+    pub(crate) fn read(&self, isa: Isa) -> Vec<(&'static str, u64)> {
+        let calls = |k: Kernel| self.0[k as usize].load(Ordering::Relaxed);
+        Kernel::ALL.iter().map(|&k| (k.name(isa), calls(k))).filter(|row| row.1 > 0).collect()
+    }
+}

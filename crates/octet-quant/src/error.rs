@@ -1,0 +1,93 @@
+//! What can go wrong between a recipe and a quantized model.
+
+/// What can go wrong between a recipe and a quantized model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A recipe that cannot be read.
+    #[error("the recipe makes no sense: {0}")]
+    Recipe(String),
+    /// A step's target that no tensor answers to.
+    #[error("step {step} of the recipe targets {target:?}, which matches nothing in this model; it has {have}")]
+    NothingMatched {
+        /// The step, counted from 1.
+        step: usize,
+        /// The target as written.
+        target: String,
+        /// What could have been named.
+        have: String,
+    },
+    /// A step that later ones override completely.
+    #[error("step {step} of the recipe decides nothing: later steps claim every tensor it targets; remove it or move it behind them")]
+    Overridden {
+        /// The step, counted from 1.
+        step: usize,
+    },
+    /// Tensors that cannot take what was asked, refused because exactness was demanded.
+    #[error("{count} tensors cannot take what was asked, for example {name}: {reason}; leave them out of the recipe or drop --strict")]
+    NotAsAsked {
+        /// How many tensors.
+        count: usize,
+        /// The first one.
+        name: String,
+        /// Why it cannot.
+        reason: String,
+    },
+    /// Weights that are not finite numbers.
+    #[error("{name} holds {count} values that are not finite (NaN or infinite) out of {total}; the checkpoint is damaged, get it again")]
+    NonFinite {
+        /// The tensor.
+        name: String,
+        /// How many values.
+        count: usize,
+        /// Values in all.
+        total: usize,
+    },
+    /// A tensor that is quantized already.
+    #[error("{name} is already quantized ({scheme}); start from the original checkpoint")]
+    AlreadyQuantized {
+        /// The tensor.
+        name: String,
+        /// Its scheme.
+        scheme: String,
+    },
+    /// A tensor that does not look as the plan expects.
+    #[error("{name} is {found}, but the plan was made for {expected}; plan again from this checkpoint")]
+    Changed {
+        /// The tensor.
+        name: String,
+        /// What the plan says.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// Statistics that belong to another tensor.
+    #[error("{module} has {expected} inputs, but its statistics cover {found}; calibrate again with this model")]
+    Importance {
+        /// The tensor.
+        module: String,
+        /// Its inputs.
+        expected: usize,
+        /// Inputs the statistics cover.
+        found: usize,
+    },
+    /// The weights cannot be read.
+    #[error(transparent)]
+    Tensor(#[from] octet_tensor::Error),
+    /// The result cannot be written.
+    #[error("writing {name} failed")]
+    Sink {
+        /// The tensor.
+        name: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Asked to stop.
+    #[error("interrupted after {done} of {total} tensors")]
+    Interrupted {
+        /// Tensors finished.
+        done: usize,
+        /// Tensors planned.
+        total: usize,
+    },
+}

@@ -1,0 +1,157 @@
+//! Round-to-nearest with a search for the scale that leaves the least error.
+
+use super::{
+    RowSolver, RowsMut, Solver, TensorJob,
+    candidates::{Candidate, Grid, lanes, round_scale},
+    kernel::{LANES, candidate_errors, encode, moments, range, weighted_power},
+};
+use crate::{Error, ErrorSums};
+
+/// Round-to-nearest with an error-minimising scale (and zero-point) search in each group.
+///
+/// Every candidate is rounded to the type scales are stored in before its error Σ hⱼ (wⱼ − qⱼ)² is measured, with hⱼ
+/// the importance of input j (mean square of what flows in; 1 without statistics). Symmetric schemes try both signs
+/// of the scale, because one end of the code range has one code more. The plain choices are among the candidates, so
+/// the result is never worse than plain round-to-nearest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rtn {
+    /// Candidates of the first, coarse pass; rounded up to a multiple of eight.
+    pub candidates: usize,
+    /// Passes that solve for the best scale in closed form with the codes fixed and look around it.
+    pub refinements: usize,
+}
+
+impl Rtn {
+    /// The quick search: eight candidates.
+    pub const FAST: Self = Self { candidates: 8, refinements: 0 };
+
+    /// The default for codes of `bits` bits: narrow codes gain most from a wide search.
+    pub fn for_bits(bits: u32) -> Self {
+        Self { candidates: if bits <= 6 { 16 } else { 8 }, refinements: 1 }
+    }
+}
+
+impl Solver for Rtn {
+    fn prepare<'a>(&'a self, job: TensorJob<'a>) -> Result<Box<dyn RowSolver + 'a>, Error> {
+        let found = job.importance.map_or(job.shape.1, <[f32]>::len);
+        if found != job.shape.1 {
+            return Err(Error::Importance { module: job.module.into(), expected: job.shape.1, found });
+        }
+        let range = (job.scheme.bits.min_code(), job.scheme.bits.max_code());
+        Ok(Box::new(RtnRows { job, grid: Grid::new(job.scheme, self.candidates), refinements: self.refinements, range }))
+    }
+}
+
+struct RtnRows<'a> {
+    job: TensorJob<'a>,
+    grid: Grid,
+    refinements: usize,
+    range: (i32, i32),
+}
+
+/// What a group of zeros, or one too small for its scale's type, is given beside codes of zero: a scale every
+/// reader takes, exact in F16 and too small to stand out.
+const ZERO_GROUP_SCALE: f32 = 1.0 / 16384.0;
+
+/// Weights within 2^±40 are searched as they are; beyond, squares could leave the range of f32.
+const SAFE_EXPONENT: i32 = 40;
+
+impl RowSolver for RtnRows<'_> {
+    fn solve(&self, weights: &[f32], out: RowsMut<'_>) -> ErrorSums {
+        let (cols, size) = (self.job.shape.1.max(1), self.job.group_size());
+        let groups = cols.div_ceil(size);
+        let mut sums = ErrorSums::default();
+        for (row, (weights, codes)) in weights.chunks_exact(cols).zip(out.codes.chunks_exact_mut(cols)).enumerate() {
+            for (group, (weights, codes)) in weights.chunks(size).zip(codes.chunks_mut(size)).enumerate() {
+                let importance = self.job.importance.map_or(&[][..], |h| &h[group * size..][..weights.len()]);
+                let choice = self.group(weights, importance, codes, &mut sums);
+                out.scales[row * groups + group] = choice.scale;
+                if let Some(zero) = out.zeros.get_mut(row * groups + group) {
+                    *zero = choice.zero as i8;
+                }
+            }
+        }
+        sums
+    }
+}
+
+impl RtnRows<'_> {
+    fn group(&self, weights: &[f32], importance: &[f32], codes: &mut [i8], sums: &mut ErrorSums) -> Candidate {
+        let limits = range(weights);
+        let extreme = limits.1.max(-limits.0);
+        if extreme == 0.0 {
+            codes.fill(0);
+            return Candidate { scale: ZERO_GROUP_SCALE, zero: 0 };
+        }
+        let exponent = exponent(extreme);
+        if exponent == 0 {
+            return self.normal_group(weights, importance, limits, 0, codes, sums);
+        }
+        // A power of two changes no mantissa, so this is the same search in other units.
+        let unit = 2f64.powi(-exponent);
+        let scaled = |v: f32| (f64::from(v) * unit) as f32;
+        let weights: Vec<f32> = weights.iter().map(|&w| scaled(w)).collect();
+        self.normal_group(&weights, importance, (scaled(limits.0), scaled(limits.1)), exponent, codes, sums)
+    }
+
+    fn normal_group(
+        &self,
+        weights: &[f32],
+        importance: &[f32],
+        limits: (f32, f32),
+        exponent: i32,
+        codes: &mut [i8],
+        sums: &mut ErrorSums,
+    ) -> Candidate {
+        let (best, weighted_error) = self.search(weights, importance, limits, exponent);
+        let found = encode(weights, best.lane(self.range), best.zero as i8, codes);
+        let unit = 2f64.powi(exponent);
+        let (weighted_error, weighted_weight) =
+            if importance.is_empty() { (found.error, found.weight) } else { (weighted_error, weighted_power(weights, importance)) };
+        sums.add(&ErrorSums {
+            error: found.error * unit * unit,
+            weight: found.weight * unit * unit,
+            weighted_error: weighted_error * unit * unit,
+            weighted_weight: weighted_weight * unit * unit,
+            max_error: f64::from(found.max) * unit,
+        });
+        if best.is_void() {
+            codes.fill(0);
+            return Candidate { scale: ZERO_GROUP_SCALE, zero: 0 };
+        }
+        Candidate { scale: (f64::from(best.scale) * unit) as f32, zero: best.zero }
+    }
+
+    /// The candidate with the least error, and that error; the first of equals.
+    fn search(&self, weights: &[f32], importance: &[f32], limits: (f32, f32), exponent: i32) -> (Candidate, f64) {
+        let round = |scale: f32| round_scale(scale, exponent, self.job.scale_dtype);
+        let mut best = (Candidate::default(), f64::INFINITY);
+        let try_all = |candidates: &[Candidate], best: &mut (Candidate, f64)| {
+            for (&candidate, error) in candidates.iter().zip(candidate_errors(weights, importance, &lanes(candidates, self.range))) {
+                if error < best.1 {
+                    *best = (candidate, error);
+                }
+            }
+        };
+        for first in (0..self.grid.len()).step_by(LANES) {
+            let candidates: [Candidate; LANES] = std::array::from_fn(|j| self.grid.candidate(first + j, limits, &round));
+            try_all(&candidates, &mut best);
+        }
+        for _ in 0..self.refinements {
+            let [_, inverse, low, high] = best.0.lane(self.range);
+            let around = self.grid.around(best.0, &moments(weights, importance, [inverse, low, high], self.job.scheme.is_asymmetric()), &round);
+            let before = best.1;
+            try_all(&around, &mut best);
+            if best.1 >= before {
+                break;
+            }
+        }
+        best
+    }
+}
+
+/// 0 where squares of weights up to `extreme` are safe in f32, otherwise the exponent to divide out.
+fn exponent(extreme: f32) -> i32 {
+    let exponent = f64::from(extreme).log2().floor() as i32;
+    if exponent.abs() <= SAFE_EXPONENT { 0 } else { exponent }
+}
