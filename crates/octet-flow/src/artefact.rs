@@ -6,8 +6,8 @@ use octet_formats::{
     safetensors::{TensorSpec, Writer},
     Folder,
 };
-use octet_quant::{QuantSink, SinkError};
-use octet_tensor::{Dtype, QMatrix, Scheme, Tensor};
+use octet_quant::{Action, Line, Plan, Sink, SinkError};
+use octet_tensor::{Granularity, QMatrix, Scheme, Tensor};
 use serde_json::{json, Value};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,15 +21,6 @@ const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// Files of a model folder that hold the weights or what octet writes itself: everything else is copied byte for byte.
 const OWN_FILES: [&str; 5] = ["config.json", "model.safetensors.index.json", "quantization_config.json", "validation_report.json", "README.md"];
 
-/// What becomes of a stored tensor in the artefact.
-#[derive(Clone, Debug)]
-pub(crate) enum Line {
-    /// A quantized module `[rows, cols]`.
-    Quantized { module: String, rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype },
-    /// A tensor that stays as it is.
-    Kept { name: String, dtype: Dtype, shape: Vec<usize> },
-}
-
 /// Receives quantized rows and kept tensors and writes them where they belong.
 pub(crate) struct Artefact {
     writer: Writer,
@@ -38,18 +29,9 @@ pub(crate) struct Artefact {
 
 impl Artefact {
     /// Creates the weight files in `dir`, with room for every line.
-    pub(crate) fn create(dir: &Path, lines: &[Line]) -> Result<Self> {
-        let (mut specs, mut quantized) = (vec![], HashMap::new());
-        for line in lines {
-            match line {
-                Line::Quantized { module, rows, cols, scheme, scale_dtype } => {
-                    specs.extend(compressed_tensors::tensor_specs(module, *rows, *cols, *scheme, *scale_dtype));
-                    quantized.insert(module.clone(), *scheme);
-                }
-                Line::Kept { name, dtype, shape } => specs.push(TensorSpec { name: name.clone(), dtype: *dtype, shape: shape.clone() }),
-            }
-        }
-        Ok(Self { writer: Writer::create(dir, specs, MAX_SHARD_BYTES, &BTreeMap::new())?, quantized })
+    pub(crate) fn create(dir: &Path, plan: &Plan) -> Result<Self> {
+        let quantized = plan.quantized().map(|(line, scheme)| (line.name.clone(), scheme)).collect();
+        Ok(Self { writer: Writer::create(dir, specs(plan), MAX_SHARD_BYTES, &BTreeMap::new())?, quantized })
     }
 
     /// Checks that nothing is missing and brings the weights to disk.
@@ -58,7 +40,7 @@ impl Artefact {
     }
 }
 
-impl QuantSink for Artefact {
+impl Sink for Artefact {
     fn matrix(&mut self, module: &str, first_row: usize, rows: usize, q: &QMatrix) -> std::result::Result<(), SinkError> {
         let scheme = *self.quantized.get(module).ok_or_else(|| format!("{module} was not planned as quantized"))?;
         for piece in compressed_tensors::encode_rows(module, q, first_row, rows, scheme)? {
@@ -72,28 +54,61 @@ impl QuantSink for Artefact {
     }
 }
 
-/// Writes config.json (the original's with a quantization config in place of any it had) and copies the tokenizer, template
-/// and generation files byte for byte.
-pub(crate) fn write_configs(dir: &Path, input: &Folder, config: &Value, lines: &[Line], kept_linears: &[String]) -> Result<()> {
-    let modules: Vec<(String, Scheme)> = lines
-        .iter()
-        .filter_map(|line| match line {
-            Line::Quantized { module, scheme, .. } => Some((module.clone(), *scheme)),
-            Line::Kept { .. } => None,
-        })
-        .collect();
-    let mut config = config.clone();
+/// The tensors that a plan's result is stored in.
+fn specs(plan: &Plan) -> Vec<TensorSpec> {
+    let mut specs = vec![];
+    for line in plan.lines() {
+        match (&line.action, &line.shape[..]) {
+            (Action::Quantize { scheme, scale_dtype, .. }, &[rows, cols]) => {
+                specs.extend(compressed_tensors::tensor_specs(&line.name, rows, cols, *scheme, *scale_dtype));
+            }
+            (Action::Keep { dtype, .. }, _) => specs.push(TensorSpec { name: stored_name(line), dtype: *dtype, shape: stored_shape(line) }),
+            _ => {}
+        }
+    }
+    specs
+}
+
+/// The name a kept tensor is stored under.
+fn stored_name(line: &Line) -> String {
+    if line.linear.is_some() { format!("{}.weight", line.name) } else { line.name.clone() }
+}
+
+/// The shape a kept tensor is stored in: a Conv1D keeps its inputs first.
+fn stored_shape(line: &Line) -> Vec<usize> {
+    let transposed = line.linear.as_ref().is_some_and(|site| site.transposed);
+    if transposed { line.shape.iter().rev().copied().collect() } else { line.shape.clone() }
+}
+
+/// config.json: the original's with a quantization config in place of any it had.
+pub(crate) fn config(original: &Value, plan: &Plan) -> Value {
+    let modules: Vec<(String, Scheme)> = plan.quantized().map(|(line, scheme)| (line.name.clone(), scheme)).collect();
+    let kept: Vec<String> = plan.kept_modules().map(Into::into).collect();
+    let mut config = original.clone();
     if let Some(fields) = config.as_object_mut() {
         fields.remove("quantization_config");
         if !modules.is_empty() {
-            fields.insert("quantization_config".into(), compressed_tensors::quantization_config(&modules, kept_linears));
+            fields.insert("quantization_config".into(), compressed_tensors::quantization_config(&modules, &kept));
         }
     }
-    write_json(&dir.join("config.json"), &config)?;
+    config
+}
+
+/// Copies the tokenizer, template, generation and licence files of `input` byte for byte.
+pub(crate) fn copy_companions(dir: &Path, input: &Folder) -> Result<()> {
     for (name, bytes) in companions(input)? {
         fs::write(dir.join(&name), &*bytes).map_err(Error::write(dir.join(name)))?;
     }
     Ok(())
+}
+
+/// Bytes the finished folder will take before its report: weights, config, companions and octet's own description.
+pub(crate) fn forecast(input: &Folder, original: &Value, plan: &Plan, described: &Value) -> Result<u64> {
+    let weights = Writer::forecast(specs(plan), MAX_SHARD_BYTES, &BTreeMap::new())?;
+    let companions: u64 = companions(input)?.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let config = config(original, plan);
+    let documents = [&config, described].into_iter().map(|value| Ok(pretty(value)?.len() as u64));
+    Ok(weights + companions + documents.sum::<Result<u64>>()?)
 }
 
 /// The files of `input` that are neither weights nor written by octet, with their bytes.
@@ -112,9 +127,11 @@ pub(crate) fn companions(input: &Folder) -> Result<Vec<(String, octet_tensor::By
 
 /// Writes a JSON file, two spaces deep, as the ecosystem's own tools do.
 pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::Internal(e.to_string()))?;
-    text.push('\n');
-    fs::write(path, text).map_err(Error::write(path.to_path_buf()))
+    fs::write(path, pretty(value)?).map_err(Error::write(path.to_path_buf()))
+}
+
+fn pretty(value: &Value) -> Result<String> {
+    Ok(serde_json::to_string_pretty(value).map_err(|e| Error::Internal(e.to_string()))? + "\n")
 }
 
 /// Bytes of everything in `dir`.
@@ -124,13 +141,13 @@ pub(crate) fn folder_bytes(dir: &Path) -> Result<u64> {
 }
 
 /// quantization_config.json: what was done, in octet's own words.
-pub(crate) fn describe(label: &str, portable: bool, plan_digest: &str, lines: &[Line], calibration: &Value, seed: u64) -> Value {
+pub(crate) fn describe(label: &str, plan: &Plan, plan_digest: &str, calibration: &Value, seed: u64) -> Value {
     let mut schemes: BTreeMap<String, usize> = BTreeMap::new();
     let mut group_size = None;
-    for line in lines {
-        if let Line::Quantized { scheme, cols, .. } = line {
-            *schemes.entry(scheme.to_string()).or_default() += 1;
-            group_size = group_size.or(Some(scheme.weights.group_size(*cols)).filter(|size| size != cols));
+    for (line, scheme) in plan.quantized() {
+        *schemes.entry(scheme.to_string()).or_default() += 1;
+        if let Granularity::Group(size) = scheme.weights.granularity {
+            group_size = line.linear.as_ref().filter(|site| site.layer.is_some()).map(|_| size).or(group_size);
         }
     }
     json!({
@@ -140,7 +157,7 @@ pub(crate) fn describe(label: &str, portable: bool, plan_digest: &str, lines: &[
         "method": "rtn",
         "group_size": group_size,
         "modules_by_scheme": schemes,
-        "portable": portable,
+        "portable": plan.is_portable(),
         "plan_sha256": plan_digest,
         "calibration": calibration,
         "seed": seed,

@@ -1,1 +1,23 @@
-//! The quantize job: stage, write, re-open, judge, commit or refuse.
+//! The quantize job: plan, stage, write, re-open, judge, commit or refuse.
+//!
+//! What lives here: [`Prepared`] (a checkpoint and the plan for it), [`Prepared::write`] (the staged artefact), [`judge`] (the
+//! verdict on two opened models) and [`Summary`] (several variants compared). What does not: any algorithm of quantization or
+//! of statistics; those are asked of octet-quant and octet-eval.
+#![forbid(unsafe_code)]
+
+mod artefact;
+mod calibrate;
+mod error;
+mod judge;
+mod prepare;
+mod summary;
+mod write;
+
+pub use error::{Error, Result};
+pub use judge::{judge, JudgeSettings, Judged, Original};
+pub use prepare::{Prepared, QuantizeSettings};
+pub use summary::{Summary, Variant};
+pub use write::{Calibrated, Staged};
+
+/// Told where a long step stands: its name, how much is done out of how much, and a detail worth showing.
+pub type Progress<'a> = &'a mut dyn FnMut(&str, u64, u64, &str);

@@ -98,7 +98,10 @@ impl Drop for Staging {
         // A failure leaves a hidden folder that the next run clears, so there is nothing to report.
         if !self.keep {
             let _ = fs::remove_dir_all(self.path());
-            let _ = fs::remove_dir_all(self.work.join("old"));
+            // What was moved aside goes only once something stands in its place.
+            if self.target.exists() {
+                let _ = fs::remove_dir_all(self.work.join("old"));
+            }
             let _ = fs::remove_file(self.work.join("lock"));
             let _ = fs::remove_dir(&self.work);
         }
@@ -133,7 +136,9 @@ fn locate(target: &Path) -> Result<(PathBuf, String)> {
     match parent.canonicalize() {
         Ok(parent) if parent.is_dir() => Ok((parent, name.into())),
         Ok(_) => refuse(target, format!("{} is not a folder", parent.display())),
-        Err(e) if e.kind() == ErrorKind::NotFound => refuse(target, format!("the folder {} does not exist; create it first", parent.display())),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            refuse(target, format!("the folder {} does not exist; create it first", parent.display()))
+        }
         Err(e) => Err(Error::io("open", parent)(e)),
     }
 }
@@ -161,8 +166,11 @@ fn refuse_existing(target: &Path, force: bool) -> Result<()> {
     if !force {
         return refuse(target, "it exists already; choose another output folder or replace it with --force");
     }
-    let files: Vec<String> =
-        fs::read_dir(target).map_err(Error::io("list", target))?.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let files: Vec<String> = fs::read_dir(target)
+        .map_err(Error::io("list", target))?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
     let weights = [".safetensors", ".gguf", ".npz"];
     if files.is_empty() || files.iter().any(|file| weights.iter().any(|end| file.ends_with(end))) {
         return Ok(());

@@ -20,6 +20,7 @@ mod norm;
 mod parallel;
 mod pool;
 mod rope;
+mod search;
 mod simd;
 
 pub use attention::{AttentionJob, KvCache, KvDtype};
@@ -27,3 +28,4 @@ pub use elementwise::ActivationFn;
 pub use engine::{Engine, EngineError};
 pub use isa::{Isa, UnknownIsa};
 pub use matmul::{MatmulJob, PackedLinear};
+pub use search::{CANDIDATES, Candidate, Candidates, CodeMoments, EncodeError};

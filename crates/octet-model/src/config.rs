@@ -10,25 +10,103 @@ use std::{cell::RefCell, collections::BTreeSet};
 /// Keys that no family reads and that do not change what a model computes.
 const HARMLESS: &[&str] = &[
     // Who made the file, and for which software.
-    "model_type", "architectures", "auto_map", "transformers_version", "_name_or_path", "tokenizer_class", "torch_dtype", "dtype",
-    "use_bfloat16", "torchscript", "transformers.js_config", "unsloth_fixed", "unsloth_version", "is_llama_config", "_commit_hash",
-    "_attn_implementation", "attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "cache_implementation",
-    "use_cache", "pretraining_tp", "hybrid_kernel", "n_ctx", "max_sequence_length", "reorder_and_upcast_attn",
+    "model_type",
+    "architectures",
+    "auto_map",
+    "transformers_version",
+    "_name_or_path",
+    "tokenizer_class",
+    "torch_dtype",
+    "dtype",
+    "use_bfloat16",
+    "torchscript",
+    "transformers.js_config",
+    "unsloth_fixed",
+    "unsloth_version",
+    "is_llama_config",
+    "_commit_hash",
+    "_attn_implementation",
+    "attn_implementation",
+    "_attn_implementation_autoset",
+    "_attn_implementation_internal",
+    "cache_implementation",
+    "use_cache",
+    "pretraining_tp",
+    "hybrid_kernel",
+    "n_ctx",
+    "max_sequence_length",
+    "reorder_and_upcast_attn",
     // How weights are stored: the reader of the checkpoint looks at these.
-    "quantization_config", "quantization", "compression_config",
+    "quantization_config",
+    "quantization",
+    "compression_config",
     // Special tokens and generation settings: the tokenizer and the sampler look at these.
-    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "prefix", "temperature",
-    "top_k", "top_p", "typical_p", "do_sample", "num_beams", "num_beam_groups", "num_return_sequences", "max_length", "min_length",
-    "max_new_tokens", "repetition_penalty", "length_penalty", "diversity_penalty", "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
-    "forced_bos_token_id", "forced_eos_token_id", "early_stopping", "remove_invalid_values", "generation_config",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "sep_token_id",
+    "unk_token_id",
+    "decoder_start_token_id",
+    "prefix",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "do_sample",
+    "num_beams",
+    "num_beam_groups",
+    "num_return_sequences",
+    "max_length",
+    "min_length",
+    "max_new_tokens",
+    "repetition_penalty",
+    "length_penalty",
+    "diversity_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "early_stopping",
+    "remove_invalid_values",
+    "generation_config",
     // Training only.
-    "initializer_range", "initializer_factor", "attention_dropout", "hidden_dropout", "dropout", "attn_pdrop", "embd_pdrop",
-    "resid_pdrop", "router_aux_loss_coef", "output_router_logits", "gradient_checkpointing", "chunk_size_feed_forward",
-    "classifier_dropout", "problem_type", "id2label", "label2id", "num_labels", "task_specific_params", "finetuning_task",
-    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "pruned_heads",
+    "initializer_range",
+    "initializer_factor",
+    "attention_dropout",
+    "hidden_dropout",
+    "dropout",
+    "attn_pdrop",
+    "embd_pdrop",
+    "resid_pdrop",
+    "router_aux_loss_coef",
+    "output_router_logits",
+    "gradient_checkpointing",
+    "chunk_size_feed_forward",
+    "classifier_dropout",
+    "problem_type",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "_num_labels",
+    "task_specific_params",
+    "finetuning_task",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
+    "pruned_heads",
     // What a call returns, and encoder-decoder plumbing.
-    "output_attentions", "output_hidden_states", "output_scores", "return_dict", "return_dict_in_generate", "is_decoder",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "return_dict",
+    "return_dict_in_generate",
+    "is_decoder",
     "cross_attention_hidden_size",
 ];
 
@@ -99,11 +177,6 @@ impl<'a> Reader<'a> {
         Self { map, family, aliases, path: String::new(), used: RefCell::default() }
     }
 
-    /// The family it reads for.
-    pub(crate) fn family(&self) -> &'static str {
-        self.family
-    }
-
     /// A reader of the object at `key`; `None` where the key is absent, null or an empty object.
     pub(crate) fn object(&self, key: &str) -> Result<Option<Reader<'a>>, ConfigError> {
         let Some(value) = self.raw(key)?.value() else { return Ok(None) };
@@ -138,9 +211,7 @@ impl<'a> Reader<'a> {
 
     /// A number between 1 and 2^24 (a dimension, a count).
     pub(crate) fn count(&self, key: &str) -> Result<Key<usize>, ConfigError> {
-        self.number_with(key, "a whole number from 1 to 16777216", |v| {
-            v.as_u64().filter(|n| (1..=LARGEST).contains(n)).map(|n| n as usize)
-        })
+        self.number_with(key, "a whole number from 1 to 16777216", |v| v.as_u64().filter(|n| (1..=LARGEST).contains(n)).map(|n| n as usize))
     }
 
     /// A number between 0 and 2^24.

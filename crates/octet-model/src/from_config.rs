@@ -10,8 +10,10 @@ use crate::{
 use octet_kernels::ActivationFn;
 use serde_json::Value;
 
-/// More blocks or experts than any model has.
+/// More blocks, or experts of a block, than any model has.
 const MOST: usize = 1024;
+/// More experts in all blocks than any model has.
+const MOST_EXPERTS: usize = 1 << 17;
 
 impl ArchSpec {
     /// The spec of a config.json, whichever transformers version wrote it.
@@ -213,8 +215,8 @@ fn mlps(family: &Family, r: &Reader<'_>, hidden: usize, count: usize) -> Result<
     let normalize = r.flag("norm_topk_prob", false)?;
     let width = r.required("moe_intermediate_size")?;
     let dense = r.list("mlp_only_layers", "a list of layer indices", Value::as_u64)?.unwrap_or_default();
-    if experts > MOST {
-        return Err(r.bad_key("num_experts", &format!("at most {MOST}")));
+    if experts > MOST || experts * count > MOST_EXPERTS {
+        return Err(r.bad_key("num_experts", &format!("at most {MOST} in a block and {MOST_EXPERTS} in all")));
     }
     if experts > 0 && per_token > experts {
         return Err(r.bad_key("num_experts_per_tok", &format!("at most the {experts} experts")));

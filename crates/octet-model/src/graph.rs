@@ -199,13 +199,9 @@ impl<L, P> Node<L, P> {
             Self::Embed { table, scale, positions } => {
                 Node::Embed { table: linear(table)?, scale: *scale, positions: positions.as_ref().map(param).transpose()? }
             }
-            Self::Norm { weight, bias, eps, from, to } => Node::Norm {
-                weight: param(weight)?,
-                bias: bias.as_ref().map(param).transpose()?,
-                eps: *eps,
-                from: *from,
-                to: *to,
-            },
+            Self::Norm { weight, bias, eps, from, to } => {
+                Node::Norm { weight: param(weight)?, bias: bias.as_ref().map(param).transpose()?, eps: *eps, from: *from, to: *to }
+            }
             Self::Linears(group) => {
                 let linears = group.linears.iter().map(linear).collect::<Result<_, E>>()?;
                 Node::Linears(LinearGroup { input: group.input, from: group.from, linears, accumulate: group.accumulate })
@@ -257,21 +253,15 @@ impl BlockGraph {
         self.nodes().flat_map(of_node).collect()
     }
 
-    /// f32 values a token needs between the nodes of a pass (without logits): the width of all slots together.
-    pub fn scratch_width(&self) -> usize {
+    /// Bytes of the buffers of a pass over `rows` tokens, logits not included.
+    pub fn scratch_bytes(&self, rows: usize) -> usize {
         let mut widths = [0usize; Slot::COUNT];
-        let mut widen = |slot: Slot, width: usize| widths[slot as usize] = widths[slot as usize].max(width);
-        for node in self.nodes() {
-            for linear in node.linears() {
-                widen(Slot::Hidden, if linear.tied { linear.site.cols } else { 0 });
-                for (slot, rows) in linear.parts.iter().filter(|(slot, _)| *slot != Slot::Logits) {
-                    widen(*slot, rows.len());
-                }
-            }
+        for (slot, rows) in self.nodes().flat_map(Node::linears).flat_map(|linear| &linear.parts) {
+            widths[*slot as usize] = widths[*slot as usize].max(rows.len());
         }
-        // The attention's result is as wide as the queries, the normed stream and the branch as the stream itself.
-        let attended = widths[Slot::Q as usize];
-        widths.iter().sum::<usize>() + attended + 3 * self.hidden()
+        let between: usize = [Slot::Q, Slot::K, Slot::V, Slot::Gate, Slot::Up].iter().map(|slot| widths[*slot as usize]).sum();
+        // The attention's result is as wide as the queries; residual stream, its norm and the branch are alike.
+        4 * rows * (between + widths[Slot::Q as usize] + 3 * self.hidden())
     }
 
     /// Width of the residual stream.

@@ -40,7 +40,11 @@ impl ArchSpec {
             shape: vec![count, self.hidden],
             plus_one: false,
         });
-        Node::Embed { table: Linear { parts: vec![(Slot::Hidden, 0..site.rows)], site, bias: None, tied: false }, scale: self.embedding.scale, positions }
+        Node::Embed {
+            table: Linear { parts: vec![(Slot::Hidden, 0..site.rows)], site, bias: None, tied: false },
+            scale: self.embedding.scale,
+            positions,
+        }
     }
 
     fn head_nodes(&self) -> Vec<PlainNode> {
@@ -96,9 +100,7 @@ impl BlockBuilder<'_> {
             vec![self.linear(names.qkv, Role::Qkv, hidden, parts, a.qkv_bias, InputKind::Attention)]
         } else {
             [(names.q, Role::Q, Slot::Q, q), (names.k, Role::K, Slot::K, kv), (names.v, Role::V, Slot::V, kv)]
-                .map(|(name, role, slot, rows)| {
-                    self.linear(name, role, hidden, vec![(slot, 0..rows)], a.qkv_bias, InputKind::Attention)
-                })
+                .map(|(name, role, slot, rows)| self.linear(name, role, hidden, vec![(slot, 0..rows)], a.qkv_bias, InputKind::Attention))
                 .into()
         };
         nodes.push(self.group(InputKind::Attention, Slot::Normed, linears, false));
@@ -211,28 +213,42 @@ impl BlockBuilder<'_> {
 impl fmt::Display for BlockGraph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "embedding\n  {}", self.embed)?;
-        let mut first = 0;
-        while first < self.blocks.len() {
-            let shape = |block: usize| self.blocks[block].iter().map(anonymous).collect::<Vec<_>>();
-            let wanted = shape(first);
-            let last = (first..self.blocks.len()).take_while(|&b| shape(b) == wanted).last().unwrap_or(first);
-            if last > first { writeln!(f, "layers {first} to {last}")? } else { writeln!(f, "layer {first}")? }
-            self.blocks[first].iter().try_for_each(|node| writeln!(f, "  {node}"))?;
-            first = last + 1;
+        // Layers that differ in nothing but their number are shown once.
+        let mut kinds: Vec<(Vec<String>, Vec<usize>)> = Vec::new();
+        for (layer, nodes) in self.blocks.iter().enumerate() {
+            let text: Vec<String> = nodes.iter().map(anonymous).collect();
+            match kinds.iter_mut().find(|(known, _)| *known == text) {
+                Some((_, layers)) => layers.push(layer),
+                None => kinds.push((text, vec![layer])),
+            }
+        }
+        for (text, layers) in kinds {
+            writeln!(f, "{} {} (N)", if layers.len() == 1 { "layer" } else { "layers" }, ranges(&layers))?;
+            text.iter().try_for_each(|node| writeln!(f, "  {node}"))?;
         }
         writeln!(f, "head")?;
         self.head.iter().try_for_each(|node| writeln!(f, "  {node}"))
     }
 }
 
-/// A node's text without the numbers that only tell layers apart.
+/// A node's text with N for the number of its layer.
 fn anonymous(node: &PlainNode) -> String {
     let text = node.to_string();
-    let layer = node.linears().first().and_then(|l| l.site.layer);
-    match layer {
-        Some(layer) => text.replace(&format!(".{layer}."), ".N.").replace(&format!("layer {layer} "), ""),
+    let Some((site, layer)) = node.linears().first().and_then(|l| Some((&l.site, l.site.layer?))) else { return text };
+    let numbered = format!(".{layer}.");
+    match site.module.split_once(&numbered) {
+        Some((prefix, _)) => text.replace(&format!("{prefix}{numbered}"), &format!("{prefix}.N.")),
         None => text,
     }
+}
+
+/// Ascending numbers as `0-2, 4`.
+fn ranges(numbers: &[usize]) -> String {
+    let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        _ => run.iter().map(usize::to_string).collect(),
+    });
+    runs.collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Display for PlainNode {

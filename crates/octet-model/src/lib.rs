@@ -1,1 +1,37 @@
 //! Architectures as data: specs, families, the block graph and the forward pass.
+//!
+//! A [config.json](ArchSpec::from_config) and the [table of families](families) make an [`ArchSpec`]: one typed
+//! description of what a model computes. Its [`BlockGraph`] is a short list of nodes for each block, from which the
+//! forward pass, the list of linears and what they share, the names and shapes of all tensors and the memory estimates
+//! are read off. [`Model`] is the graph with weights.
+//!
+//! What does not live here: files (weights come from a [`WeightSource`](octet_tensor::WeightSource) by name), tokenizers,
+//! quantization algorithms.
+#![forbid(unsafe_code)]
+
+mod config;
+mod error;
+mod experts;
+pub mod families;
+mod from_config;
+pub mod graph;
+mod graph_build;
+mod load;
+mod model;
+pub mod rope;
+mod rope_config;
+mod sequence;
+mod sites;
+pub mod spec;
+mod stage;
+mod workspace;
+
+pub use error::{ConfigError, ForwardError, LoadError, Place};
+pub use graph::BlockGraph;
+pub use model::{LoadOptions, Logits, Model, Step, Tap};
+pub use octet_kernels::KvDtype;
+pub use sequence::Sequence;
+pub use sites::{InputKind, InputSite, LinearSite, Role};
+pub use spec::ArchSpec;
+pub use stage::Stage;
+pub use workspace::{Span, Workspace};

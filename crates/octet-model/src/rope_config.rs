@@ -96,7 +96,8 @@ impl Shared {
             "yarn" if !self.known.contains(&"yarn") && self.known.contains(&"longrope") => Some("longrope"),
             name => self.known.iter().find(|known| **known == name).copied(),
         };
-        let unknown = |found: &str| ConfigError::UnknownRope { found: found.into(), family: self.family.into(), known: self.known.join(", ") };
+        let unknown =
+            |found: &str| ConfigError::UnknownRope { found: found.into(), family: self.family.into(), known: self.known.join(", ") };
         let kind = current(found).filter(|kind| self.known.contains(kind)).ok_or_else(|| unknown(found))?;
         match old.filter(|old| current(old) != Some(kind)) {
             Some(_) => Err(r.bad_key("type", &format!("{found:?} as rope_type says"))),
@@ -112,8 +113,13 @@ impl Shared {
         let factor = inside.or(self.partial.flatten()).unwrap_or(1.0);
         let dims = (head_dim as f64 * factor) as usize;
         if factor > 1.0 || dims < 2 || !dims.is_multiple_of(2) {
-            let (key, found) = if factor == 1.0 { ("head_dim", head_dim.to_string()) } else { ("partial_rotary_factor", factor.to_string()) };
-            return Err(ConfigError::Value { key: key.into(), expected: "an even number of rotary dimensions within a head".into(), found });
+            let (key, found) =
+                if factor == 1.0 { ("head_dim", head_dim.to_string()) } else { ("partial_rotary_factor", factor.to_string()) };
+            return Err(ConfigError::Value {
+                key: key.into(),
+                expected: "an even number of rotary dimensions within a head".into(),
+                found,
+            });
         }
         Ok(dims)
     }

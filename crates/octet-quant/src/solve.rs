@@ -1,16 +1,16 @@
 //! Solvers: weights + statistics + scheme → codes, scales and zero points, with the error they leave.
 
 mod candidates;
-mod kernel;
 mod rtn;
 
 pub use rtn::Rtn;
 
 use crate::{Error, ErrorSums};
+use octet_kernels::Engine;
 use octet_tensor::{Dtype, Granularity, WeightScheme};
 
 /// What a solver is told about a tensor before it sees any of its rows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct TensorJob<'a> {
     /// The tensor's module path, for errors.
     pub module: &'a str,
@@ -22,6 +22,8 @@ pub struct TensorJob<'a> {
     pub scale_dtype: Dtype,
     /// Importance of each input, mean 1 (mean square of what flows in), or `None` without calibration.
     pub importance: Option<&'a [f32]>,
+    /// Kernels to solve with.
+    pub engine: &'a Engine,
 }
 
 impl TensorJob<'_> {

@@ -103,9 +103,8 @@ impl fmt::Debug for ChatTemplate {
 /// A template is a text or a list of `{name, template}`.
 fn pick(value: &serde_json::Value) -> Result<String> {
     let text = |v: &serde_json::Value| v.as_str().map(str::to_string);
-    let named = |list: &[serde_json::Value], name: &str| {
-        list.iter().find(|entry| entry["name"] == name).and_then(|entry| text(&entry["template"]))
-    };
+    let named =
+        |list: &[serde_json::Value], name: &str| list.iter().find(|entry| entry["name"] == name).and_then(|entry| text(&entry["template"]));
     let found = match value {
         serde_json::Value::Array(list) => named(list, "default").or_else(|| list.first().and_then(|entry| text(&entry["template"]))),
         other => text(other),

@@ -85,12 +85,19 @@ pub enum Error {
     /// The configuration describes no model that octet knows.
     #[error(transparent)]
     Config(#[from] octet_model::ConfigError),
-    /// A weight is missing, misshapen or unreadable.
+    /// The weights do not make the model the configuration describes.
     #[error(transparent)]
-    Weights(#[from] octet_tensor::Error),
+    Load(#[from] octet_model::LoadError),
     /// The forward pass failed.
     #[error(transparent)]
     Forward(#[from] octet_model::ForwardError),
+}
+
+impl Error {
+    /// Whether the model gave numbers that are not finite: a verdict about the model, not a failure of the run.
+    pub fn is_non_finite(&self) -> bool {
+        matches!(self, Self::NonFinite { .. } | Self::Forward(octet_model::ForwardError::NonFinite { .. }))
+    }
 }
 
 /// A result of this crate.

@@ -205,7 +205,6 @@ impl Batch<'_> {
         let last = prompt.len().div_ceil(PREFILL_CHUNK) - 1;
         for (i, tokens) in prompt.chunks(PREFILL_CHUNK).enumerate() {
             let logits = if i == last { Logits::Last } else { Logits::None };
-            self.rows.clear();
             self.model.model.forward(&mut [Step { sequence: &mut run.sequence, tokens, logits }], &mut self.rows, None)?;
         }
         run.timings.prefill_seconds = started.elapsed().as_secs_f64();
@@ -220,15 +219,10 @@ impl Batch<'_> {
         let vocab = self.model.vocab();
         while self.options.max_tokens > 0 && runs.iter().any(|run| run.finish.is_none()) {
             let started = Instant::now();
-            self.rows.clear();
             {
                 let active = runs.iter_mut().filter(|run| run.finish.is_none());
                 let mut steps: Vec<Step<'_>> = active
-                    .map(|run| Step {
-                        sequence: &mut run.sequence,
-                        tokens: &run.ids[run.ids.len() - 1..],
-                        logits: Logits::Last,
-                    })
+                    .map(|run| Step { sequence: &mut run.sequence, tokens: &run.ids[run.ids.len() - 1..], logits: Logits::Last })
                     .collect();
                 self.model.model.forward(&mut steps, &mut self.rows, None)?;
             }

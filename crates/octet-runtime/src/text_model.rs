@@ -7,14 +7,20 @@ use octet_model::{ArchSpec, LoadOptions, Model};
 use octet_tensor::{Activations, WeightSource};
 
 /// How a model folder is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct OpenOptions {
     /// Activations of every quantized linear; `None` as the folder says.
     pub activations: Option<Activations>,
-    /// Element type of the KV cache; `None` for the default.
-    pub kv: Option<KvDtype>,
+    /// Element type of the KV cache.
+    pub kv: KvDtype,
     /// Tokens the model may see at once; `None` as its config says.
     pub context: Option<usize>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { activations: None, kv: KvDtype::F32, context: None }
+    }
 }
 
 /// A language model with its tokenizer, generation defaults and chat template.
@@ -60,18 +66,15 @@ impl TextModel {
             generation.eos_ids.extend(tokenizer.eos());
         }
         let chat = ChatTemplate::open(folder)?;
-        tokenizer.check_vocabulary(spec.vocab_size, chat.as_ref().map(ChatTemplate::source))?;
-        let mut load = LoadOptions { activations: options.activations, context: options.context, ..LoadOptions::default() };
-        if let Some(kv) = options.kv {
-            load.kv = kv;
-        }
+        tokenizer.check_vocabulary(spec.vocab_size(), chat.as_ref().map(ChatTemplate::source))?;
+        let load = LoadOptions { activations: options.activations, kv: options.kv, context: options.context };
         let model = Model::load(engine, spec, source, load, progress)?;
         Ok(Self { model, tokenizer, generation, chat })
     }
 
     /// Rows of a logits vector.
     pub fn vocab(&self) -> usize {
-        self.model.spec().vocab_size
+        self.model.spec().vocab_size()
     }
 
     /// Tokens the model can see at once.

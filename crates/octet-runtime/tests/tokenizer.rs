@@ -1,4 +1,5 @@
 //! The tokenizer on small hand-made tokenizer.json files: special tokens, streaming, what must be refused.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use octet_formats::Folder;
 use octet_runtime::{DecodeStream, Error, Tokenizer};

@@ -23,7 +23,11 @@ pub struct Divergence {
 ///
 /// A logit that is not finite makes the divergence infinite.
 pub fn kl_divergence(p: &[f32], q: &[f32]) -> Divergence {
-    let (lp, lq) = (log_sum_exp(p), log_sum_exp(q));
+    kl_divergence_from(p, log_sum_exp(p), q, log_sum_exp(q))
+}
+
+/// As [`kl_divergence`], for callers that have the [`log_sum_exp`] of both already.
+pub fn kl_divergence_from(p: &[f32], lp: f64, q: &[f32], lq: f64) -> Divergence {
     let same_top = argmax(p) == argmax(q);
     if !lp.is_finite() || !lq.is_finite() {
         return Divergence { kl: f64::INFINITY, same_top: false };

@@ -21,7 +21,7 @@ mod source;
 mod tensor;
 
 pub use bytes::Bytes;
-pub use divergence::{Divergence, kl_divergence, log_sum_exp};
+pub use divergence::{Divergence, kl_divergence, kl_divergence_from, log_sum_exp};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use float_matrix::FloatMatrix;

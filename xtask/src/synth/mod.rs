@@ -6,23 +6,27 @@
 mod noise;
 mod shapes;
 mod tokenizer;
-mod writer;
 
 use anyhow::{Context, Result, bail};
-use noise::Noise;
+use noise::{Noise, Stream};
+use octet_formats::{safetensors::Writer, staging::Staging};
 use serde_json::{Value, json};
-use shapes::{SHAPES, Shape, TensorSpec};
-use std::{fs, path::Path, sync::mpsc, thread, time::Instant};
-use writer::Writer;
+use shapes::{SHAPES, Shape, Tensor};
+use std::{collections::BTreeMap, fs, path::Path, sync::mpsc, thread, time::Instant};
+use tokenizer::Vocabulary;
 
 /// Bytes of one buffer; up to four exist at a time.
 const BUFFER: usize = 4 << 20;
 
-/// Largest shard, as Hugging Face's own tools cut them by default.
+/// Largest shard.
 const SHARD_BYTES: u64 = 2_000_000_000;
 
-/// What must stay free on the disk beside the checkpoint.
-const SPARE_BYTES: u64 = 256 << 20;
+/// Bytes of one tensor on their way to the writer.
+struct Piece {
+    tensor: usize,
+    offset: usize,
+    bytes: Vec<u8>,
+}
 
 /// The shapes by name, one a line.
 pub(crate) fn list() -> String {
@@ -33,7 +37,7 @@ pub(crate) fn list() -> String {
 /// Writes the checkpoint called `name` into the new folder `dir`; says what was written and how fast.
 ///
 /// # Errors
-/// An unknown name, a folder that exists, too little disk space, and whatever the file system refuses; a partly written folder is removed.
+/// An unknown name, a folder that exists, too little disk space, and whatever the file system refuses; nothing stays behind.
 pub(crate) fn write(name: &str, dir: &Path) -> Result<String> {
     let Some(shape) = SHAPES.iter().find(|shape| shape.name == name) else {
         bail!("no shape is called `{name}`; these exist:\n{}", list());
@@ -41,50 +45,26 @@ pub(crate) fn write(name: &str, dir: &Path) -> Result<String> {
     if dir.exists() {
         bail!("{} exists; name a folder that does not", dir.display());
     }
-    let bytes = total_bytes(shape);
-    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    check_space(parent, bytes)?;
-    fs::create_dir(dir).with_context(|| format!("cannot create {}; its parent must exist and be writable", dir.display()))?;
     let start = Instant::now();
-    if let Err(error) = write_files(shape, dir) {
-        // The first error is the one worth telling.
-        let _ = fs::remove_dir_all(dir);
-        return Err(error);
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    Ok(format!("{}: {:.2} GB of weights in {seconds:.1} s ({:.0} MB/s)", dir.display(), bytes as f64 / 1e9, bytes as f64 / 1e6 / seconds))
+    let staging = Staging::begin(dir, false, &[])?;
+    write_weights(shape, &staging.path(), SHARD_BYTES)?;
+    write_companions(shape, &staging.path())?;
+    let dir = staging.commit()?;
+    let (bytes, seconds) = (total_bytes(shape) as f64, start.elapsed().as_secs_f64());
+    Ok(format!("{}: {:.2} GB of weights in {seconds:.1} s ({:.0} MB/s)", dir.display(), bytes / 1e9, bytes / 1e6 / seconds))
 }
 
-fn total_bytes(shape: &Shape) -> u64 {
-    shape.tensors().iter().map(TensorSpec::bytes).sum()
+fn total_bytes(shape: &Shape) -> usize {
+    shape.tensors().iter().map(Tensor::bytes).sum()
 }
 
-fn check_space(folder: &Path, bytes: u64) -> Result<()> {
-    let stat = rustix::fs::statvfs(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let needed = bytes + SPARE_BYTES;
-    if free < needed {
-        bail!(
-            "{} has {:.1} GB free, the checkpoint needs {:.1} GB; choose another disk",
-            folder.display(),
-            free as f64 / 1e9,
-            needed as f64 / 1e9
-        );
-    }
-    Ok(())
-}
-
-fn write_files(shape: &Shape, dir: &Path) -> Result<()> {
-    let vocabulary = tokenizer::Vocabulary::new(shape.tokens);
+fn write_companions(shape: &Shape, dir: &Path) -> Result<()> {
+    let vocabulary = Vocabulary::new(shape.tokens);
+    let generation = json!({"bos_token_id": vocabulary.bos(), "eos_token_id": vocabulary.eos(), "do_sample": false});
     write_json(dir, "config.json", &shape.config(&vocabulary))?;
-    write_json(
-        dir,
-        "generation_config.json",
-        &json!({"bos_token_id": vocabulary.bos(), "eos_token_id": vocabulary.eos(), "do_sample": false}),
-    )?;
+    write_json(dir, "generation_config.json", &generation)?;
     write_json(dir, "tokenizer_config.json", &vocabulary.tokenizer_config(shape.context))?;
-    write_json(dir, "tokenizer.json", &vocabulary.tokenizer())?;
-    write_weights(shape, dir)
+    write_json(dir, "tokenizer.json", &vocabulary.tokenizer())
 }
 
 fn write_json(dir: &Path, file: &str, value: &Value) -> Result<()> {
@@ -92,36 +72,36 @@ fn write_json(dir: &Path, file: &str, value: &Value) -> Result<()> {
     fs::write(&path, serde_json::to_vec_pretty(value)?).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn write_weights(shape: &Shape, dir: &Path) -> Result<()> {
+fn write_weights(shape: &Shape, dir: &Path, shard_bytes: u64) -> Result<()> {
     let tensors = shape.tensors();
-    let mut writer = Writer::new(dir, &tensors, SHARD_BYTES)?;
-    let (filled, to_write) = mpsc::sync_channel::<Vec<u8>>(2);
+    let specs = tensors.iter().map(|tensor| tensor.spec.clone()).collect();
+    let mut writer = Writer::create(dir, specs, shard_bytes, &BTreeMap::new())?;
+    let (filled, to_write) = mpsc::sync_channel(2);
     let (emptied, to_fill) = mpsc::channel();
     thread::scope(|scope| {
-        scope.spawn(move || fill(shape.name, &tensors, &filled, &to_fill));
-        for buffer in to_write {
-            writer.write(&buffer)?;
+        let tensors = &tensors;
+        scope.spawn(move || fill(shape.name, tensors, &filled, &to_fill));
+        for Piece { tensor, offset, bytes } in to_write {
+            writer.write(&tensors[tensor].spec.name, offset, &bytes)?;
             // The other end is gone once everything is filled.
-            let _ = emptied.send(buffer);
+            let _ = emptied.send(bytes);
         }
-        writer.finish()
+        Ok(writer.finish()?)
     })
 }
 
 /// Sends the bytes of all tensors, one after the other, in buffers that come back to be used again.
-fn fill(seed: &str, tensors: &[TensorSpec], filled: &mpsc::SyncSender<Vec<u8>>, to_fill: &mpsc::Receiver<Vec<u8>>) {
+fn fill(seed: &str, tensors: &[Tensor], filled: &mpsc::SyncSender<Piece>, to_fill: &mpsc::Receiver<Vec<u8>>) {
     let noise = Noise::new();
-    for tensor in tensors {
-        let mut stream = noise::Stream::new(&format!("{seed} {}", tensor.name));
-        let mut left = tensor.bytes();
-        while left > 0 {
-            let len = left.min(BUFFER as u64) as usize;
-            let mut buffer = to_fill.try_recv().unwrap_or_default();
-            buffer.resize(len, 0);
-            noise.fill(tensor.fill, &mut stream, &mut buffer);
-            left -= len as u64;
+    for (index, tensor) in tensors.iter().enumerate() {
+        let mut stream = Stream::new(&format!("{seed} {}", tensor.spec.name));
+        let size = tensor.bytes();
+        for offset in (0..size).step_by(BUFFER) {
+            let mut bytes = to_fill.try_recv().unwrap_or_default();
+            bytes.resize(BUFFER.min(size - offset), 0);
+            noise.fill(tensor.fill, &mut stream, &mut bytes);
             // The writer stops listening only when it failed; it has the error.
-            if filled.send(buffer).is_err() {
+            if filled.send(Piece { tensor: index, offset, bytes }).is_err() {
                 return;
             }
         }
@@ -132,21 +112,17 @@ fn fill(seed: &str, tensors: &[TensorSpec], filled: &mpsc::SyncSender<Vec<u8>>, 
 mod tests {
     use super::*;
     use half::bf16;
+    use octet_formats::{Checkpoint, Folder};
+    use octet_tensor::WeightSource;
 
     fn read(dir: &Path, file: &str) -> Value {
         serde_json::from_slice(&fs::read(dir.join(file)).unwrap()).unwrap()
     }
 
-    fn tiny(dir: &Path, quantized: bool, shard_bytes: u64) {
-        let shape =
-            Shape { name: "tiny", tokens: 300, vocabulary: 384, hidden: 256, intermediate: 384, layers: 2, fp8: quantized, ..SHAPES[0] };
-        let tensors = shape.tensors();
-        let mut writer = Writer::new(dir, &tensors, shard_bytes).unwrap();
-        let (filled, to_write) = mpsc::sync_channel(1000);
-        fill(shape.name, &tensors, &filled, &mpsc::channel().1);
-        drop(filled);
-        to_write.iter().for_each(|buffer: Vec<u8>| writer.write(&buffer).unwrap());
-        writer.finish().unwrap();
+    fn tiny(dir: &Path, fp8: bool, shard_bytes: u64) {
+        let shape = Shape { name: "tiny", tokens: 300, vocabulary: 384, hidden: 256, intermediate: 384, layers: 2, fp8, ..SHAPES[0] };
+        write_weights(&shape, dir, shard_bytes).unwrap();
+        write_companions(&shape, dir).unwrap();
     }
 
     /// Header and data section of a safetensors file.
@@ -204,6 +180,18 @@ mod tests {
     }
 
     #[test]
+    fn octet_opens_what_was_written() {
+        for fp8 in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            tiny(dir.path(), fp8, 1 << 20);
+            let checkpoint = Checkpoint::open(&Folder::disk(dir.path()).unwrap()).unwrap();
+            let matrix = checkpoint.matrix("model.layers.1.mlp.down_proj").unwrap().unwrap();
+            assert_eq!((matrix.rows(), matrix.cols()), (256, 384));
+            assert!(checkpoint.quantization().is_none());
+        }
+    }
+
+    #[test]
     fn the_same_name_gives_the_same_bytes() {
         let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let files = dirs.each_ref().map(|dir| {
@@ -219,7 +207,7 @@ mod tests {
         let message = |name: &str, dir: &Path| format!("{:#}", write(name, dir).unwrap_err());
         assert!(message("qwen9", &dir.path().join("new")).contains("qwen3-0.6b"));
         assert!(message("medium-150m", dir.path()).contains("exists"));
-        assert!(message("medium-150m", &dir.path().join("a/b")).contains("cannot look at"));
+        assert!(message("medium-150m", &dir.path().join("a/b")).contains("a/b"));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -1,7 +1,7 @@
 //! Random numbers: cheap, and the same on every machine (sums of integers, no mathematical library).
 
 use half::bf16;
-use octet_tensor::e4m3_to_f32;
+use octet_tensor::{Dtype, e4m3_to_f32};
 
 /// Entries of a table of Gaussian values: 13 bits of a random number choose one. Twice 8 KiB stay in the first-level cache.
 const ENTRIES: usize = 1 << 13;
@@ -26,14 +26,9 @@ pub(crate) enum Fill {
 }
 
 impl Fill {
-    /// Bytes an element takes.
-    pub(crate) fn size(self) -> u64 {
-        if self == Self::Fp8 { 1 } else { 2 }
-    }
-
-    /// Name of the dtype in a safetensors header.
-    pub(crate) fn dtype(self) -> &'static str {
-        if self == Self::Fp8 { "F8_E4M3" } else { "BF16" }
+    /// Type of the elements.
+    pub(crate) fn dtype(self) -> Dtype {
+        if self == Self::Fp8 { Dtype::F8E4m3 } else { Dtype::Bf16 }
     }
 }
 

@@ -1,10 +1,11 @@
 //! The shapes: real models' dimensions as data.
 
 use super::{noise::Fill, tokenizer::Vocabulary};
+use octet_formats::safetensors::TensorSpec;
 use serde_json::{Value, json};
 
 /// Rows and columns of a block that shares one FP8 scale.
-const FP8_BLOCK: u64 = 128;
+const FP8_BLOCK: usize = 128;
 
 /// A family, where it changes tensors or configuration.
 #[derive(Clone, Copy, PartialEq)]
@@ -26,19 +27,19 @@ pub(crate) struct Shape {
     /// Family.
     pub(crate) family: Family,
     /// Width of the residual stream.
-    pub(crate) hidden: u64,
+    pub(crate) hidden: usize,
     /// Width inside the MLP.
-    pub(crate) intermediate: u64,
+    pub(crate) intermediate: usize,
     /// Blocks.
-    pub(crate) layers: u64,
+    pub(crate) layers: usize,
     /// Query heads.
-    pub(crate) heads: u64,
+    pub(crate) heads: usize,
     /// Key and value heads.
-    pub(crate) kv_heads: u64,
+    pub(crate) kv_heads: usize,
     /// Width of a head.
-    pub(crate) head_dim: u64,
+    pub(crate) head_dim: usize,
     /// Rows of the embedding.
-    pub(crate) vocabulary: u64,
+    pub(crate) vocabulary: usize,
     /// Tokens the tokenizer has; the embedding's other rows are padding.
     pub(crate) tokens: usize,
     /// Whether the head is the embedding.
@@ -48,7 +49,7 @@ pub(crate) struct Shape {
     /// Epsilon of the norms.
     pub(crate) eps: f64,
     /// Longest context.
-    pub(crate) context: u64,
+    pub(crate) context: usize,
     /// Whether the linears are FP8 with block scales.
     pub(crate) fp8: bool,
 }
@@ -111,20 +112,21 @@ pub(crate) const SHAPES: [Shape; 4] = [
 ];
 
 /// A tensor to be written.
-#[derive(Clone)]
-pub(crate) struct TensorSpec {
-    /// Name in the checkpoint.
-    pub(crate) name: String,
-    /// Shape, rows first.
-    pub(crate) shape: Vec<u64>,
+pub(crate) struct Tensor {
+    /// Name, type and shape.
+    pub(crate) spec: TensorSpec,
     /// Contents.
     pub(crate) fill: Fill,
 }
 
-impl TensorSpec {
+impl Tensor {
+    fn new(name: String, shape: Vec<usize>, fill: Fill) -> Self {
+        Self { spec: TensorSpec { name, dtype: fill.dtype(), shape }, fill }
+    }
+
     /// Bytes of the data.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.shape.iter().product::<u64>() * self.fill.size()
+    pub(crate) fn bytes(&self) -> usize {
+        self.spec.shape.iter().product::<usize>() * self.spec.dtype.size()
     }
 }
 
@@ -146,7 +148,7 @@ impl Shape {
     }
 
     /// All tensors in the order of the forward pass.
-    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
+    pub(crate) fn tensors(&self) -> Vec<Tensor> {
         let mut tensors = vec![matrix("model.embed_tokens", self.vocabulary, self.hidden)];
         for layer in 0..self.layers {
             tensors.extend(self.block(&format!("model.layers.{layer}")));
@@ -158,7 +160,7 @@ impl Shape {
         tensors
     }
 
-    fn block(&self, at: &str) -> Vec<TensorSpec> {
+    fn block(&self, at: &str) -> Vec<Tensor> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let (hidden, wide) = (self.hidden, self.intermediate);
         let attention = [("q_proj", q, hidden), ("k_proj", kv, hidden), ("v_proj", kv, hidden), ("o_proj", hidden, q)];
@@ -241,23 +243,22 @@ impl Shape {
         })
     }
 
-    fn linear(&self, module: &str, rows: u64, cols: u64) -> Vec<TensorSpec> {
+    fn linear(&self, module: &str, rows: usize, cols: usize) -> Vec<Tensor> {
         if !self.fp8 {
             return vec![matrix(module, rows, cols)];
         }
-        let weight = TensorSpec { fill: Fill::Fp8, ..matrix(module, rows, cols) };
         let blocks = vec![rows.div_ceil(FP8_BLOCK), cols.div_ceil(FP8_BLOCK)];
-        let scale = TensorSpec { name: format!("{module}.weight_scale_inv"), shape: blocks, fill: Fill::Fp8Scale };
-        vec![weight, scale]
+        let weight = Tensor::new(format!("{module}.weight"), vec![rows, cols], Fill::Fp8);
+        vec![weight, Tensor::new(format!("{module}.weight_scale_inv"), blocks, Fill::Fp8Scale)]
     }
 }
 
-fn matrix(module: &str, rows: u64, cols: u64) -> TensorSpec {
-    TensorSpec { name: format!("{module}.weight"), shape: vec![rows, cols], fill: Fill::Weight }
+fn matrix(module: &str, rows: usize, cols: usize) -> Tensor {
+    Tensor::new(format!("{module}.weight"), vec![rows, cols], Fill::Weight)
 }
 
-fn norm(module: &str, width: u64) -> TensorSpec {
-    TensorSpec { name: format!("{module}.weight"), shape: vec![width], fill: Fill::Norm }
+fn norm(module: &str, width: usize) -> Tensor {
+    Tensor::new(format!("{module}.weight"), vec![width], Fill::Norm)
 }
 
 #[cfg(test)]
@@ -270,7 +271,7 @@ mod tests {
         let millions = |name: &str| {
             let shape = SHAPES.iter().find(|shape| shape.name == name).unwrap();
             let weights = shape.tensors().into_iter().filter(|tensor| tensor.fill != Fill::Fp8Scale);
-            weights.map(|tensor| tensor.shape.iter().product::<u64>()).sum::<u64>() / 1_000_000
+            weights.map(|tensor| tensor.spec.shape.iter().product::<usize>()).sum::<usize>() / 1_000_000
         };
         assert_eq!(millions("qwen3-0.6b"), 596);
         assert_eq!(millions("qwen3-4b-fp8"), 4022);

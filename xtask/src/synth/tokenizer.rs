@@ -84,7 +84,7 @@ impl Vocabulary {
     }
 
     /// `tokenizer_config.json`, with a chat template.
-    pub(crate) fn tokenizer_config(&self, context: u64) -> Value {
+    pub(crate) fn tokenizer_config(&self, context: usize) -> Value {
         json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": SPECIAL[0],

@@ -18,8 +18,8 @@ const EDGES: [(&str, &[&str]); 11] = [
         "octet",
         &["octet-tensor", "octet-kernels", "octet-formats", "octet-model", "octet-runtime", "octet-quant", "octet-eval", "octet-flow"],
     ),
-    ("octet-testkit", &["octet-tensor"]),
-    ("xtask", &["octet-tensor"]),
+    ("octet-testkit", &["octet-tensor", "octet-formats"]),
+    ("xtask", &["octet-tensor", "octet-formats"]),
 ];
 
 /// What tests may depend on beside that: everything a small model needs to be loaded and run.

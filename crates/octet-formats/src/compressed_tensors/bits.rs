@@ -14,8 +14,8 @@ pub(super) fn pack(codes: &[i8], bits: Bits, out: &mut Vec<u8>) {
         8 => out.extend(codes.iter().map(|&c| c as u8 ^ 0x80)),
         4 => {
             let (pairs, rest) = codes.as_chunks::<2>();
-            out.extend(pairs.iter().map(|&[low, high]| (low as u8 & 15 | high as u8 << 4) ^ 0x88));
-            out.extend(rest.iter().map(|&c| c as u8 & 15 ^ 8));
+            out.extend(pairs.iter().map(|&[low, high]| (low as u8 & 15 | (high as u8) << 4) ^ 0x88));
+            out.extend(rest.iter().map(|&c| (c as u8 & 15) ^ 8));
         }
         width => {
             let (mut stream, mut filled) = (0u32, 0);
@@ -40,10 +40,10 @@ pub(super) fn unpack(stream: &[u8], bits: Bits, out: &mut [i8]) {
     match bits.get() {
         8 => out.iter_mut().zip(stream).for_each(|(code, &byte)| *code = (byte ^ 0x80) as i8),
         4 => {
-            for (codes, &byte) in out.chunks_mut(2).zip(stream) {
-                let nibbles = [byte & 15, byte >> 4];
-                codes.iter_mut().zip(nibbles).for_each(|(code, nibble)| *code = nibble as i8 - 8);
-            }
+            let (pairs, last) = out.as_chunks_mut::<2>();
+            let nibble = |byte: u8| (byte & 15) as i8 - 8;
+            pairs.iter_mut().zip(stream).for_each(|(codes, &byte)| *codes = [nibble(byte), nibble(byte >> 4)]);
+            last.iter_mut().zip(&stream[pairs.len().min(stream.len())..]).for_each(|(code, &byte)| *code = nibble(byte));
         }
         width => {
             let (mut held, mut filled, mut bytes) = (0u32, 0, stream.iter());

@@ -82,7 +82,9 @@ fn weights(weights: WeightScheme) -> Value {
     };
     let zp_dtype = weights.is_asymmetric().then_some("torch.int8");
     let symmetric = !weights.is_asymmetric();
-    args(json!({"num_bits": weights.bits.get(), "symmetric": symmetric, "strategy": strategy, "group_size": group_size, "dynamic": false, "zp_dtype": zp_dtype}))
+    args(
+        json!({"num_bits": weights.bits.get(), "symmetric": symmetric, "strategy": strategy, "group_size": group_size, "dynamic": false, "zp_dtype": zp_dtype}),
+    )
 }
 
 fn activations(activations: Activations) -> Value {

@@ -23,7 +23,11 @@ pub(crate) fn packed(module: &str, scheme: Scheme, lookup: Lookup<'_>) -> Result
     let cols = packed_cols(&required(&format!("{module}.weight_shape"), lookup)?, rows)?;
     let bits = scheme.weights.bits;
     if cols.checked_mul(8).is_none() || words != bits::words(cols, bits) {
-        return Err(codes.wrong_shape(format!("[{rows}, {}] ({cols} inputs of {} bits)", cols.saturating_mul(bits.get() as usize).div_ceil(32), bits.get())));
+        return Err(codes.wrong_shape(format!(
+            "[{rows}, {}] ({cols} inputs of {} bits)",
+            cols.saturating_mul(bits.get() as usize).div_ceil(32),
+            bits.get()
+        )));
     }
     check_order(module, scheme, cols, lookup)?;
     let zero_rows = bits::words(rows, bits);
@@ -37,7 +41,14 @@ pub(crate) fn int8(module: &str, scheme: Scheme, lookup: Lookup<'_>) -> Result<M
     build(module, scheme, [rows, cols], codes, (Dtype::I8, rows), lookup)
 }
 
-fn build(module: &str, scheme: Scheme, [rows, cols]: [usize; 2], codes: Tensor, zeros: (Dtype, usize), lookup: Lookup<'_>) -> Result<Matrix> {
+fn build(
+    module: &str,
+    scheme: Scheme,
+    [rows, cols]: [usize; 2],
+    codes: Tensor,
+    zeros: (Dtype, usize),
+    lookup: Lookup<'_>,
+) -> Result<Matrix> {
     let groups = scheme.weights.groups(cols);
     let scales = required(&format!("{module}.weight_scale"), lookup)?;
     // A single scale serves the whole matrix (strategy `tensor`); one a row is written as [rows, 1] or [rows].

@@ -78,7 +78,10 @@ impl Args {
     /// FP8 weights.
     pub(super) fn float8(&self, key: &str) -> Result<Float8Scale> {
         if self.num_bits != 8 || !self.symmetric {
-            return bad(key, format!("asks for {}-bit floats (symmetric: {}), octet reads symmetric 8-bit ones", self.num_bits, self.symmetric));
+            return bad(
+                key,
+                format!("asks for {}-bit floats (symmetric: {}), octet reads symmetric 8-bit ones", self.num_bits, self.symmetric),
+            );
         }
         match self.strategy() {
             "tensor" => Ok(Float8Scale::Tensor),

@@ -149,12 +149,14 @@ fn read_group(name: &str, group: &Value, top_format: &str) -> Result<(Vec<Target
     let key = |field: &str| format!("config_groups.{name}.{field}");
     let given = |field: &str| group.get(field).filter(|value| !value.is_null());
     let targets = targets(&key("targets"), group.get("targets"))?;
-    let Some(weights) = given("weights") else { return bad(&key("weights"), "is missing; octet runs no checkpoint that quantizes only activations") };
+    let Some(weights) = given("weights") else {
+        return bad(&key("weights"), "is missing; octet runs no checkpoint that quantizes only activations");
+    };
     if given("output_activations").is_some() {
         return bad(&key("output_activations"), "is set; octet does not run quantized outputs");
     }
     let weights = Args::read(&key("weights"), weights)?;
-    let scheme = || {
+    let scheme = || -> Result<Scheme> {
         let activations = given("input_activations").map(|value| Args::read(&key("input_activations"), value));
         let activations = activations.transpose()?.map(|args| args.activations(&key("input_activations")));
         Ok(Scheme { weights: weights.weights(&key("weights"))?, activations: activations.transpose()?.unwrap_or(Activations::Exact) })

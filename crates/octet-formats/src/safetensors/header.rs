@@ -86,7 +86,9 @@ pub enum HeaderError {
         data: u64,
     },
     /// Tensors that overlap or leave a hole between them.
-    #[error("the tensor {name} starts at byte {start} of the data, expected {expected}; tensors must follow each other without overlap or hole")]
+    #[error(
+        "the tensor {name} starts at byte {start} of the data, expected {expected}; tensors must follow each other without overlap or hole"
+    )]
     NotContiguous {
         /// The tensor.
         name: String,
@@ -229,7 +231,8 @@ mod tests {
 
     #[test]
     fn lies_are_told_by_name() {
-        let one = |dtype: &str, shape: &str, offsets: &str| format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#);
+        let one =
+            |dtype: &str, shape: &str, offsets: &str| format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#);
         let cases = [
             (file(&one("F32", "[2]", "[0,8]"), 7), "cut short"),
             (file(&one("F32", "[2]", "[0,8]"), 9), "1 bytes after the last tensor"),
@@ -240,8 +243,14 @@ mod tests {
             (file(&one("F4", "[2]", "[0,8]"), 8), "unknown dtype \"F4\""),
             (file(&one("F32", "[-2]", "[0,8]"), 8), "expected JSON"),
             (file(&one("F32", "[1]", "[4,8]"), 8), "starts at byte 4 of the data, expected 0"),
-            (file(r#"{"a":{"dtype":"I8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"I8","shape":[4],"data_offsets":[2,6]}}"#, 6), "overlap"),
-            (file(r#"{"a":{"dtype":"I8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"I8","shape":[1],"data_offsets":[1,2]}}"#, 2), "twice"),
+            (
+                file(r#"{"a":{"dtype":"I8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"I8","shape":[4],"data_offsets":[2,6]}}"#, 6),
+                "overlap",
+            ),
+            (
+                file(r#"{"a":{"dtype":"I8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"I8","shape":[1],"data_offsets":[1,2]}}"#, 2),
+                "twice",
+            ),
             (file("[]", 0), "object of tensors"),
             (u64::MAX.to_le_bytes().to_vec(), "more than"),
             (100u64.to_le_bytes().to_vec(), "claims 108 bytes, the file has 8"),

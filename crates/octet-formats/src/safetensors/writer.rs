@@ -44,6 +44,8 @@ struct Shard {
     bytes: u64,
 }
 
+type NamedSlots = Vec<(String, Slot)>;
+
 /// Where a tensor goes and which of its bytes were written.
 #[derive(Debug)]
 struct Slot {
@@ -82,6 +84,17 @@ impl Writer {
         let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
         let index = (count > 1).then(|| (dir.join(INDEX), index));
         Ok(Self { files, tensors, index })
+    }
+
+    /// Bytes that files with these tensors take, headers included (the index of a sharded checkpoint, well below a
+    /// thousandth, is not counted).
+    ///
+    /// # Errors
+    /// As [`Writer::create`], as far as that depends on the tensors alone.
+    pub fn forecast(specs: Vec<TensorSpec>, max_shard_bytes: u64, metadata: &BTreeMap<String, String>) -> Result<u64> {
+        let total = total_bytes(&specs)?;
+        let headers = deal(specs, max_shard_bytes).into_iter().enumerate().map(|(i, specs)| Ok(layout(specs, metadata, i)?.0.len() as u64));
+        Ok(total + headers.sum::<Result<u64>>()?)
     }
 
     /// Writes `bytes` at `offset` of the tensor `name`.
@@ -206,7 +219,7 @@ fn deal(specs: Vec<TensorSpec>, max_shard_bytes: u64) -> Vec<Vec<TensorSpec>> {
 }
 
 /// The header of a shard and where its tensors go. Wide elements come first, so that all are aligned to their size.
-fn layout(mut specs: Vec<TensorSpec>, metadata: &BTreeMap<String, String>, file: usize) -> Result<(Vec<u8>, Vec<(String, Slot)>)> {
+fn layout(mut specs: Vec<TensorSpec>, metadata: &BTreeMap<String, String>, file: usize) -> Result<(Vec<u8>, NamedSlots)> {
     specs.sort_by_key(|spec| std::cmp::Reverse(spec.dtype.size()));
     let mut all = metadata.clone();
     all.insert("format".into(), "pt".into());

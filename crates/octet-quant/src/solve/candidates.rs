@@ -1,38 +1,39 @@
 //! Which scales and zero points are worth trying, as factors of a group's range.
 
-use super::kernel::{LANES, Lanes, Moments};
+use octet_kernels::{CANDIDATES, Candidate, Candidates, CodeMoments};
 use octet_tensor::{Dtype, WeightScheme};
 
 /// A scale and zero point; the scale is exactly what the storage type holds, in the group's normalised units.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Candidate {
+pub(super) struct Choice {
     pub(super) scale: f32,
     pub(super) zero: i32,
 }
 
-impl Candidate {
+impl Choice {
     /// A scale that its storage type cannot hold (zero or infinite) stands for "all codes zero".
     pub(super) fn is_void(&self) -> bool {
         self.scale == 0.0 || !self.scale.is_finite()
     }
 
-    /// scale, inverse, low, high as the kernels want them.
-    pub(super) fn lane(&self, range: (i32, i32)) -> [f32; 4] {
+    /// The choice as kernels want it, with codes in `range`.
+    pub(super) fn candidate(&self, range: (i32, i32)) -> Candidate {
         if self.is_void() {
-            return [0.0; 4];
+            return Candidate::default();
         }
-        [self.scale, 1.0 / self.scale, (range.0 - self.zero) as f32, (range.1 - self.zero) as f32]
+        let (low, high) = ((range.0 - self.zero) as f32, (range.1 - self.zero) as f32);
+        Candidate { inverse: 1.0 / self.scale, scale: self.scale, low, high }
     }
 }
 
-/// Eight candidates side by side; missing ones repeat the first.
-pub(super) fn lanes(candidates: &[Candidate], range: (i32, i32)) -> Lanes {
-    let mut lanes = Lanes { inverse: [0.0; LANES], scale: [0.0; LANES], low: [0.0; LANES], high: [0.0; LANES] };
-    for j in 0..LANES {
-        let candidate = candidates.get(j).or(candidates.first()).copied().unwrap_or_default();
-        [lanes.scale[j], lanes.inverse[j], lanes.low[j], lanes.high[j]] = candidate.lane(range);
+/// Sixteen choices side by side.
+pub(super) fn side_by_side(choices: &[Choice; CANDIDATES], range: (i32, i32)) -> Candidates {
+    let mut all = Candidates::default();
+    for (j, choice) in choices.iter().enumerate() {
+        let one = choice.candidate(range);
+        (all.inverse[j], all.scale[j], all.low[j], all.high[j]) = (one.inverse, one.scale, one.low, one.high);
     }
-    lanes
+    all
 }
 
 /// One way to turn a group's range into a scale and a zero point.
@@ -58,12 +59,12 @@ pub(super) struct Grid {
 const SMALLEST_SPAN: [f32; 9] = [0.0, 0.0, 0.40, 0.50, 0.58, 0.66, 0.74, 0.80, 0.85];
 
 impl Grid {
-    /// A grid of at least `count` candidates, rounded up to a multiple of eight.
+    /// A grid of at least `count` candidates, rounded up to a multiple of sixteen.
     pub(super) fn new(scheme: WeightScheme, count: usize) -> Self {
         let (low, high) = (scheme.bits.min_code(), scheme.bits.max_code());
         let half = -low as f32;
         let smallest = SMALLEST_SPAN[scheme.bits.get() as usize];
-        let count = count.max(1).next_multiple_of(LANES);
+        let count = count.max(1).next_multiple_of(CANDIDATES);
         let asymmetric = scheme.is_asymmetric();
         let shapes = if asymmetric { asymmetric_shapes(count, smallest, 2.0 * half) } else { symmetric_shapes(count, smallest, half) };
         Self { shapes, asymmetric, half, range: (low, high) }
@@ -74,38 +75,38 @@ impl Grid {
         self.shapes.len()
     }
 
-    /// Candidate `index` for a group between `low` and `high`, its scale rounded by `round`.
-    pub(super) fn candidate(&self, index: usize, (low, high): (f32, f32), round: &impl Fn(f32) -> f32) -> Candidate {
+    /// Choice `index` for a group between `low` and `high`, its scale rounded by `round`.
+    pub(super) fn choice(&self, index: usize, (low, high): (f32, f32), rounding: Rounding) -> Choice {
         let Shape { span, side } = self.shapes[index];
         if !self.asymmetric {
             let extreme = if -low >= high { low } else { high };
             let sign = if side == 0 { -1.0 } else { 1.0 };
-            return Candidate { scale: round(sign * extreme * span / self.half), zero: 0 };
+            return Choice { scale: rounding.round(sign * extreme * span / self.half), zero: 0 };
         }
         // The range always contains zero, so that the zero point is a code.
         let (low, high) = (low.min(0.0), high.max(0.0));
-        let scale = round((high - low) * span / (self.range.1 - self.range.0) as f32);
+        let scale = rounding.round((high - low) * span / (self.range.1 - self.range.0) as f32);
         let (centre, width) = (0.5 * (low + high), 0.5 * (high - low) * span);
         self.with_zero(scale, self.range.0 as f32 - (centre - width) / scale, side)
     }
 
     /// The scale with the zero point nearest to `zero`, moved by `offset`, that is a code.
-    fn with_zero(&self, scale: f32, zero: f32, offset: i32) -> Candidate {
+    fn with_zero(&self, scale: f32, zero: f32, offset: i32) -> Choice {
         if scale == 0.0 || !zero.is_finite() {
-            return Candidate::default();
+            return Choice::default();
         }
         let zero = (zero.round_ties_even() as i32).saturating_add(offset).clamp(self.range.0, self.range.1);
-        Candidate { scale, zero }
+        Choice { scale, zero }
     }
 
     /// Candidates around the closed-form optimum for the codes of `best`, whose moments these are.
-    pub(super) fn around(&self, best: Candidate, m: &Moments, round: &impl Fn(f32) -> f32) -> [Candidate; LANES] {
+    pub(super) fn around(&self, best: Choice, m: &CodeMoments, rounding: Rounding) -> [Choice; CANDIDATES] {
         let fitted = if m.kk > 0.0 { (m.wk / m.kk) as f32 } else { best.scale };
         // About the change that moves the outermost weight by an eighth of a step.
         let step = 1.0 / (8.0 * self.half);
-        let moved = |scale: f32, by: f32| round(scale * (1.0 + by * step));
+        let moved = |scale: f32, by: f32| rounding.round(scale * (1.0 + by * step));
         if !self.asymmetric {
-            return [0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0].map(|by| Candidate { scale: moved(fitted, by), zero: 0 });
+            return std::array::from_fn(|j| Choice { scale: moved(fitted, alternating(j)), zero: 0 });
         }
         let same = |by: f32, offset: i32| self.with_zero(moved(fitted, by), best.zero as f32, offset);
         // Least squares for scale and offset together, the offset then rounded to a zero point.
@@ -117,8 +118,19 @@ impl Grid {
             (fitted, 0.0)
         };
         let free = |by: f32, offset: i32| self.with_zero(moved(joint, by), best.zero as f32 - shift, offset);
-        [same(0.0, 0), free(0.0, 0), free(0.0, 1), free(0.0, -1), free(1.0, 0), free(-1.0, 0), same(1.0, 0), same(-1.0, 0)]
+        std::array::from_fn(|j| match j {
+            0..5 => same(alternating(j), 0),
+            5..10 => free(alternating(j - 5), 0),
+            10..13 => free(alternating(j - 10), 1),
+            _ => free(alternating(j - 13), -1),
+        })
     }
+}
+
+/// 0, 1, −1, 2, −2, …
+fn alternating(j: usize) -> f32 {
+    let size = j.div_ceil(2) as f32;
+    if j % 2 == 1 { size } else { -size }
 }
 
 /// Both signs of the scale; the plain choices come first (extreme at the longer end, at the shorter end, and both
@@ -148,11 +160,49 @@ fn asymmetric_shapes(count: usize, smallest: f32, codes: f32) -> Vec<Shape> {
     centred.chain(wide).chain(moved).collect()
 }
 
-/// Rounds a scale given in units of 2^−`exponent` to what `dtype` holds.
-pub(super) fn round_scale(scale: f32, exponent: i32, dtype: Dtype) -> f32 {
-    if exponent == 0 {
-        return dtype.round(scale);
+/// How scales become what their storage type holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rounding {
+    /// The storage type.
+    pub(super) dtype: Dtype,
+    /// Scales are given in units of 2 to this power.
+    pub(super) exponent: i32,
+}
+
+impl Rounding {
+    /// The nearest scale that can be stored, in the same units.
+    #[inline]
+    pub(super) fn round(self, scale: f32) -> f32 {
+        match (self.dtype, self.exponent) {
+            (Dtype::F32, 0) => scale,
+            // Half to even on the upper 16 bits; scales in here are finite.
+            (Dtype::Bf16, 0) => {
+                let bits = scale.to_bits();
+                f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+            }
+            (dtype, 0) => dtype.round(scale),
+            (dtype, exponent) => {
+                let unit = 2f64.powi(exponent);
+                (f64::from(dtype.round((f64::from(scale) * unit) as f32)) / unit) as f32
+            }
+        }
     }
-    let unit = 2f64.powi(exponent);
-    (f64::from(dtype.round((f64::from(scale) * unit) as f32)) / unit) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_that_of_the_storage_type() {
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+            let plain = Rounding { dtype, exponent: 0 };
+            let scaled = Rounding { dtype, exponent: -3 };
+            for i in 0..10_000u32 {
+                let scale = (f32::from_bits(0x3c00_0000 + i * 7919)) * if i % 2 == 0 { 1.0 } else { -1.0 };
+                assert_eq!(plain.round(scale), dtype.round(scale));
+                assert_eq!(scaled.round(scale) / 8.0, dtype.round(scale / 8.0));
+            }
+        }
+    }
 }

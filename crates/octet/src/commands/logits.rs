@@ -30,9 +30,9 @@ pub(crate) fn logits(args: &Logits, global: &Global) -> Result<Ended> {
     let ids = ids.iter().map(|&id| u32::try_from(id).ok().with_context(|| format!("{id} is not a token id"))).collect::<Result<Vec<u32>>>()?;
     let activations = (args.activations == LogitsActivations::Exact).then_some(Activations::Exact);
     // f32 keys and values: this command exists to be compared with other implementations.
-    let options = LoadOptions { activations, kv: KvDtype::F32, ..LoadOptions::default() };
+    let options = LoadOptions { activations, kv: KvDtype::F32, context: None };
     let model = Model::load(&engine, spec, &checkpoint, options, &mut |_, _| {})?;
-    let vocab = model.spec().vocab_size;
+    let vocab = model.spec().vocab_size();
     let mut all = Vec::with_capacity(batch * tokens * vocab);
     let (mut rows, mut progress) = (vec![], Progress::new());
     for (i, row) in ids.chunks(tokens.max(1)).enumerate() {

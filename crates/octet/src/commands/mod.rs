@@ -8,6 +8,7 @@ mod logits;
 mod quantize;
 mod run;
 mod text;
+mod verdict;
 
 use crate::{
     args::{Cli, Command},

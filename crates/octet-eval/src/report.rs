@@ -1,0 +1,250 @@
+//! The report of a verdict: `validation_report.json`.
+
+use crate::{
+    fidelity::{KlFigures, Tenth, by_position, same_top_share},
+    gates::{Gate, Status},
+    health::Health,
+    integrity::Check,
+    machine::{Machine, ProcessMemory},
+    paired::{delta_bits_per_byte, ln_perplexity_ratio},
+    score::{Comparison, WindowScore},
+    size::Size,
+    speed::Speed,
+    stats::{Interval, bootstrap_ratio},
+    windows::Windows,
+};
+use serde::{Deserialize, Serialize};
+
+/// Version of the report's fields; a field that changes its meaning raises it.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The file the report is written to.
+pub const REPORT_FILE: &str = "validation_report.json";
+
+/// A verdict with everything it rests on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// See [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The verdict.
+    pub status: Status,
+    /// The scheme that was judged.
+    pub scheme: String,
+    /// Every gate.
+    pub gates: Vec<Gate>,
+    /// Every measurement.
+    pub measures: Measures,
+    /// The Trinity Score, where it was computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trinity: Option<serde_json::Value>,
+    /// Where it was measured.
+    pub machine: Machine,
+    /// The command line.
+    pub command: Vec<String>,
+}
+
+impl Report {
+    /// A report of these gates; the status follows from them.
+    pub fn new(scheme: String, gates: Vec<Gate>, fell_back: bool, measures: Measures, machine: Machine, command: Vec<String>) -> Self {
+        let status = Status::of(&gates, fell_back);
+        Self { schema_version: SCHEMA_VERSION, status, scheme, gates, measures, trinity: None, machine, command }
+    }
+
+    /// The JSON document, indented, with a line break at its end.
+    ///
+    /// # Errors
+    /// Never for reports made by this crate; the type of the error is that of the serializer.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        serde_json::to_string_pretty(self).map(|text| text + "\n")
+    }
+}
+
+/// What was measured; absent where it was not.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Measures {
+    /// The text and how it was cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextInfo>,
+    /// Perplexity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ppl: Option<Perplexity>,
+    /// KL(original ‖ quantized) in nats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl: Option<KlFigures>,
+    /// Share of tokens on which both models agree about the likeliest next one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top1: Option<f64>,
+    /// Bits a byte of text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<BitsPerByte>,
+    /// Divergence along the context.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub by_position: Vec<Tenth>,
+    /// Size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// Speed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed: Option<Speed>,
+    /// Memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+    /// Text health.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// Checks of the written files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub integrity: Vec<Check>,
+}
+
+/// The evaluation text and how it was cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextInfo {
+    /// Where it came from.
+    pub name: String,
+    /// Predicted tokens.
+    pub tokens: usize,
+    /// Bytes they stand for.
+    pub bytes: usize,
+    /// Windows.
+    pub windows: usize,
+    /// Tokens of a full window.
+    pub context: usize,
+    /// Whether every window begins with a beginning-of-sequence token.
+    pub bos: bool,
+}
+
+impl TextInfo {
+    /// The text `name` cut into `windows`.
+    pub fn of(name: impl Into<String>, windows: &Windows) -> Self {
+        Self {
+            name: name.into(),
+            tokens: windows.tokens(),
+            bytes: windows.bytes.iter().sum(),
+            windows: windows.windows.len(),
+            context: windows.context,
+            bos: windows.bos.is_some(),
+        }
+    }
+}
+
+/// Perplexity of one or both models.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Perplexity {
+    /// Of the original (or of the only model).
+    #[serde(with = "crate::number")]
+    pub base: f64,
+    /// 95 % interval of `base`.
+    pub base_ci95: Option<[f64; 2]>,
+    /// Of the quantized model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quant: Option<f64>,
+    /// 95 % interval of `quant`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quant_ci95: Option<[f64; 2]>,
+    /// `quant` over `base`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+    /// Paired 95 % interval of `ratio`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio_ci95: Option<[f64; 2]>,
+}
+
+/// Bits a byte of text of one or both models.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BitsPerByte {
+    /// Of the original (or of the only model).
+    #[serde(with = "crate::number")]
+    pub base: f64,
+    /// Of the quantized model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quant: Option<f64>,
+    /// `quant` − `base`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delta: Option<f64>,
+    /// Paired 95 % interval of `delta`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delta_ci95: Option<[f64; 2]>,
+}
+
+/// Memory of both models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Bytes the original's weights keep resident when it runs.
+    pub base_weights: Option<u64>,
+    /// Bytes the quantized model's weights keep resident when it runs.
+    pub quant_weights: Option<u64>,
+    /// What this process (which held both) used.
+    #[serde(flatten)]
+    pub process: ProcessMemory,
+}
+
+impl Measures {
+    /// Perplexity and bits per byte of one model.
+    pub fn of_one(text: TextInfo, scores: &[WindowScore], seed: u64) -> Self {
+        let blocks: Vec<(f64, f64)> = scores.iter().map(|s| (s.nll, s.tokens as f64)).collect();
+        let (nll, tokens) = total(&blocks);
+        let ppl = Perplexity {
+            base: (nll / tokens).exp(),
+            base_ci95: interval(&blocks, seed),
+            quant: None,
+            quant_ci95: None,
+            ratio: None,
+            ratio_ci95: None,
+        };
+        let base = bits(nll, scores.iter().map(|s| s.bytes).sum());
+        let bits_per_byte = BitsPerByte { base, quant: None, delta: None, delta_ci95: None };
+        Self { text: Some(text), ppl: Some(ppl), bits_per_byte: Some(bits_per_byte), ..Self::default() }
+    }
+
+    /// Perplexities, divergence and bits per byte of a pair; also gives the interval of ln(perplexity ratio) and the
+    /// ratio itself in logarithm, which the quality gate takes.
+    pub fn of_pair(text: TextInfo, comparison: &Comparison, seed: u64) -> (Self, Option<Interval>, f64) {
+        let side = |f: fn(&crate::paired::PairedWindow) -> f64| -> Vec<(f64, f64)> {
+            comparison.windows.iter().map(|w| (f(w), w.tokens as f64)).collect()
+        };
+        let (base, quant) = (side(|w| w.base_nll), side(|w| w.quant_nll));
+        let ((base_nll, tokens), (quant_nll, _)) = (total(&base), total(&quant));
+        let ln_ratio = (quant_nll - base_nll) / tokens;
+        let paired = ln_perplexity_ratio(&comparison.windows, seed);
+        let ppl = Perplexity {
+            base: (base_nll / tokens).exp(),
+            base_ci95: interval(&base, seed),
+            quant: Some((quant_nll / tokens).exp()),
+            quant_ci95: interval(&quant, seed),
+            ratio: Some(ln_ratio.exp()),
+            ratio_ci95: paired.map(|i| i.map(f64::exp).ci95()),
+        };
+        let bytes = comparison.windows.iter().map(|w| w.bytes).sum();
+        let (base_bits, quant_bits) = (bits(base_nll, bytes), bits(quant_nll, bytes));
+        let bits_per_byte = BitsPerByte {
+            base: base_bits,
+            quant: Some(quant_bits),
+            delta: Some(quant_bits - base_bits),
+            delta_ci95: delta_bits_per_byte(&comparison.windows, seed).map(|i| i.ci95()),
+        };
+        let measures = Self {
+            text: Some(text),
+            ppl: Some(ppl),
+            kl: KlFigures::of(comparison),
+            top1: same_top_share(comparison),
+            bits_per_byte: Some(bits_per_byte),
+            by_position: by_position(comparison),
+            ..Self::default()
+        };
+        (measures, paired, ln_ratio)
+    }
+}
+
+fn total(blocks: &[(f64, f64)]) -> (f64, f64) {
+    blocks.iter().fold((0.0, 0.0), |sum, block| (sum.0 + block.0, sum.1 + block.1))
+}
+
+fn interval(blocks: &[(f64, f64)], seed: u64) -> Option<[f64; 2]> {
+    bootstrap_ratio(blocks, seed).map(|i| i.map(f64::exp).ci95())
+}
+
+fn bits(nll: f64, bytes: usize) -> f64 {
+    nll / std::f64::consts::LN_2 / bytes.max(1) as f64
+}

@@ -1,0 +1,217 @@
+//! Models run over windows: likelihoods of one, or of two side by side with the divergence between them.
+//!
+//! Logits of a few tokens at a time exist, never those of a window.
+
+use crate::{Error, Progress, Result, Windows, paired::PairedWindow};
+use octet_kernels::Engine;
+use octet_model::{ForwardError, Logits, Model, Sequence, Step};
+use octet_tensor::{kl_divergence_from, log_sum_exp};
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes of logits that may exist at once (both models together).
+const LOGITS_BYTES: usize = 64 << 20;
+
+/// Most tokens of one forward call, so that a tiny vocabulary does not make huge activations.
+const MOST_ROWS: usize = 512;
+
+/// Tenths of a window for which divergence is kept apart: some bad models only break late.
+pub const TENTHS: usize = 10;
+
+/// Likelihood of one window under one model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WindowScore {
+    /// Predicted tokens.
+    pub tokens: usize,
+    /// Bytes of text they stand for.
+    pub bytes: usize,
+    /// Negative log-likelihood in nats, summed; not finite where the model's output was not.
+    pub nll: f64,
+}
+
+/// What two models make of the same windows.
+#[derive(Clone, Debug, Default)]
+pub struct Comparison {
+    /// Likelihoods of both, window by window.
+    pub windows: Vec<PairedWindow>,
+    /// KL(original ‖ quantized) in nats of every predicted token; infinite where a logit was not finite.
+    pub kl: Vec<f32>,
+    /// Predicted tokens on which both put the same token first.
+    pub same_top: usize,
+    /// Tokens at which a logit of the quantized model was not finite.
+    pub non_finite: usize,
+    /// For each tenth of a window: predicted tokens, Σ KL, and Σ (NLL of the quantized − NLL of the original).
+    pub tenths: [(usize, f64, f64); TENTHS],
+}
+
+impl Comparison {
+    /// Predicted tokens in all.
+    pub fn tokens(&self) -> usize {
+        self.kl.len()
+    }
+}
+
+/// Runs `model` over all windows.
+///
+/// # Errors
+/// If the model fails or `progress` breaks off.
+pub fn score(model: &Model, windows: &Windows, progress: Progress<'_>) -> Result<Vec<WindowScore>> {
+    let mut scores = vec![];
+    for (i, (window, &bytes)) in windows.windows.iter().zip(&windows.bytes).enumerate() {
+        let mut runner = Runner::new(model);
+        let mut nll = 0.0;
+        for (inputs, targets) in chunks(window, rows_at_once(model, 1)) {
+            runner.forward(inputs)?;
+            nll += per_row(model.engine(), targets.len(), |row| negative_log_likelihood(runner.row(row), targets[row])).iter().sum::<f64>();
+        }
+        scores.push(WindowScore { tokens: window.len() - 1, bytes, nll });
+        check(progress, i + 1, windows.windows.len())?;
+    }
+    Ok(scores)
+}
+
+/// Runs both models over all windows, one forward pass each.
+///
+/// # Errors
+/// If the vocabularies differ, a model fails, or `progress` breaks off.
+pub fn compare(base: &Model, quant: &Model, windows: &Windows, progress: Progress<'_>) -> Result<Comparison> {
+    let vocabularies = (base.spec().vocab_size(), quant.spec().vocab_size());
+    if vocabularies.0 != vocabularies.1 {
+        return Err(Error::Vocabularies { base: vocabularies.0, quant: vocabularies.1 });
+    }
+    let mut all = Comparison::default();
+    'windows: for (i, (window, &bytes)) in windows.windows.iter().zip(&windows.bytes).enumerate() {
+        let (mut original, mut quantized) = (Runner::new(base), Runner::new(quant));
+        let mut sums = PairedWindow { tokens: window.len() - 1, bytes, base_nll: 0.0, quant_nll: 0.0 };
+        let mut position = 0;
+        for (inputs, targets) in chunks(window, rows_at_once(base, 2)) {
+            original.forward(inputs)?;
+            if let Err(error) = quantized.forward(inputs) {
+                // Broken numbers are what the verdict is about; more of them would tell nothing new.
+                if !matches!(error, Error::Forward(ForwardError::NonFinite { .. })) {
+                    return Err(error);
+                }
+                all.add(&mut sums, TokenFigures::BROKEN, position, windows.context);
+                all.windows.push(sums);
+                break 'windows;
+            }
+            let rows = per_row(base.engine(), targets.len(), |row| token(original.row(row), quantized.row(row), targets[row]));
+            for figures in rows {
+                all.add(&mut sums, figures, position, windows.context);
+                position += 1;
+            }
+        }
+        all.windows.push(sums);
+        check(progress, i + 1, windows.windows.len())?;
+    }
+    Ok(all)
+}
+
+impl Comparison {
+    fn add(&mut self, sums: &mut PairedWindow, figures: TokenFigures, position: usize, context: usize) {
+        sums.base_nll += figures.base_nll;
+        sums.quant_nll += figures.quant_nll;
+        self.kl.push(figures.kl as f32);
+        self.same_top += usize::from(figures.same_top);
+        self.non_finite += usize::from(!figures.quant_nll.is_finite());
+        let tenth = &mut self.tenths[(position * TENTHS / context.max(1)).min(TENTHS - 1)];
+        tenth.0 += 1;
+        tenth.1 += figures.kl;
+        tenth.2 += figures.quant_nll - figures.base_nll;
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct TokenFigures {
+    base_nll: f64,
+    quant_nll: f64,
+    kl: f64,
+    same_top: bool,
+}
+
+impl TokenFigures {
+    const BROKEN: Self = Self { base_nll: 0.0, quant_nll: f64::INFINITY, kl: f64::INFINITY, same_top: false };
+}
+
+fn token(p: &[f32], q: &[f32], target: u32) -> TokenFigures {
+    let (lp, lq) = (log_sum_exp(p), log_sum_exp(q));
+    let divergence = kl_divergence_from(p, lp, q, lq);
+    let nll = |logits: &[f32], total: f64| total - f64::from(logits[target as usize]);
+    TokenFigures { base_nll: nll(p, lp), quant_nll: nll(q, lq), kl: divergence.kl, same_top: divergence.same_top }
+}
+
+fn negative_log_likelihood(logits: &[f32], target: u32) -> f64 {
+    log_sum_exp(logits) - f64::from(logits[target as usize])
+}
+
+/// A model on its way through one window.
+struct Runner<'a> {
+    model: &'a Model,
+    sequence: Sequence,
+    logits: Vec<f32>,
+}
+
+impl<'a> Runner<'a> {
+    fn new(model: &'a Model) -> Self {
+        Self { model, sequence: model.new_sequence(), logits: vec![] }
+    }
+
+    fn forward(&mut self, tokens: &[u32]) -> Result<()> {
+        let step = Step { sequence: &mut self.sequence, tokens, logits: Logits::All };
+        Ok(self.model.forward(&mut [step], &mut self.logits, None)?)
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        let vocab = self.model.spec().vocab_size();
+        &self.logits[row * vocab..(row + 1) * vocab]
+    }
+}
+
+fn rows_at_once(model: &Model, models: usize) -> usize {
+    (LOGITS_BYTES / (4 * models * model.spec().vocab_size().max(1))).clamp(1, MOST_ROWS)
+}
+
+/// Inputs and the tokens that follow them, at most `rows` at a time.
+fn chunks(window: &[u32], rows: usize) -> impl Iterator<Item = (&[u32], &[u32])> {
+    let predicted = window.len().saturating_sub(1);
+    window[..predicted].chunks(rows).zip(window[window.len() - predicted..].chunks(rows))
+}
+
+/// `f` of every row, computed by all threads of the engine; the order of the results does not depend on them.
+fn per_row<T: Copy + Default + Send>(engine: &Engine, rows: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    const BLOCK: usize = 8;
+    let mut results = vec![T::default(); rows];
+    let slots: Vec<Mutex<&mut [T]>> = results.chunks_mut(BLOCK).map(Mutex::new).collect();
+    engine.run(slots.len(), &|task| {
+        let mut slot = slots[task].lock().unwrap_or_else(PoisonError::into_inner);
+        for (i, result) in slot.iter_mut().enumerate() {
+            *result = f(task * BLOCK + i);
+        }
+    });
+    drop(slots);
+    results
+}
+
+fn check(progress: Progress<'_>, done: usize, all: usize) -> Result<()> {
+    if progress(done, all).is_break() { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_and_targets_are_one_apart() {
+        let window = [1, 2, 3, 4, 5, 6];
+        let pairs: Vec<_> = chunks(&window, 2).map(|(a, b)| (a.to_vec(), b.to_vec())).collect();
+        assert_eq!(pairs, [(vec![1, 2], vec![2, 3]), (vec![3, 4], vec![4, 5]), (vec![5], vec![6])]);
+        assert_eq!(chunks(&[1], 2).count(), 0);
+    }
+
+    #[test]
+    fn a_broken_logit_makes_its_token_infinitely_bad() {
+        let figures = token(&[0.0, 1.0], &[f32::NAN, 1.0], 1);
+        assert!(!figures.quant_nll.is_finite() || !figures.kl.is_finite());
+        let fine = token(&[0.0, 1.0], &[0.0, 1.0], 1);
+        assert!(fine.kl.abs() < 1e-9 && fine.same_top && (fine.base_nll - fine.quant_nll).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,254 @@
+//! Speed of a quantized model against its original on the same engine: paired, alternating repetitions.
+
+use crate::{
+    Error, Result,
+    machine::available_memory,
+    stats::{Interval, bootstrap_ratio},
+};
+use octet_kernels::{Engine, limits::streaming_read_gb_s};
+use octet_model::{Logits, Model, Step};
+use serde::{Deserialize, Serialize};
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+
+/// How speed is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct SpeedOptions {
+    /// Pairs of repetitions; the order within a pair alternates.
+    pub pairs: usize,
+    /// Tokens in the cache when decoding starts.
+    pub prompt_tokens: usize,
+    /// Tokens of one prefill repetition.
+    pub prefill_tokens: usize,
+    /// Time one repetition of the original should take at least.
+    pub repetition: Duration,
+    /// Time for all of it, about; fewer pairs are made when it runs out (never fewer than 8).
+    pub budget: Duration,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+}
+
+impl Default for SpeedOptions {
+    fn default() -> Self {
+        Self {
+            pairs: 16,
+            prompt_tokens: 64,
+            prefill_tokens: 256,
+            repetition: Duration::from_millis(60),
+            budget: Duration::from_secs(20),
+            seed: 0,
+        }
+    }
+}
+
+/// Pairs below which no interval can be given (see [`bootstrap_ratio`]).
+const LEAST_PAIRS: usize = 8;
+
+/// Speed of both models in one phase.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PhaseSpeed {
+    /// Tokens a second of the original (median over pairs).
+    pub base_tok_s: f64,
+    /// Tokens a second of the quantized model (median over pairs).
+    pub quant_tok_s: f64,
+    /// How many times as fast the quantized model is: exp of the mean log ratio over pairs, with its interval; `None`
+    /// where there were too few pairs.
+    pub ratio: Option<Interval>,
+}
+
+/// Whether the original's weights come from cache: then their number hardly costs time and fewer bits cannot show.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CacheCheck {
+    /// Bytes of the original's weights in 16 bits.
+    pub bytes: usize,
+    /// GB/s of a streaming read of a buffer of that size; `None` where it was not measured.
+    pub read_gb_s: Option<f64>,
+    /// Bytes of the large buffer compared with.
+    pub large_bytes: usize,
+    /// GB/s of a streaming read of the large buffer; `None` where it was not measured.
+    pub large_read_gb_s: Option<f64>,
+    /// Whether the smaller read is faster by more than [`CACHE_FACTOR`].
+    pub served_from_cache: bool,
+}
+
+/// A read this many times as fast as one from memory is served from cache.
+pub const CACHE_FACTOR: f64 = 1.25;
+
+/// A buffer no cache of a CPU holds.
+const LARGE_BUFFER: usize = 1 << 30;
+
+/// Least size of the large buffer: below it, nothing can be said about memory.
+const LEAST_LARGE_BUFFER: usize = 256 << 20;
+
+/// Speed of a quantized model relative to its original.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// One token after another.
+    pub decode: PhaseSpeed,
+    /// A whole prompt at once.
+    pub prefill: PhaseSpeed,
+    /// Threads of the engine.
+    pub threads: usize,
+    /// Instruction set of the engine.
+    pub isa: String,
+    /// Where the original's weights are read from.
+    pub cache: CacheCheck,
+}
+
+/// Measures decode and prefill of both models in alternating pairs; `tokens` are any tokens of their vocabulary.
+///
+/// `base` should be the original in 16 bits (see [`crate::sixteen_bit`]), `base_bytes` its weights in bytes.
+///
+/// # Errors
+/// If there are no tokens, a model fails, or `progress` breaks off.
+pub fn measure(
+    base: &Model,
+    quant: &Model,
+    tokens: &[u32],
+    base_bytes: usize,
+    options: &SpeedOptions,
+    progress: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<Speed> {
+    let needed = 2;
+    if tokens.len() < needed {
+        return Err(Error::TooShort { name: "the text for measuring speed".into(), tokens: tokens.len(), needed });
+    }
+    let context = base.context().min(quant.context());
+    let repeat = |n: usize| -> Vec<u32> { tokens.iter().copied().cycle().take(n.clamp(1, context)).collect() };
+    let prompt = repeat(options.prompt_tokens.min(context / 2));
+    let steps = decode_steps(base, &prompt, options)?.min(context - prompt.len());
+    let decode = paired(base, quant, options, progress, &|model| {
+        let mut run = Decoder::start(model, &prompt)?;
+        run.steps(steps)
+    })?;
+    let text = repeat(options.prefill_tokens);
+    let prefill = paired(base, quant, options, progress, &|model| {
+        let started = Instant::now();
+        Decoder::start(model, &text)?;
+        Ok(started.elapsed())
+    })?;
+    let engine = quant.engine();
+    Ok(Speed {
+        decode: phase(&decode, steps, options.seed),
+        prefill: phase(&prefill, text.len(), options.seed),
+        threads: engine.threads(),
+        isa: engine.isa().to_string(),
+        cache: check_cache(engine, base_bytes),
+    })
+}
+
+/// A sequence that decodes: each token is the one before, since only time matters.
+struct Decoder<'a> {
+    model: &'a Model,
+    sequence: octet_model::Sequence,
+    last: u32,
+    logits: Vec<f32>,
+}
+
+impl<'a> Decoder<'a> {
+    fn start(model: &'a Model, prompt: &[u32]) -> Result<Self> {
+        let last = prompt.last().copied().unwrap_or(0);
+        let mut decoder = Self { model, sequence: model.new_sequence(), last, logits: vec![] };
+        decoder.forward(prompt)?;
+        Ok(decoder)
+    }
+
+    fn forward(&mut self, tokens: &[u32]) -> Result<()> {
+        let step = Step { sequence: &mut self.sequence, tokens, logits: Logits::Last };
+        Ok(self.model.forward(&mut [step], &mut self.logits, None)?)
+    }
+
+    fn steps(&mut self, count: usize) -> Result<Duration> {
+        let started = Instant::now();
+        for _ in 0..count {
+            self.forward(&[self.last])?;
+        }
+        Ok(started.elapsed())
+    }
+}
+
+/// Steps that make one repetition of the original long enough to be timed.
+fn decode_steps(base: &Model, prompt: &[u32], options: &SpeedOptions) -> Result<usize> {
+    let mut decoder = Decoder::start(base, prompt)?;
+    decoder.steps(1)?;
+    let step = decoder.steps(2)?.as_secs_f64() / 2.0;
+    Ok(((options.repetition.as_secs_f64() / step.max(1e-7)).ceil() as usize).clamp(4, 256))
+}
+
+/// Times of (original, quantized), warm-up left out; which of the two goes first alternates.
+fn paired(
+    base: &Model,
+    quant: &Model,
+    options: &SpeedOptions,
+    progress: &mut dyn FnMut() -> ControlFlow<()>,
+    time: &dyn Fn(&Model) -> Result<Duration>,
+) -> Result<Vec<(f64, f64)>> {
+    let started = Instant::now();
+    time(base)?;
+    time(quant)?;
+    let mut pairs = vec![];
+    while pairs.len() < LEAST_PAIRS || (pairs.len() < options.pairs && started.elapsed() < options.budget / 2) {
+        let (a, b) = if pairs.len() % 2 == 0 {
+            let a = time(base)?;
+            (a, time(quant)?)
+        } else {
+            let b = time(quant)?;
+            (time(base)?, b)
+        };
+        pairs.push((a.as_secs_f64(), b.as_secs_f64()));
+        if progress().is_break() {
+            return Err(Error::Interrupted);
+        }
+    }
+    Ok(pairs)
+}
+
+fn phase(pairs: &[(f64, f64)], tokens: usize, seed: u64) -> PhaseSpeed {
+    let logs: Vec<(f64, f64)> = pairs.iter().map(|(base, quant)| ((base / quant).ln(), 1.0)).collect();
+    let rate = |mut seconds: Vec<f64>| {
+        seconds.sort_by(f64::total_cmp);
+        tokens as f64 / crate::stats::quantile(&seconds, 0.5)
+    };
+    PhaseSpeed {
+        base_tok_s: rate(pairs.iter().map(|p| p.0).collect()),
+        quant_tok_s: rate(pairs.iter().map(|p| p.1).collect()),
+        ratio: bootstrap_ratio(&logs, seed).map(|interval| interval.map(f64::exp)),
+    }
+}
+
+/// Measures whether a buffer as large as the original's weights is read faster than one no cache holds.
+pub fn check_cache(engine: &Engine, bytes: usize) -> CacheCheck {
+    let room = available_memory().map_or(usize::MAX, |free| (free / 4) as usize);
+    let large_bytes = LARGE_BUFFER.min(room);
+    let unmeasured = CacheCheck { bytes, read_gb_s: None, large_bytes, large_read_gb_s: None, served_from_cache: false };
+    if bytes == 0 || bytes > large_bytes / 2 || large_bytes < LEAST_LARGE_BUFFER {
+        return unmeasured;
+    }
+    let read = streaming_read_gb_s(engine, bytes);
+    let large = streaming_read_gb_s(engine, large_bytes);
+    CacheCheck { read_gb_s: Some(read), large_read_gb_s: Some(large), served_from_cache: read > CACHE_FACTOR * large, ..unmeasured }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ratio_is_paired_and_multiplicative() {
+        // The machine slows down threefold in the middle of the run; the ratio does not notice.
+        let pairs: Vec<(f64, f64)> = (0..12)
+            .map(|i| {
+                let load = if i < 6 { 1.0 } else { 3.0 };
+                (load * 0.2, load * (0.1 + 0.001 * f64::from(i % 3)))
+            })
+            .collect();
+        let speed = phase(&pairs, 10, 0);
+        let ratio = speed.ratio.unwrap();
+        assert!((ratio.estimate - 1.98).abs() < 0.01 && ratio.high - ratio.low < 0.05, "{speed:?}");
+        // Median of 0.2 s and 0.6 s.
+        assert!((speed.base_tok_s - 25.0).abs() < 1e-9);
+        assert_eq!(phase(&pairs[..5], 10, 0).ratio, None);
+    }
+}

@@ -1,0 +1,83 @@
+//! Evaluation text cut into windows as the WikiText protocol does it: joined text, no overlap, a stated context.
+
+use crate::Result;
+use octet_runtime::{TextModel, Tokenizer};
+
+/// Longest window unless asked otherwise.
+pub const DEFAULT_CONTEXT: usize = 2048;
+
+/// A last piece of text shorter than this is left out.
+const SHORTEST: usize = 32;
+
+/// Windows of one text, ready to be scored.
+#[derive(Clone, Debug)]
+pub struct Windows {
+    /// Token ids of each window, the beginning-of-sequence token in front where the tokenizer adds one; every token but
+    /// the first is predicted.
+    pub windows: Vec<Vec<u32>>,
+    /// Bytes of text that the predicted tokens of each window stand for.
+    pub bytes: Vec<usize>,
+    /// Tokens of a full window.
+    pub context: usize,
+    /// The token in front of each window.
+    pub bos: Option<u32>,
+}
+
+impl Windows {
+    /// Cuts `ids` into windows of `context` tokens, `None` for min(2048, the model's context).
+    ///
+    /// # Errors
+    /// If the ids cannot be decoded (to count bytes).
+    pub fn of(model: &TextModel, ids: &[u32], context: Option<usize>) -> Result<Self> {
+        let limit = model.context();
+        let context = context.unwrap_or(DEFAULT_CONTEXT).min(limit);
+        Self::cut(&model.tokenizer, ids, context, model.tokenizer.leading_bos())
+    }
+
+    fn cut(tokenizer: &Tokenizer, ids: &[u32], context: usize, bos: Option<u32>) -> Result<Self> {
+        let windows = cut(ids, context, bos);
+        let bytes = windows.iter().map(|w| Ok(tokenizer.decode(&w[1..])?.len())).collect::<Result<_>>()?;
+        Ok(Self { windows, bytes, context, bos })
+    }
+
+    /// Predicted tokens in all.
+    pub fn tokens(&self) -> usize {
+        self.windows.iter().map(|w| w.len() - 1).sum()
+    }
+
+    /// The first `count` windows.
+    pub fn first(&self, count: usize) -> Self {
+        let count = count.min(self.windows.len());
+        Self { windows: self.windows[..count].to_vec(), bytes: self.bytes[..count].to_vec(), ..*self }
+    }
+}
+
+fn cut(ids: &[u32], context: usize, bos: Option<u32>) -> Vec<Vec<u32>> {
+    let body = context.saturating_sub(usize::from(bos.is_some())).max(2);
+    let long_enough = |chunk: &&[u32]| chunk.len() >= SHORTEST.min(body) || (ids.len() < SHORTEST && chunk.len() > 1);
+    ids.chunks(body).filter(long_enough).map(|chunk| bos.into_iter().chain(chunk.iter().copied()).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_do_not_overlap_and_carry_their_bos() {
+        let ids: Vec<u32> = (10..200).collect();
+        let plain = cut(&ids, 50, None);
+        assert_eq!(plain.iter().map(Vec::len).collect::<Vec<_>>(), [50, 50, 50, 40]);
+        assert_eq!(plain.concat(), ids);
+        let marked = cut(&ids, 50, Some(1));
+        assert!(marked.iter().all(|w| w[0] == 1 && w.len() <= 50));
+        assert_eq!(marked.iter().flat_map(|w| w[1..].to_vec()).collect::<Vec<_>>(), ids);
+    }
+
+    #[test]
+    fn a_stub_is_left_out_but_a_short_text_is_not() {
+        let ids: Vec<u32> = (0..120).collect();
+        assert_eq!(cut(&ids, 100, None).len(), 1);
+        assert_eq!(cut(&ids[..20], 100, None), [ids[..20].to_vec()]);
+        assert!(cut(&ids[..1], 100, None).is_empty());
+    }
+}

@@ -1,0 +1,76 @@
+//! What can go wrong between a model folder and a judged one.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong between a model folder and a judged one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The input is already quantized.
+    #[error("{model} is already quantized ({scheme}); quantize the original instead, or run this one as it is")]
+    AlreadyQuantized {
+        /// The model.
+        model: String,
+        /// What it is quantized to.
+        scheme: String,
+    },
+    /// The disk has too little space.
+    #[error("{path} has {available} MB free, {needed} MB are needed; free some space or write elsewhere")]
+    NoSpace {
+        /// Where it would be written.
+        path: String,
+        /// Megabytes needed.
+        needed: u64,
+        /// Megabytes there.
+        available: u64,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {path}: {source}; check space and permissions")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Calibration and evaluation text overlap, or a text cannot be used.
+    #[error(transparent)]
+    Eval(#[from] octet_eval::Error),
+    /// Reading or writing a checkpoint failed.
+    #[error(transparent)]
+    Formats(#[from] octet_formats::Error),
+    /// The architecture is not understood.
+    #[error(transparent)]
+    Config(#[from] octet_model::ConfigError),
+    /// The weights do not fit the architecture.
+    #[error(transparent)]
+    Load(#[from] octet_model::LoadError),
+    /// The model cannot run.
+    #[error(transparent)]
+    Forward(#[from] octet_model::ForwardError),
+    /// Planning or solving failed.
+    #[error(transparent)]
+    Quant(#[from] octet_quant::Error),
+    /// Tokenizer, template or generation failed.
+    #[error(transparent)]
+    Runtime(#[from] octet_runtime::Error),
+    /// Weights make no sense.
+    #[error(transparent)]
+    Tensor(#[from] octet_tensor::Error),
+    /// Asked to stop; nothing is left behind but what can be made again.
+    #[error("interrupted; run the same command again to start over")]
+    Interrupted,
+    /// A document that cannot be put together.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// Turns an I/O error into one that names the file being written.
+    pub(crate) fn write(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Write { path, source }
+    }
+}
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

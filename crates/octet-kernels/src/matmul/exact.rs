@@ -1,0 +1,145 @@
+//! Products of integer weights and float activations: codes become floats in registers, or, for many tokens, once in a panel.
+
+use super::{
+    Scratch,
+    codes::{Bytes, Codes, Nibbles},
+    float::{self, Panels},
+    inputs::{Prepared, tiles},
+    ints::Ints,
+    output::Output,
+};
+use crate::simd::{LANES, Op, Simd};
+use std::ops::Range;
+
+/// How far ahead of its use a weight is asked for.
+const PREFETCH: usize = 4 * 1024;
+
+/// A product of some blocks of rows with some tokens.
+pub(crate) struct ExactProduct<'a> {
+    pub(crate) ints: &'a Ints,
+    pub(crate) inputs: &'a Prepared,
+    pub(crate) blocks: Range<usize>,
+    pub(crate) tokens: Range<usize>,
+    pub(crate) output: &'a Output<'a>,
+    pub(crate) direct: bool,
+    pub(crate) scratch: &'a mut Scratch,
+}
+
+/// One block of rows by `T` tokens, `D` accumulators each.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)]
+fn tile<S: Simd, C: Codes, const D: usize, const T: usize>(s: S, ints: &Ints, block: usize, x: &[f32]) -> [S::F; T] {
+    let octets = C::octets(ints.block(block));
+    let inputs = x.as_chunks::<T>().0.as_chunks::<8>().0;
+    let mut total = [s.splat(0.0); T];
+    let (table, offset) = (C::table(s, None), s.splat(f32::from(ints.offset)));
+    let centred = C::table(s, Some(ints.offset));
+    for segment in 0..ints.segments.count() {
+        let range = ints.segments.octets(segment);
+        let at = ints.group_at(block, segment);
+        let mut acc = [[s.splat(0.0); T]; D];
+        let zeros = ints.zeros(at).map(|zeros| s.to_f(s.load_u8(zeros)));
+        for (octet, x) in octets[range.clone()].iter().zip(&inputs[range]) {
+            C::prefetch(s, octet, PREFETCH);
+            let values = match zeros {
+                Some(zeros) => C::values(s, octet, table, Some(zeros)),
+                // A table has the common zero point in it already.
+                None if C::BYTES == 64 => C::values(s, octet, centred, None),
+                None => C::values(s, octet, table, Some(offset)),
+            };
+            for j in 0..8 {
+                for t in 0..T {
+                    acc[j % D][t] = s.fma(values[j], s.splat(x[j][t]), acc[j % D][t]);
+                }
+            }
+        }
+        let scales = ints.scales(s, at);
+        for t in 0..T {
+            let mut sum = acc[0][t];
+            for acc in &acc[1..] {
+                sum = s.add(sum, acc[t]);
+            }
+            total[t] = s.fma(sum, scales, total[t]);
+        }
+    }
+    total
+}
+
+/// The weights of a block as floats, `[padded inputs]` of sixteen rows.
+#[inline(always)]
+fn dequantize<S: Simd, C: Codes>(s: S, ints: &Ints, block: usize, out: &mut [[f32; LANES]]) {
+    let octets = C::octets(ints.block(block));
+    let (table, offset) = (C::table(s, None), s.splat(f32::from(ints.offset)));
+    for segment in 0..ints.segments.count() {
+        let range = ints.segments.octets(segment);
+        let at = ints.group_at(block, segment);
+        let (scales, zeros) = (ints.scales(s, at), ints.zeros(at).map_or(offset, |zeros| s.to_f(s.load_u8(zeros))));
+        for (octet, out) in octets[range.clone()].iter().zip(&mut out.as_chunks_mut::<8>().0[range]) {
+            for (value, out) in C::values(s, octet, table, Some(zeros)).into_iter().zip(out) {
+                s.store(s.mul(value, scales), out);
+            }
+        }
+    }
+}
+
+impl ExactProduct<'_> {
+    #[inline(always)]
+    fn direct<S: Simd, C: Codes>(&self, s: S) {
+        for block in self.blocks.clone() {
+            for (start, width) in tiles(self.tokens.len(), S::FLOAT_TILE.1) {
+                let token = self.tokens.start + start;
+                match width {
+                    12 => self.one::<S, C, 1, 12>(s, block, token),
+                    8 => self.one::<S, C, 1, 8>(s, block, token),
+                    6 => self.one::<S, C, 1, 6>(s, block, token),
+                    4 => self.one::<S, C, 1, 4>(s, block, token),
+                    2 => self.one::<S, C, 2, 2>(s, block, token),
+                    _ => self.one::<S, C, 4, 1>(s, block, token),
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn one<S: Simd, C: Codes, const D: usize, const T: usize>(&self, s: S, block: usize, token: usize) {
+        if const { T > S::FLOAT_TILE.1 } {
+            return;
+        }
+        let values = tile::<S, C, D, T>(s, self.ints, block, self.inputs.float_tile(token, T));
+        for (t, value) in values.into_iter().enumerate() {
+            // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
+            unsafe { self.output.write(s, token + t, block, value) };
+        }
+    }
+
+    #[inline(always)]
+    fn blocked<S: Simd, C: Codes>(&mut self, s: S) {
+        let inputs = 8 * self.ints.segments.all_octets();
+        let panels = Panels { inputs: self.inputs, blocks: self.blocks.clone(), tokens: self.tokens.clone(), output: self.output };
+        let ints = self.ints;
+        float::panels(s, panels, inputs, self.scratch, FillInts::<C>(ints, std::marker::PhantomData));
+    }
+}
+
+struct FillInts<'a, C>(&'a Ints, std::marker::PhantomData<C>);
+
+impl<C: Codes> float::Fill for FillInts<'_, C> {
+    #[inline(always)]
+    fn fill<S: Simd>(&self, s: S, block: usize, out: &mut [[f32; LANES]]) {
+        dequantize::<S, C>(s, self.0, block, out);
+    }
+}
+
+impl Op for ExactProduct<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        match (self.direct, self.ints.nibbles) {
+            (true, true) => self.direct::<S, Nibbles>(s),
+            (true, false) => self.direct::<S, Bytes<false>>(s),
+            (false, true) => self.blocked::<S, Nibbles>(s),
+            (false, false) => self.blocked::<S, Bytes<false>>(s),
+        }
+    }
+}

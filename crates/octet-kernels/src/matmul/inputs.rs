@@ -1,0 +1,317 @@
+//! The inputs of a product, laid out for the kernels: int8 codes or floats, in tiles of a few tokens.
+//!
+//! A tile of T tokens holds, for each run of four inputs (each input, for floats), that run of token 0, of token 1, …:
+//! what a register tile reads next is what lies next. With one token that is the row itself.
+
+use super::layout::Segments;
+use crate::{
+    Engine,
+    parallel::Shared,
+    simd::{Op, Simd},
+};
+use octet_tensor::round_code;
+
+/// Token counts register tiles exist for, widest first.
+const WIDTHS: [usize; 6] = [12, 8, 6, 4, 2, 1];
+
+/// The first tokens and widths of the tiles that `tokens` tokens are cut into, none wider than `widest`.
+pub(crate) fn tiles(tokens: usize, widest: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let width = WIDTHS.into_iter().find(|&w| w <= widest && w <= tokens - next)?;
+        next += width;
+        Some((next - width, width))
+    })
+}
+
+/// How inputs are prepared: matrices that agree in it share them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    /// Inputs that share an int8 scale (`usize::MAX`: all of a token), or `None` for floats.
+    pub(crate) group: Option<usize>,
+    pub(crate) segments: Segments,
+    pub(crate) widest: usize,
+}
+
+/// Inputs prepared one way.
+pub(crate) struct Prepared {
+    key: Key,
+    /// Codes, `[tiles][words of four inputs][tokens of the tile]`.
+    codes: Vec<[i8; 4]>,
+    /// Sums of the codes of a segment, `[tiles][segments][tokens of the tile]`.
+    sums: Vec<i32>,
+    /// Scales, `[tiles][segments][tokens of the tile]`, or one a token when all of a token share one.
+    scales: Vec<f32>,
+    /// Float inputs, `[tiles][padded inputs][tokens of the tile]`.
+    floats: Vec<f32>,
+}
+
+/// Int8 inputs of one tile of tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct CodeTile<'a> {
+    pub(crate) codes: &'a [[i8; 4]],
+    pub(crate) sums: &'a [i32],
+    /// `[segments, tokens]` when [`CodeTile::grouped`], else `[tokens]`.
+    pub(crate) scales: &'a [f32],
+    pub(crate) grouped: bool,
+}
+
+impl Prepared {
+    fn new(key: Key) -> Self {
+        Self { key, codes: Vec::new(), sums: Vec::new(), scales: Vec::new(), floats: Vec::new() }
+    }
+
+    fn scales_a_token(&self) -> usize {
+        if self.key.group == Some(usize::MAX) { 1 } else { self.key.segments.count() }
+    }
+
+    /// The int8 inputs of the tile of `width` tokens from `first` on.
+    #[inline(always)]
+    pub(crate) fn code_tile(&self, first: usize, width: usize) -> CodeTile<'_> {
+        let (words, segments, scales) = (2 * self.key.segments.all_octets(), self.key.segments.count(), self.scales_a_token());
+        CodeTile {
+            codes: &self.codes[first * words..(first + width) * words],
+            sums: &self.sums[first * segments..(first + width) * segments],
+            scales: &self.scales[first * scales..(first + width) * scales],
+            grouped: self.key.group != Some(usize::MAX),
+        }
+    }
+
+    /// The float inputs of the tile of `width` tokens from `first` on, `[padded inputs, width]`.
+    #[inline(always)]
+    pub(crate) fn float_tile(&self, first: usize, width: usize) -> &[f32] {
+        let inputs = 8 * self.key.segments.all_octets();
+        &self.floats[first * inputs..(first + width) * inputs]
+    }
+
+    fn prepare(&mut self, engine: &Engine, x: &[f32], tokens: usize, cols: usize) {
+        let (inputs, segments, scales) = (8 * self.key.segments.all_octets(), self.key.segments.count(), self.scales_a_token());
+        let key = self.key;
+        let count = tiles(tokens, key.widest).count();
+        let Some(group) = key.group else {
+            self.floats.resize(tokens * inputs, 0.0);
+            let floats = Shared::new(&mut self.floats);
+            each_tile(engine, count, tokens, key.widest, &|first, width| {
+                // SAFETY: tiles are disjoint runs of tokens, and so are their parts.
+                let out = unsafe { floats.part(first * inputs..(first + width) * inputs) };
+                interleave_floats(&x[first * cols..(first + width) * cols], key.segments, width, out);
+            });
+            return;
+        };
+        self.codes.resize(tokens * inputs / 4, [0; 4]);
+        self.sums.resize(tokens * segments, 0);
+        self.scales.resize(tokens * scales, 0.0);
+        let (codes, sums, scale) = (Shared::new(&mut self.codes), Shared::new(&mut self.sums), Shared::new(&mut self.scales));
+        each_tile(engine, count, tokens, key.widest, &|first, width| {
+            let last = first + width;
+            // SAFETY: tiles are disjoint runs of tokens, and so are their parts.
+            let (codes, sums) = unsafe { (codes.part(first * inputs / 4..last * inputs / 4), sums.part(first * segments..last * segments)) };
+            // SAFETY: as above.
+            let scales = unsafe { scale.part(first * scales..last * scales) };
+            let x = &x[first * cols..last * cols];
+            engine.vectorize(Quantize { x, cols, group, segments: key.segments, width, codes, sums, scales });
+        });
+    }
+}
+
+/// Calls `f` with the first token and the width of every tile, in parallel where there are many.
+fn each_tile(engine: &Engine, count: usize, tokens: usize, widest: usize, f: &(dyn Fn(usize, usize) + Sync)) {
+    engine.run(count, &|i| {
+        let start = (i * widest).min(tokens);
+        // Every tile but the last few is of the widest width, so tile i starts at i · widest until those.
+        let full = tokens / widest;
+        let found = if i < full { Some((start, widest)) } else { tiles(tokens - full * widest, widest).nth(i - full).map(|(t, w)| (t + full * widest, w)) };
+        if let Some((first, width)) = found {
+            f(first, width);
+        }
+    });
+}
+
+fn interleave_floats(x: &[f32], segments: Segments, width: usize, out: &mut [f32]) {
+    let cols = x.len() / width;
+    for segment in 0..segments.count() {
+        let inputs = segments.inputs(segment);
+        let octets = segments.octets(segment);
+        let out = &mut out[octets.start * 8 * width..octets.end * 8 * width];
+        out[inputs.len() * width..].fill(0.0);
+        for (token, x) in x.chunks_exact(cols).enumerate() {
+            for (out, &v) in out[token..].iter_mut().step_by(width).zip(&x[inputs.clone()]) {
+                *out = v;
+            }
+        }
+    }
+}
+
+/// Quantizes the tokens of a tile as `octet_tensor::quantize_activations` does, bit for bit.
+struct Quantize<'a> {
+    x: &'a [f32],
+    cols: usize,
+    group: usize,
+    segments: Segments,
+    width: usize,
+    codes: &'a mut [[i8; 4]],
+    sums: &'a mut [i32],
+    scales: &'a mut [f32],
+}
+
+impl Op for Quantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { x, cols, group, segments, width, codes, sums, scales } = self;
+        for (token, x) in x.chunks_exact(cols).enumerate() {
+            let whole = if group == usize::MAX { scale_of(x) } else { 0.0 };
+            if group == usize::MAX {
+                scales[token] = whole;
+            }
+            for segment in 0..segments.count() {
+                let inputs = segments.inputs(segment);
+                let scale = if group == usize::MAX {
+                    whole
+                } else {
+                    let first = inputs.start / group * group;
+                    let scale = scale_of(&x[first..cols.min(first + group)]);
+                    scales[segment * width + token] = scale;
+                    scale
+                };
+                let words = 2 * segments.octets(segment).start..2 * segments.octets(segment).end;
+                let out = &mut codes[words.start * width..words.end * width];
+                sums[segment * width + token] = quantize(&x[inputs], scale, &mut out[token..], width);
+            }
+        }
+    }
+}
+
+/// The scale of a group: largest magnitude over 127.5, NaN where a value is not finite.
+#[inline(always)]
+fn scale_of(x: &[f32]) -> f32 {
+    let bits = x.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
+    let largest = f32::from_bits(bits);
+    if largest.is_finite() { largest / 127.5 } else { f32::NAN }
+}
+
+/// Quantizes `x` into words of four codes, `stride` words apart, and returns the sum of the codes.
+#[inline(always)]
+fn quantize(x: &[f32], scale: f32, out: &mut [[i8; 4]], stride: usize) -> i32 {
+    const CHUNK: usize = 64;
+    let live = scale > 0.0;
+    let mut sum = 0;
+    for (chunk, x) in x.chunks(CHUNK).enumerate() {
+        let mut codes = [0i8; CHUNK];
+        if live {
+            for (code, &v) in codes.iter_mut().zip(x) {
+                *code = round_code(v / scale, -128, 127) as i8;
+            }
+        }
+        sum += codes.iter().map(|&c| i32::from(c)).sum::<i32>();
+        let words = codes.as_chunks::<4>().0;
+        for (out, word) in out.iter_mut().step_by(stride).skip(chunk * CHUNK / 4).zip(words) {
+            *out = *word;
+        }
+    }
+    sum
+}
+
+/// Inputs of one product, prepared every way its matrices ask for; the buffers are reused.
+#[derive(Default)]
+pub(crate) struct Inputs {
+    prepared: Vec<Prepared>,
+    used: usize,
+}
+
+impl Inputs {
+    /// Forgets what was prepared; the buffers stay.
+    pub(crate) fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    /// Prepares `x` as `key` says unless that was done, and returns where.
+    pub(crate) fn prepare(&mut self, engine: &Engine, key: Key, x: &[f32], tokens: usize, cols: usize) -> usize {
+        if let Some(found) = self.prepared[..self.used].iter().position(|p| p.key == key) {
+            return found;
+        }
+        if self.used == self.prepared.len() {
+            self.prepared.push(Prepared::new(key));
+        }
+        self.prepared[self.used].key = key;
+        self.prepared[self.used].prepare(engine, x, tokens, cols);
+        self.used += 1;
+        self.used - 1
+    }
+
+    /// What [`Inputs::prepare`] put at `at`.
+    pub(crate) fn get(&self, at: usize) -> &Prepared {
+        &self.prepared[at]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use octet_tensor::quantize_activations;
+    use std::num::NonZeroUsize;
+
+    #[test]
+    fn tiles_cover_all_tokens() {
+        for widest in [1, 2, 4, 6, 12] {
+            for tokens in 0..40 {
+                let all: Vec<_> = tiles(tokens, widest).collect();
+                assert_eq!(all.iter().map(|t| t.1).sum::<usize>(), tokens);
+                assert!(all.windows(2).all(|w| w[0].0 + w[0].1 == w[1].0) && all.iter().all(|t| t.1 <= widest));
+            }
+        }
+    }
+
+    #[test]
+    fn codes_scales_and_sums_equal_the_specification() {
+        let (tokens, cols) = (15, 77);
+        let mut x: Vec<f32> = (0..tokens * cols).map(|i| ((i * 7919 % 1000) as f32 - 500.0) * 0.37).collect();
+        x[80] = f32::NAN;
+        x[cols * 2..cols * 3].fill(0.0);
+        x[cols * 4] = f32::INFINITY;
+        x[cols * 5..cols * 6].fill(1e-41);
+        for isa in Isa::available() {
+            let engine = Engine::new(isa, NonZeroUsize::new(2).unwrap()).unwrap();
+            for group in [usize::MAX, 32, 20] {
+                let segments = Segments::of_groups(cols, 40, group);
+                let mut inputs = Inputs::default();
+                let at = inputs.prepare(&engine, Key { group: Some(group), segments, widest: 6 }, &x, tokens, cols);
+                let expected = quantize_activations(&x, cols, group.min(cols));
+                for (first, width) in tiles(tokens, 6) {
+                    let tile = inputs.get(at).code_tile(first, width);
+                    for token in 0..width {
+                        check_token(tile, token, width, segments, &expected, first + token, cols, group.min(cols));
+                    }
+                }
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn check_token(
+        tile: CodeTile<'_>,
+        token: usize,
+        width: usize,
+        segments: Segments,
+        expected: &octet_tensor::ActivationCodes,
+        row: usize,
+        cols: usize,
+        group: usize,
+    ) {
+        for segment in 0..segments.count() {
+            let mut sum = 0;
+            for k in segments.inputs(segment) {
+                let p = segments.position(k);
+                let code = tile.codes[p / 4 * width + token][p % 4];
+                assert_eq!(code, expected.codes[row * cols + k]);
+                sum += i32::from(code);
+                let scale = if tile.grouped { tile.scales[segment * width + token] } else { tile.scales[token] };
+                let wanted = expected.scales[row * cols.div_ceil(group) + k / group];
+                assert_eq!(scale.to_bits(), wanted.to_bits());
+            }
+            assert_eq!(tile.sums[segment * width + token], sum);
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Quantized weights as kernels read them.
+//!
+//! Codes are stored unsigned (code + 2^(bits − 1)), sixteen rows interleaved: a line of 64 bytes holds four consecutive
+//! inputs of each of 16 rows, so that lanes are rows and a product needs no horizontal sums. Codes of four bits and
+//! fewer are stored two a byte: the low halves of a line are one run of four inputs, the high halves the next. Codes of
+//! five to seven bits take a byte for now. Zero points are stored unsigned likewise; a symmetric matrix has the same
+//! one, 2^(bits − 1), everywhere. The zero point never enters the inner loop: Σ (code − zero) · a = Σ code · a − zero · Σ a.
+
+use super::layout::{Line, Segments};
+use crate::{
+    Engine,
+    parallel::Shared,
+    simd::{LANES, Simd},
+};
+use half::{bf16, f16};
+use octet_tensor::{Activations, Dtype, Error, QMatrix, Result, StoredQuant};
+use std::sync::{Mutex, PoisonError};
+
+/// Codes and scales of a quantized matrix in blocks of sixteen rows.
+pub(crate) struct Ints {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// Whether two codes share a byte.
+    pub(crate) nibbles: bool,
+    /// Whether every stored code is at most 127.
+    pub(crate) small: bool,
+    /// What was added to codes to make them unsigned: the zero point of symmetric weights.
+    pub(crate) offset: u8,
+    pub(crate) segments: Segments,
+    /// Segments a group of weights has.
+    segments_a_group: usize,
+    groups: usize,
+    /// `[blocks, lines of a block]`.
+    lines: Vec<Line>,
+    /// `[blocks, groups]`, sixteen rows each.
+    scales: Scales,
+    /// `[blocks, groups]`, sixteen rows each; none when symmetric.
+    zeros: Option<Vec<[u8; LANES]>>,
+}
+
+enum Scales {
+    F32(Vec<[f32; LANES]>),
+    F16(Vec<[u16; LANES]>),
+    Bf16(Vec<[u16; LANES]>),
+}
+
+impl Ints {
+    /// Packs a stored matrix, rows in parallel and a few blocks at a time, for activations as `activations` says.
+    pub(crate) fn pack(engine: &Engine, stored: &StoredQuant, activations: Activations) -> Result<Self> {
+        let (rows, cols, scheme) = (stored.rows(), stored.cols(), stored.scheme().weights);
+        let activation_group = match activations {
+            Activations::Int8PerGroup(size) => size.get(),
+            Activations::Int8PerToken | Activations::Exact => usize::MAX,
+        };
+        let group = scheme.group_size(cols);
+        let segments = Segments::of_groups(cols, group, activation_group);
+        let (blocks, groups, bits) = (rows.div_ceil(LANES), scheme.groups(cols), scheme.bits.get());
+        let nibbles = bits <= 4;
+        let lines = blocks * segments.all_octets() * if nibbles { 1 } else { 2 };
+        let mut packed = Self {
+            rows,
+            cols,
+            nibbles,
+            small: bits < 8,
+            offset: 1 << (bits - 1),
+            segments,
+            segments_a_group: if group >= cols { segments.count().max(1) } else { group / segments.size() },
+            groups,
+            lines: vec![Line::ZERO; lines],
+            scales: Scales::new(scale_dtype(stored)?, blocks * groups),
+            zeros: scheme.is_asymmetric().then(|| vec![[0; LANES]; blocks * groups]),
+        };
+        packed.fill(engine, stored)?;
+        Ok(packed)
+    }
+
+    fn fill(&mut self, engine: &Engine, stored: &StoredQuant) -> Result<()> {
+        let blocks = self.blocks();
+        if blocks == 0 || self.cols == 0 {
+            return Ok(());
+        }
+        let (lines_a_block, groups) = (self.lines_a_block(), self.groups);
+        let blocks_a_task = ((1 << 17) / (LANES * self.cols)).clamp(1, blocks);
+        let mut lines = std::mem::take(&mut self.lines);
+        let mut zeros = self.zeros.take();
+        let mut scales = std::mem::replace(&mut self.scales, Scales::F32(Vec::new()));
+        let (shared_lines, shared_zeros) = (Shared::new(&mut lines), zeros.as_mut().map(|z| Shared::new(&mut z[..])));
+        let shared_scales = SharedScales::new(&mut scales);
+        let failure = Mutex::new(None);
+        engine.run(blocks.div_ceil(blocks_a_task), &|task| {
+            let first = task * blocks_a_task;
+            let last = blocks.min(first + blocks_a_task);
+            let outcome = stored.read_rows(first * LANES..self.rows.min(last * LANES)).and_then(|q| {
+                for block in first..last {
+                    // SAFETY: a block belongs to one task, so no two parts that are alive overlap; likewise below.
+                    let lines = unsafe { shared_lines.part(block * lines_a_block..(block + 1) * lines_a_block) };
+                    self.pack_codes(&q, (block - first) * LANES, lines);
+                    let at = block * groups..(block + 1) * groups;
+                    if let Some(zeros) = &shared_zeros {
+                        // SAFETY: as above.
+                        self.pack_zeros(&q, (block - first) * LANES, unsafe { zeros.part(at.clone()) });
+                    }
+                    // SAFETY: as above.
+                    if !unsafe { shared_scales.pack(&q, (block - first) * LANES, at) } {
+                        let what = format!("scales of rows from {} on are not all {}", block * LANES, shared_scales.dtype());
+                        return Err(Error::Malformed { name: stored.name().into(), what });
+                    }
+                }
+                Ok(())
+            });
+            if let Err(error) = outcome {
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+        });
+        (self.lines, self.zeros, self.scales) = (lines, zeros, scales);
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    /// Interleaves the codes of the sixteen rows from `row` of `q` on; rows past its end stay zero.
+    fn pack_codes(&self, q: &QMatrix, row: usize, lines: &mut [Line]) {
+        let offset = u32::from_ne_bytes([self.offset; 4]);
+        for lane in 0..LANES.min(q.rows() - row) {
+            let codes = &q.codes()[(row + lane) * self.cols..(row + lane + 1) * self.cols];
+            for segment in 0..self.segments.count() {
+                let inputs = &codes[self.segments.inputs(segment)];
+                let octets = self.segments.octets(segment);
+                let (whole, rest) = inputs.as_chunks::<8>();
+                let mut last = [0i8; 8];
+                last[..rest.len()].copy_from_slice(rest);
+                let tail = if rest.is_empty() { &[][..] } else { std::slice::from_ref(&last) };
+                for (octet, codes) in octets.zip(whole.iter().chain(tail)) {
+                    let bytes: [u8; 8] = bytemuck::cast(*codes);
+                    let [low, high]: [[u8; 4]; 2] = bytemuck::cast(bytes);
+                    let (low, high) = (shift(low, offset), shift(high, offset));
+                    let at = lane * 4..lane * 4 + 4;
+                    if self.nibbles {
+                        lines[octet].0[at].copy_from_slice(&(low | high << 4).to_ne_bytes());
+                    } else {
+                        lines[2 * octet].0[at.clone()].copy_from_slice(&low.to_ne_bytes());
+                        lines[2 * octet + 1].0[at].copy_from_slice(&high.to_ne_bytes());
+                    }
+                }
+            }
+        }
+    }
+
+    fn pack_zeros(&self, q: &QMatrix, row: usize, zeros: &mut [[u8; LANES]]) {
+        for lane in 0..LANES.min(q.rows() - row) {
+            for (group, zeros) in zeros.iter_mut().enumerate() {
+                zeros[lane] = (q.group(row + lane, group).1 + i32::from(self.offset)) as u8;
+            }
+        }
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    fn lines_a_block(&self) -> usize {
+        self.segments.all_octets() * if self.nibbles { 1 } else { 2 }
+    }
+
+    /// The codes of block `block`.
+    #[inline(always)]
+    pub(crate) fn block(&self, block: usize) -> &[Line] {
+        let n = self.lines_a_block();
+        &self.lines[block * n..(block + 1) * n]
+    }
+
+
+    /// Bytes all of it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let scale = if matches!(self.scales, Scales::F32(_)) { 4 } else { 2 };
+        self.lines.len() * 64 + self.blocks() * self.groups * LANES * (scale + usize::from(self.zeros.is_some()))
+    }
+
+    /// Where the scales and zero points of segment `segment` of block `block` are.
+    #[inline(always)]
+    pub(crate) fn group_at(&self, block: usize, segment: usize) -> usize {
+        block * self.groups + segment / self.segments_a_group
+    }
+
+    /// Scales of sixteen rows.
+    #[inline(always)]
+    pub(crate) fn scales<S: Simd>(&self, s: S, at: usize) -> S::F {
+        match &self.scales {
+            Scales::F32(all) => s.load(&all[at]),
+            Scales::F16(all) => s.load_f16(bytemuck::cast_ref(&all[at])),
+            Scales::Bf16(all) => s.load_bf16(bytemuck::cast_ref(&all[at])),
+        }
+    }
+
+    /// Unsigned zero points of sixteen rows, or `None` when symmetric ([`Ints::offset`] everywhere).
+    #[inline(always)]
+    pub(crate) fn zeros(&self, at: usize) -> Option<&[u8; LANES]> {
+        self.zeros.as_ref().map(|zeros| &zeros[at])
+    }
+
+    /// Decodes row `row`.
+    pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
+        let (block, lane) = (row / LANES, row % LANES);
+        let lines = self.block(block);
+        for segment in 0..self.segments.count() {
+            let at = self.group_at(block, segment);
+            let (scale, zero) = (self.scales.get(at, lane), self.zeros(at).map_or(self.offset, |z| z[lane]));
+            for k in self.segments.inputs(segment) {
+                let position = self.segments.position(k);
+                let (octet, j) = (position / 8, position % 8);
+                let byte = |line: usize| lines[line].0[lane * 4 + j % 4];
+                let code = if self.nibbles { byte(octet) >> (j / 4 * 4) & 15 } else { byte(2 * octet + j / 4) };
+                out[k] = scale * (i32::from(code) - i32::from(zero)) as f32;
+            }
+        }
+    }
+}
+
+/// Adds the bytes of `offset` to four codes, each modulo 256 (codes are 0x80 apart from unsigned at eight bits, so a
+/// carry would be wrong: the top bits are added apart).
+#[inline(always)]
+fn shift(codes: [u8; 4], offset: u32) -> u32 {
+    const TOP: u32 = 0x8080_8080;
+    let codes = u32::from_ne_bytes(codes);
+    ((codes & !TOP) + (offset & !TOP)) ^ ((codes ^ offset) & TOP)
+}
+
+fn scale_dtype(stored: &StoredQuant) -> Result<Dtype> {
+    Ok(if stored.rows() == 0 { Dtype::F32 } else { stored.read_rows(0..1)?.scale_dtype() })
+}
+
+impl Scales {
+    fn new(dtype: Dtype, len: usize) -> Self {
+        match dtype {
+            Dtype::F16 => Self::F16(vec![[0; LANES]; len]),
+            Dtype::Bf16 => Self::Bf16(vec![[0; LANES]; len]),
+            _ => Self::F32(vec![[0.0; LANES]; len]),
+        }
+    }
+
+    fn get(&self, at: usize, lane: usize) -> f32 {
+        match self {
+            Self::F32(all) => all[at][lane],
+            Self::F16(all) => f16::from_bits(all[at][lane]).to_f32(),
+            Self::Bf16(all) => bf16::from_bits(all[at][lane]).to_f32(),
+        }
+    }
+}
+
+/// Scales that tasks fill.
+enum SharedScales<'a> {
+    F32(Shared<'a, [f32; LANES]>),
+    F16(Shared<'a, [u16; LANES]>),
+    Bf16(Shared<'a, [u16; LANES]>),
+}
+
+impl<'a> SharedScales<'a> {
+    fn new(scales: &'a mut Scales) -> Self {
+        match scales {
+            Scales::F32(all) => Self::F32(Shared::new(all)),
+            Scales::F16(all) => Self::F16(Shared::new(all)),
+            Scales::Bf16(all) => Self::Bf16(Shared::new(all)),
+        }
+    }
+
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::F16(_) => Dtype::F16,
+            Self::Bf16(_) => Dtype::Bf16,
+        }
+    }
+
+    /// Stores the scales of the sixteen rows from `row` on in `range`; false where one does not fit the type.
+    ///
+    /// # Safety
+    /// No other call for an overlapping range may run at the same time.
+    unsafe fn pack(&self, q: &QMatrix, row: usize, range: std::ops::Range<usize>) -> bool {
+        let mut exact = true;
+        for lane in 0..LANES.min(q.rows() - row) {
+            for (group, at) in range.clone().enumerate() {
+                let scale = q.group(row + lane, group).0;
+                exact &= self.dtype().round(scale) == scale;
+                // SAFETY: the caller promises that no other part of this range is alive.
+                match self {
+                    Self::F32(all) => unsafe { all.part(at..at + 1)[0][lane] = scale },
+                    // SAFETY: as above.
+                    Self::F16(all) => unsafe { all.part(at..at + 1)[0][lane] = f16::from_f32(scale).to_bits() },
+                    // SAFETY: as above.
+                    Self::Bf16(all) => unsafe { all.part(at..at + 1)[0][lane] = bf16::from_f32(scale).to_bits() },
+                }
+            }
+        }
+        exact
+    }
+}

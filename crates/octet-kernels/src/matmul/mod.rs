@@ -1,0 +1,204 @@
+//! Matrix products: y = x Wᵀ for several matrices that share their input, in one parallel region.
+
+mod codes;
+mod dense;
+mod exact;
+mod float;
+mod inputs;
+mod int;
+mod ints;
+mod layout;
+mod output;
+mod packed;
+
+pub(crate) use inputs::{Inputs, tiles};
+pub use packed::PackedLinear;
+
+use crate::{
+    Engine,
+    parallel::Shared,
+    simd::{LANES, Level, Op, Simd},
+};
+use dense::DenseProduct;
+use exact::ExactProduct;
+use inputs::{Key, Prepared};
+use int::IntProduct;
+use layout::{Line, Segments};
+use output::Output;
+use packed::Body;
+use std::{cell::Cell, ops::Range};
+
+/// Most tokens for which weights are read straight from memory; above it, a panel is unpacked once for all of them.
+const DIRECT_TOKENS: usize = 8;
+/// Bytes of weights of a task of the direct path: enough to be worth handing out.
+const TASK_BYTES: Range<usize> = 32 << 10..512 << 10;
+/// Bytes of inputs of a task of the panel path: they are read again for every panel and should stay in the second-level cache.
+const INPUT_BYTES: usize = 1 << 20;
+/// Matrices of one parallel region; more run one region after another.
+const JOBS: usize = 8;
+
+/// One matrix of a call of [`Engine::matmul`].
+pub struct MatmulJob<'a> {
+    /// The matrix `[rows, cols]`.
+    pub weights: &'a PackedLinear,
+    /// Added to every token's output, `[rows]`.
+    pub bias: Option<&'a [f32]>,
+    /// The output `[tokens, rows]`.
+    pub out: &'a mut [f32],
+    /// Whether the product is added to `out` instead of replacing it.
+    pub accumulate: bool,
+}
+
+/// A task's own memory for panels; it stays with its thread.
+#[derive(Default)]
+pub(crate) struct Scratch(pub(crate) Vec<Line>);
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch(Vec::new())) };
+}
+
+/// Calls `f` with this thread's scratch memory.
+pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
+    SCRATCH.with(|cell| {
+        let mut scratch = cell.take();
+        let result = f(&mut scratch);
+        cell.set(scratch);
+        result
+    })
+}
+
+impl Scratch {
+    /// Slices of so many floats, each on a cache line of its own; what is in them is left from before.
+    pub(crate) fn floats<const N: usize>(&mut self, sizes: [usize; N]) -> [&mut [f32]; N] {
+        let lines = sizes.map(|n| n.div_ceil(LANES));
+        let need = lines.iter().sum();
+        if self.0.len() < need {
+            self.0.resize(need, Line::ZERO);
+        }
+        let mut rest = &mut self.0[..];
+        let mut i = 0;
+        [(); N].map(|()| {
+            let (part, tail) = std::mem::take(&mut rest).split_at_mut(lines[i]);
+            rest = tail;
+            i += 1;
+            &mut bytemuck::cast_slice_mut(part)[..sizes[i - 1]]
+        })
+    }
+}
+
+/// A matrix, its prepared inputs and its output, and how it is cut into tasks.
+struct Work<'a> {
+    weights: &'a PackedLinear,
+    prepared: Option<usize>,
+    output: Output<'a>,
+    direct: bool,
+    blocks: usize,
+    blocks_a_task: usize,
+    tokens_a_task: usize,
+    tasks: usize,
+}
+
+impl Engine {
+    /// Computes `job.out = x · job.weightsᵀ + job.bias` for every job; all of them read the same `x` `[tokens, cols]`.
+    ///
+    /// Activations are quantized once for all matrices that quantize them alike. A NaN or infinity in a token's inputs
+    /// makes its outputs NaN or infinite. Results do not depend on the number of threads.
+    ///
+    /// # Panics
+    /// If a slice's length is not what its matrix and `tokens` say.
+    pub fn matmul(&self, x: &[f32], tokens: usize, jobs: &mut [MatmulJob<'_>]) {
+        for jobs in jobs.chunks_mut(JOBS) {
+            self.matmul_together(x, tokens, jobs);
+        }
+    }
+
+    fn matmul_together(&self, x: &[f32], tokens: usize, jobs: &mut [MatmulJob<'_>]) {
+        let mut inputs = self.take_inputs();
+        inputs.clear();
+        let mut work: [Option<Work<'_>>; JOBS] = [const { None }; JOBS];
+        for (work, job) in work.iter_mut().zip(jobs) {
+            let (rows, cols) = (job.weights.rows(), job.weights.cols());
+            assert_eq!(x.len(), tokens * cols, "x is [tokens {tokens}, cols {cols}]");
+            assert_eq!(job.out.len(), tokens * rows, "out is [tokens {tokens}, rows {rows}]");
+            assert!(job.bias.is_none_or(|b| b.len() == rows), "the bias has {rows} elements");
+            if tokens == 0 || rows == 0 {
+                continue;
+            }
+            self.count(job.weights.kernel());
+            *work = Some(self.plan(job, &mut inputs, x, tokens));
+        }
+        let tasks = work.iter().flatten().map(|w| w.tasks).sum();
+        self.run(tasks, &|mut task| {
+            for work in work.iter().flatten() {
+                if task < work.tasks {
+                    with_scratch(|scratch| work.run(self.level(), &inputs, x, tokens, task, scratch));
+                    return;
+                }
+                task -= work.tasks;
+            }
+        });
+        drop(work);
+        self.return_inputs(inputs);
+    }
+
+    fn plan<'a>(&self, job: &'a mut MatmulJob<'_>, inputs: &mut Inputs, x: &[f32], tokens: usize) -> Work<'a> {
+        let weights = job.weights;
+        let cols = weights.cols();
+        let direct = tokens <= DIRECT_TOKENS;
+        let (int_tile, float_tile) = self.vectorize(Tiles);
+        let key = match weights.body() {
+            Body::Int { ints, group } => Some(Key { group: Some(*group), segments: ints.segments, widest: int_tile.1 }),
+            Body::Exact(ints) => Some(Key { group: None, segments: ints.segments.padding_only(), widest: float_tile.1 }),
+            Body::Dense(_) if direct => None,
+            Body::Dense(_) => Some(Key { group: None, segments: Segments::new(cols, cols), widest: float_tile.1 }),
+        };
+        let prepared = key.map(|key| inputs.prepare(self, key, x, tokens, cols));
+        let blocks = weights.rows().div_ceil(LANES);
+        let (tile, bytes) = match key {
+            Some(Key { group: Some(_), widest, .. }) => ((int_tile.0, widest), 1),
+            _ => (float_tile, 4),
+        };
+        let (blocks_a_task, tokens_a_task) = if direct {
+            let block_bytes = (weights.resident_bytes() / blocks).max(1);
+            let range = TASK_BYTES.start.div_ceil(block_bytes)..TASK_BYTES.end.div_ceil(block_bytes);
+            ((blocks / (4 * self.threads())).clamp(range.start, range.end), tokens)
+        } else {
+            let tiles = (INPUT_BYTES / (bytes * cols.max(1) * tile.1)).max(1);
+            (tile.0 * (blocks / (16 * self.threads() * tile.0)).clamp(1, 4), tiles * tile.1)
+        };
+        let tasks = blocks.div_ceil(blocks_a_task) * tokens.div_ceil(tokens_a_task);
+        let output = Output { out: Shared::new(job.out), rows: weights.rows(), bias: job.bias, accumulate: job.accumulate };
+        Work { weights, prepared, output, direct, blocks, blocks_a_task, tokens_a_task, tasks }
+    }
+}
+
+impl Work<'_> {
+    /// Runs task `task`: some blocks of rows, some tokens; tasks that follow each other share their tokens.
+    fn run(&self, level: Level, inputs: &Inputs, x: &[f32], tokens: usize, task: usize, scratch: &mut Scratch) {
+        let across = self.blocks.div_ceil(self.blocks_a_task);
+        let (first, chunk) = (task % across * self.blocks_a_task, task / across * self.tokens_a_task);
+        let blocks = first..self.blocks.min(first + self.blocks_a_task);
+        let tokens = chunk..tokens.min(chunk + self.tokens_a_task);
+        let (direct, output) = (self.direct, &self.output);
+        let prepared: Option<&Prepared> = self.prepared.map(|at| inputs.get(at));
+        match (self.weights.body(), prepared) {
+            (Body::Int { ints, .. }, Some(inputs)) => level.run(IntProduct { ints, inputs, blocks, tokens, output, direct, scratch }),
+            (Body::Exact(ints), Some(inputs)) => level.run(ExactProduct { ints, inputs, blocks, tokens, output, direct, scratch }),
+            (Body::Dense(dense), inputs) => level.run(DenseProduct { dense, x, inputs, blocks, tokens, output, scratch }),
+            // Quantized matrices always have prepared inputs (Engine::plan).
+            (_, None) => {}
+        }
+    }
+}
+
+/// Asks for the register tiles of an instruction set.
+struct Tiles;
+
+impl Op for Tiles {
+    type Output = ((usize, usize), (usize, usize));
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Self::Output {
+        (S::INT_TILE, S::FLOAT_TILE)
+    }
+}

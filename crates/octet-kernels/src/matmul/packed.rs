@@ -1,0 +1,160 @@
+//! Weights ready to execute.
+
+use super::{dense::Dense, ints::Ints};
+use crate::{Engine, Isa, counters::Kernel, parallel::Shared};
+use half::{bf16, f16};
+use octet_tensor::{Activations, Bytes, Dtype, FloatMatrix, Matrix, Result};
+use std::sync::{Mutex, PoisonError};
+
+/// A linear's weights `[rows, cols]` ready to execute: quantized ones packed in blocks, float ones the stored bytes
+/// themselves (nothing is copied) unless they are stored transposed or as FP8 or F64.
+pub struct PackedLinear {
+    body: Body,
+    activations: Activations,
+    isa: Isa,
+}
+
+/// What kernels run on.
+pub(crate) enum Body {
+    /// Integer weights and int8 activations that share a scale in runs of `group` (`usize::MAX`: a token).
+    Int { ints: Ints, group: usize },
+    /// Integer weights, float activations.
+    Exact(Ints),
+    /// Float weights.
+    Dense(Dense),
+}
+
+impl PackedLinear {
+    /// Makes `matrix` ready, its rows in parallel and a few at a time.
+    ///
+    /// `activations` overrides what the stored scheme says about the inputs of a quantized matrix; float matrices are
+    /// always [`Activations::Exact`].
+    ///
+    /// # Errors
+    /// If the stored bytes make no sense.
+    pub fn pack(engine: &Engine, matrix: &Matrix, activations: Option<Activations>) -> Result<Self> {
+        let (body, activations) = match matrix {
+            Matrix::Float(float) => (Body::Dense(dense(engine, float)?), Activations::Exact),
+            Matrix::Quant(stored) => {
+                let activations = activations.unwrap_or(stored.scheme().activations);
+                let ints = Ints::pack(engine, stored, activations)?;
+                let body = match activations {
+                    Activations::Exact => Body::Exact(ints),
+                    Activations::Int8PerToken => Body::Int { ints, group: usize::MAX },
+                    Activations::Int8PerGroup(size) if size.get() >= stored.cols() => Body::Int { ints, group: usize::MAX },
+                    Activations::Int8PerGroup(size) => Body::Int { ints, group: size.get() },
+                };
+                (body, activations)
+            }
+        };
+        Ok(Self { body, activations, isa: engine.isa() })
+    }
+
+    /// Number of rows (outputs).
+    pub fn rows(&self) -> usize {
+        match &self.body {
+            Body::Int { ints, .. } | Body::Exact(ints) => ints.rows,
+            Body::Dense(dense) => dense.rows,
+        }
+    }
+
+    /// Number of columns (inputs).
+    pub fn cols(&self) -> usize {
+        match &self.body {
+            Body::Int { ints, .. } | Body::Exact(ints) => ints.cols,
+            Body::Dense(dense) => dense.cols,
+        }
+    }
+
+    /// Bytes it takes in memory, mapped ones included.
+    pub fn resident_bytes(&self) -> usize {
+        match &self.body {
+            Body::Int { ints, .. } | Body::Exact(ints) => ints.bytes(),
+            Body::Dense(dense) => dense.bytes.len(),
+        }
+    }
+
+    /// What inputs are at run time.
+    pub fn activations(&self) -> Activations {
+        self.activations
+    }
+
+    /// The kernel that runs it, such as `w4a8 avx512-vnni`.
+    pub fn kernel_name(&self) -> &'static str {
+        self.kernel().name(self.isa)
+    }
+
+    /// Decodes row `row` into `out` `[cols]` (a token's embedding).
+    ///
+    /// # Panics
+    /// If there is no such row or `out` has another length.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows() && out.len() == self.cols(), "row {row} of {} into {} elements", self.rows(), out.len());
+        match &self.body {
+            Body::Int { ints, .. } | Body::Exact(ints) => ints.read_row(row, out),
+            Body::Dense(dense) => dense.read_row(row, out),
+        }
+    }
+
+    pub(crate) fn body(&self) -> &Body {
+        &self.body
+    }
+
+    pub(crate) fn kernel(&self) -> Kernel {
+        match &self.body {
+            Body::Int { ints, .. } if ints.nibbles => Kernel::W4A8,
+            Body::Int { .. } => Kernel::W8A8,
+            Body::Exact(ints) if ints.nibbles => Kernel::W4A16,
+            Body::Exact(_) => Kernel::W8A16,
+            Body::Dense(dense) => match dense.dtype {
+                Dtype::F16 => Kernel::F16,
+                Dtype::Bf16 => Kernel::Bf16,
+                _ => Kernel::F32,
+            },
+        }
+    }
+}
+
+/// A float matrix: the stored bytes where a kernel can read them, else a copy (transposed 16-bit floats keep their type;
+/// FP8 times its scales and F64 become F32).
+fn dense(engine: &Engine, matrix: &FloatMatrix) -> Result<Dense> {
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    if let Some((dtype @ (Dtype::F32 | Dtype::F16 | Dtype::Bf16), bytes)) = matrix.dense_bytes() {
+        return Ok(Dense { rows, cols, dtype, bytes });
+    }
+    let dtype = match matrix.dtype() {
+        dtype @ (Dtype::F16 | Dtype::Bf16) => dtype,
+        _ => Dtype::F32,
+    };
+    let size = cols * dtype.size();
+    let mut bytes = vec![0u8; rows * size];
+    let failure = Mutex::new(None);
+    // Reading a transposed matrix costs a visit of every stored row a call, so calls take many rows.
+    let rows_a_task = ((1 << 18) / cols.max(1)).clamp(1, rows.max(1));
+    let shared = Shared::new(&mut bytes);
+    engine.run(rows.div_ceil(rows_a_task), &|task| {
+        let (first, last) = (task * rows_a_task, rows.min((task + 1) * rows_a_task));
+        let mut values = vec![0.0; (last - first) * cols];
+        if let Err(error) = matrix.read_rows(first..last, &mut values) {
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            return;
+        }
+        // SAFETY: tasks are distinct numbers, so their rows do not overlap.
+        let out = unsafe { shared.part(first * size..last * size) };
+        encode(dtype, &values, out);
+    });
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(Dense { rows, cols, dtype, bytes: Bytes::new(bytes) }),
+    }
+}
+
+fn encode(dtype: Dtype, values: &[f32], out: &mut [u8]) {
+    for (out, &value) in out.chunks_exact_mut(dtype.size()).zip(values) {
+        match dtype {
+            Dtype::F16 => out.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+            Dtype::Bf16 => out.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+            _ => out.copy_from_slice(&value.to_le_bytes()),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Sixteen lanes: what an instruction set must offer, and the crossing into code compiled for it.
+//!
+//! A value of a type that implements [`Simd`] is the proof that the CPU has its instructions: [`Level::detect`] makes
+//! it after asking the CPU, and nothing else can. So an algorithm over `S: Simd` is safe code. Everything an algorithm
+//! calls must be `#[inline(always)]`, since only code inlined into [`Simd::vectorize`] is compiled for the instruction set.
+
+pub(crate) mod math;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use crate::Isa;
+
+/// Lanes of a vector: rows of a block of packed weights, or consecutive elements.
+pub(crate) const LANES: usize = 16;
+
+/// An algorithm to be compiled for every instruction set.
+pub(crate) trait Op {
+    /// What it returns.
+    type Output;
+    /// Runs it; implementations are `#[inline(always)]`.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Sixteen f32 lanes (`F`), sixteen i32 lanes (`I`), and the integer dot product over four inputs a lane.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// Row blocks and tokens of a register tile of the integer product.
+    const INT_TILE: (usize, usize);
+    /// Row blocks and tokens of a register tile of the float product.
+    const FLOAT_TILE: (usize, usize);
+    /// Whether codes up to 127 have a faster dot product than codes up to 255.
+    const FAST_SMALL_CODES: bool;
+
+    /// f32 lanes.
+    type F: Copy;
+    /// i32 lanes.
+    type I: Copy;
+    /// Codes of 16 rows times 4 consecutive inputs, unsigned bytes.
+    type W: Copy;
+    /// Four signed activation bytes, the same for every lane.
+    type A: Copy;
+
+    /// Runs `op` compiled for this instruction set.
+    fn vectorize<O: Op>(self, op: O) -> O::Output;
+
+    fn splat(self, v: f32) -> Self::F;
+    fn load(self, from: &[f32; LANES]) -> Self::F;
+    fn load_bytes(self, from: &[u8; 64]) -> Self::F;
+    fn load_f16(self, from: &[u8; 32]) -> Self::F;
+    fn load_bf16(self, from: &[u8; 32]) -> Self::F;
+    fn store(self, v: Self::F, to: &mut [f32; LANES]);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a · b + c, rounded once (`Scalar` rounds twice outside of [`Simd::fma_exact`], where that would be slow).
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// a · b + c, rounded once on every instruction set: what integer products use to be equal bit for bit.
+    fn fma_exact(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The smaller; `b` where either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger; `b` where either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Rounds half to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// a · 2^n for integral n in −126..=127.
+    fn scale2(self, a: Self::F, n: Self::F) -> Self::F;
+    /// `yes` where a < b, else `no`.
+    fn select_less(self, a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F;
+    /// The sum of the lanes, in an order that does not depend on the instruction set.
+    fn sum(self, a: Self::F) -> f32;
+
+    fn splat_i(self, v: i32) -> Self::I;
+    fn load_u8(self, from: &[u8; LANES]) -> Self::I;
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn to_f(self, a: Self::I) -> Self::F;
+
+    /// 64 code bytes: lane l holds inputs 0..4 of row l.
+    fn codes(self, from: &[u8; 64]) -> Self::W;
+    /// 64 bytes of two four-bit codes: the low halves are inputs 0..4, the high halves inputs 4..8.
+    fn nibbles(self, from: &[u8; 64]) -> [Self::W; 2];
+    fn store_codes(self, w: Self::W, to: &mut [u8; 64]);
+    /// Input `j` (0..4) of every row as a float.
+    fn code(self, w: Self::W, j: usize) -> Self::F;
+    /// Input `j` (0..8) of every row, as [`Simd::nibbles`] numbers them, through a table of 16 values.
+    fn lookup(self, raw: Self::W, j: usize, table: Self::F) -> Self::F;
+    fn quad(self, from: &[i8; 4]) -> Self::A;
+    /// acc + Σ over four inputs of code · activation, exact; with `SMALL` every code is at most 127.
+    fn dot<const SMALL: bool>(self, acc: Self::I, w: Self::W, a: Self::A) -> Self::I;
+
+    /// Asks for the cache line `ahead` bytes after the start of `at`; any address is allowed.
+    fn prefetch(self, at: &[u8], ahead: usize);
+}
+
+/// An instruction set that this CPU was seen to have.
+#[derive(Clone, Copy)]
+pub(crate) enum Level {
+    Scalar(scalar::Scalar),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2<false>),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(avx2::Avx2<true>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+}
+
+impl Level {
+    /// The level of an instruction set, if this CPU has it.
+    pub(crate) fn detect(isa: Isa) -> Option<Self> {
+        match isa {
+            Isa::Scalar => Some(Self::Scalar(scalar::Scalar)),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::Avx2::<false>::detect().map(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => avx2::Avx2::<true>::detect().map(Self::AvxVnni),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => avx512::Avx512::detect().map(Self::Avx512),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => None,
+        }
+    }
+
+    /// Runs `op` on this level.
+    #[inline]
+    pub(crate) fn run<O: Op>(self, op: O) -> O::Output {
+        match self {
+            Self::Scalar(s) => s.vectorize(op),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(s) => s.vectorize(op),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(s) => s.vectorize(op),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(s) => s.vectorize(op),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Matrix products on every instruction set against a naive oracle, and against each other.
+#![allow(missing_docs)]
+
+mod common;
+
+use common::*;
+use octet_kernels::{Engine, Isa, MatmulJob, PackedLinear};
+use octet_tensor::{Activations, Dtype, FloatMatrix, Matrix, QMatrix, Tensor};
+
+const TOKENS: [usize; 7] = [0, 1, 2, 5, 8, 9, 31];
+const SHAPES: [(usize, usize); 7] = [(1, 1), (16, 8), (17, 40), (33, 130), (48, 256), (5, 300), (70, 129)];
+
+fn multiply(engine: &Engine, x: &[f32], tokens: usize, w: &PackedLinear) -> Vec<f32> {
+    let mut out = vec![f32::NAN; tokens * w.rows()];
+    engine.matmul(x, tokens, &mut [MatmulJob { weights: w, bias: None, out: &mut out, accumulate: false }]);
+    out
+}
+
+fn check(q: &QMatrix, scheme_text: &str, x: &[f32], tokens: usize, tolerance: f64) {
+    let scheme = scheme(scheme_text);
+    let (rows, cols) = (q.rows(), q.cols());
+    let expected = oracle(&seen_inputs(x, cols, scheme.activations), &q.dequantize(), rows, cols);
+    let mut first: Option<Vec<u32>> = None;
+    for engine in engines() {
+        let packed = pack(&engine, q, scheme);
+        let what = format!("{scheme_text} {rows}x{cols}, {tokens} tokens, {}", packed.kernel_name());
+        let found = multiply(&engine, x, tokens, &packed);
+        assert_close(&found, &expected, tolerance, &what);
+        if scheme.activations != Activations::Exact {
+            let bits: Vec<u32> = found.iter().map(|v| v.to_bits()).collect();
+            assert_eq!(*first.get_or_insert(bits.clone()), bits, "{what} differs from scalar");
+        }
+    }
+}
+
+fn suite(schemes: &[&str], tolerance: f64) {
+    let mut numbers = Numbers(1);
+    for text in schemes {
+        for (i, (rows, cols)) in SHAPES.into_iter().enumerate() {
+            let dtype = [Dtype::F16, Dtype::Bf16, Dtype::F32][i % 3];
+            let q = quantized(rows, cols, scheme(text), dtype, &mut numbers);
+            for tokens in TOKENS {
+                let x = numbers.normals(tokens * cols);
+                check(&q, text, &x, tokens, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn eight_bits_with_int8_activations() {
+    suite(&["w8a8", "w8a8-asym", "w8a8-g32", "w8a8-g128-asym-ag32", "w8a8-ag64"], 1e-6);
+}
+
+#[test]
+fn four_bits_with_int8_activations() {
+    suite(&["w4a8", "w4a8-pc", "w4a8-g32-asym", "w4a8-g128-sym-ag32", "w4a8-g32-ag128", "w4a8-g256-asym-ag128"], 1e-6);
+}
+
+#[test]
+fn other_widths_with_int8_activations() {
+    suite(&["w2a8", "w3a8-g32-asym", "w5a8-g64-asym", "w6a8", "w7a8-pc"], 1e-6);
+}
+
+#[test]
+fn float_activations() {
+    suite(&["w8a16", "w8a16-g32-asym", "w4a16", "w4a16-g32-asym", "w4a16-pc", "w6a16-g64", "w3a16-asym"], 2e-6);
+}
+
+/// Groups that are no multiple of anything, as foreign files may have them.
+#[test]
+fn odd_groups() {
+    use octet_tensor::{Bits, Granularity, Scheme, Symmetry, WeightScheme};
+    use std::num::NonZeroUsize;
+    let mut numbers = Numbers(2);
+    for (bits, group, act) in [(4, 20, None), (8, 6, None), (4, 12, Some(18)), (8, 40, Some(10)), (4, 1, None)] {
+        let weights = WeightScheme {
+            bits: Bits::new(bits).unwrap(),
+            symmetry: Symmetry::Asymmetric,
+            granularity: Granularity::Group(NonZeroUsize::new(group).unwrap()),
+        };
+        let activations = act.map_or(Activations::Int8PerToken, |n| Activations::Int8PerGroup(NonZeroUsize::new(n).unwrap()));
+        for activations in [activations, Activations::Exact] {
+            let scheme = Scheme { weights, activations };
+            let q = quantized(19, 77, scheme, Dtype::F32, &mut numbers);
+            for tokens in [1, 13] {
+                let x = numbers.normals(tokens * 77);
+                let expected = oracle(&seen_inputs(&x, 77, activations), &q.dequantize(), 19, 77);
+                for engine in engines() {
+                    let found = multiply(&engine, &x, tokens, &pack(&engine, &q, scheme));
+                    assert_close(&found, &expected, 2e-6, &format!("w{bits} g{group} {activations:?} {}", engine.isa()));
+                }
+            }
+        }
+    }
+}
+
+/// The largest products there are: codes, zero points and activations at the ends of their ranges.
+#[test]
+fn extremes_do_not_saturate() {
+    for text in ["w8a8", "w8a8-asym", "w4a8-pc", "w4a8-g128-asym", "w7a8-pc-asym", "w8a8-g32-asym-ag32"] {
+        let scheme = scheme(text);
+        let (low, high) = (scheme.weights.bits.min_code() as i8, scheme.weights.bits.max_code() as i8);
+        let (rows, cols) = (16, 4096);
+        for (code, zero) in [(low, high), (high, low), (low, low), (high, high), (high, 0), (low, 0)] {
+            let groups = rows * scheme.weights.groups(cols);
+            let zeros = if scheme.weights.is_asymmetric() { vec![zero; groups] } else { vec![] };
+            let q = QMatrix::new(rows, cols, scheme.weights, vec![code; rows * cols], vec![0.5; groups], Dtype::F16, zeros).unwrap();
+            for sign in [1.0, -1.0] {
+                for tokens in [1, 12] {
+                    check(&q, text, &vec![sign; tokens * cols], tokens, 1e-6);
+                }
+            }
+        }
+    }
+}
+
+/// Rows longer than what 32 bits hold the sum of.
+#[test]
+fn very_long_rows_do_not_overflow() {
+    let scheme = scheme("w8a8-asym");
+    let cols = 150_000;
+    let q = QMatrix::new(1, cols, scheme.weights, vec![127; cols], vec![1.0], Dtype::F32, vec![-128]).unwrap();
+    check(&q, "w8a8-asym", &vec![-1.0; cols], 1, 1e-6);
+}
+
+#[test]
+fn what_is_not_finite_is_never_silent() {
+    let mut numbers = Numbers(3);
+    let (rows, cols, tokens) = (20, 100, 14);
+    for text in ["w8a8", "w4a8-g32-asym", "w4a8-ag32", "w8a16", "w4a16"] {
+        let q = quantized(rows, cols, scheme(text), Dtype::F16, &mut numbers);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for count in [1, tokens] {
+                let mut x = numbers.normals(count * cols);
+                let victim = count / 2;
+                x[victim * cols + 57] = bad;
+                for engine in engines() {
+                    let out = multiply(&engine, &x, count, &pack(&engine, &q, scheme(text)));
+                    for (token, out) in out.chunks(rows).enumerate() {
+                        // With a weight of exactly zero an infinite input gives NaN, with another infinity: never a number.
+                        assert!(out.iter().all(|v| v.is_finite() == (token != victim)), "{text} {} {bad} token {token}: {out:?}", engine.isa());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn float_weights_at_any_alignment() {
+    let mut numbers = Numbers(4);
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        for (i, (rows, cols)) in SHAPES.into_iter().enumerate() {
+            let values: Vec<f32> = numbers.normals(rows * cols).into_iter().map(|v| dtype.round(v)).collect();
+            let matrix = float(rows, cols, dtype, &values, i);
+            for tokens in TOKENS {
+                let x = numbers.normals(tokens * cols);
+                let expected = oracle(&seen_inputs(&x, cols, Activations::Exact), &values, rows, cols);
+                for engine in engines() {
+                    let packed = PackedLinear::pack(&engine, &matrix, Some(Activations::Int8PerToken)).unwrap();
+                    assert_eq!(packed.activations(), Activations::Exact);
+                    let found = multiply(&engine, &x, tokens, &packed);
+                    assert_close(&found, &expected, 1e-6, &format!("{dtype} {rows}x{cols}, {tokens} tokens, {}", engine.isa()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn transposed_weights_are_copied_and_keep_their_type() {
+    let values: Vec<f32> = (0..24 * 10).map(|v| (v % 64) as f32).collect();
+    for dtype in [Dtype::F16, Dtype::F32] {
+        let Matrix::Float(dense) = float(10, 24, dtype, &values, 1) else { unreachable!() };
+        let stored = Tensor::new("t", dtype, vec![10, 24], dense.dense_bytes().unwrap().1).unwrap();
+        let matrix = Matrix::Float(FloatMatrix::transposed(stored).unwrap());
+        let engine = engine(Isa::best(), 2);
+        let packed = PackedLinear::pack(&engine, &matrix, None).unwrap();
+        assert_eq!((packed.rows(), packed.cols(), packed.resident_bytes()), (24, 10, 240 * dtype.size()));
+        let mut row = [0.0; 10];
+        packed.read_row(7, &mut row);
+        let expected: Vec<f32> = (0..10).map(|k| values[k * 24 + 7]).collect();
+        assert_eq!(row[..], expected[..]);
+    }
+}
+
+#[test]
+fn bias_accumulation_and_several_matrices_at_once() {
+    let mut numbers = Numbers(5);
+    let cols = 72;
+    let texts = ["w8a8", "w4a8-g32", "w4a16", "w8a16", "w8a8", "w4a8-ag32", "w8a8-asym", "w4a16-g64", "w3a8", "w8a8"];
+    for tokens in [1, 10] {
+        let x = numbers.normals(tokens * cols);
+        for engine in engines() {
+            let qs: Vec<QMatrix> = texts.iter().enumerate().map(|(i, t)| quantized(5 + 9 * i, cols, scheme(t), Dtype::F16, &mut numbers)).collect();
+            let packed: Vec<PackedLinear> = qs.iter().zip(texts).map(|(q, t)| pack(&engine, q, scheme(t))).collect();
+            let biases: Vec<Vec<f32>> = packed.iter().map(|p| numbers.normals(p.rows())).collect();
+            let mut outs: Vec<Vec<f32>> = packed.iter().map(|p| vec![10.0; tokens * p.rows()]).collect();
+            let mut jobs: Vec<MatmulJob<'_>> = packed
+                .iter()
+                .zip(&mut outs)
+                .zip(&biases)
+                .enumerate()
+                .map(|(i, ((weights, out), bias))| MatmulJob { weights, bias: (i % 3 != 0).then_some(bias), out, accumulate: i % 2 == 0 })
+                .collect();
+            engine.matmul(&x, tokens, &mut jobs);
+            for (i, (p, out)) in packed.iter().zip(&outs).enumerate() {
+                let mut alone = multiply(&engine, &x, tokens, p);
+                for (j, v) in alone.iter_mut().enumerate() {
+                    if i % 3 != 0 {
+                        *v += biases[i][j % p.rows()];
+                    }
+                    if i % 2 == 0 {
+                        *v += 10.0;
+                    }
+                }
+                assert_eq!(&alone, out, "job {i} on {}", engine.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let mut numbers = Numbers(6);
+    let (rows, cols) = (150, 200);
+    let dense = float(rows, cols, Dtype::Bf16, &numbers.normals(rows * cols), 0);
+    let quants: Vec<_> = ["w8a8", "w4a8-g32", "w4a16", "w8a16"].map(|t| stored(&quantized(rows, cols, scheme(t), Dtype::F16, &mut numbers), scheme(t))).into();
+    for matrix in quants.iter().chain([&dense]) {
+        for tokens in [1, 3, 40] {
+            let x = numbers.normals(tokens * cols);
+            for isa in Isa::available() {
+                let results = [1, 2, 8].map(|threads| {
+                    let engine = engine(isa, threads);
+                    multiply(&engine, &x, tokens, &PackedLinear::pack(&engine, matrix, None).unwrap())
+                });
+                assert_eq!(results[0], results[1]);
+                assert_eq!(results[0], results[2]);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_read_back_exactly() {
+    let mut numbers = Numbers(7);
+    for text in ["w8a8", "w4a16-g32-asym", "w4a8-pc", "w5a8-g64-asym", "w2a16-asym"] {
+        let q = quantized(35, 91, scheme(text), Dtype::Bf16, &mut numbers);
+        for engine in engines() {
+            let packed = pack(&engine, &q, scheme(text));
+            for row in 0..35 {
+                let (mut found, mut expected) = (vec![0.0; 91], vec![0.0; 91]);
+                packed.read_row(row, &mut found);
+                q.dequantize_row(row, &mut expected);
+                assert_eq!(found, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_override_of_the_activations_counts() {
+    let engine = engine(Isa::best(), 1);
+    let q = quantized(16, 64, scheme("w4a8"), Dtype::F16, &mut Numbers(8));
+    let packed = PackedLinear::pack(&engine, &stored(&q, scheme("w4a8")), Some(Activations::Exact)).unwrap();
+    assert_eq!(packed.activations(), Activations::Exact);
+    let x = Numbers(9).normals(64);
+    let out = multiply(&engine, &x, 1, &packed);
+    assert_close(&out, &oracle(&seen_inputs(&x, 64, Activations::Exact), &q.dequantize(), 16, 64), 1e-6, "override");
+    assert!(engine.kernel_calls().iter().any(|(name, calls)| name.starts_with("w4a16") && *calls == 1), "{:?}", engine.kernel_calls());
+}

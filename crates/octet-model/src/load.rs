@@ -1,0 +1,156 @@
+//! From described nodes to loaded ones: names and shapes checked, weights packed, small tensors as f32.
+
+use crate::{
+    error::{LoadError, Place},
+    graph::{BlockGraph, Linear, Node, Param, PlainNode, Slot},
+    spec::ArchSpec,
+};
+use octet_kernels::{Engine, PackedLinear};
+use octet_tensor::{Activations, Error, FloatMatrix, Matrix, WeightSource};
+use std::{collections::BTreeSet, sync::Arc};
+
+/// Buffers of other frameworks that checkpoints carry along and that no forward pass reads.
+const BUFFERS: &[&str] = &[".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
+
+/// A weight matrix ready to run, part by part.
+pub(crate) struct LoadedLinear {
+    pub(crate) parts: Vec<LoadedPart>,
+}
+
+/// Rows of a weight matrix that write one slot.
+pub(crate) struct LoadedPart {
+    pub(crate) weights: Arc<PackedLinear>,
+    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) to: Slot,
+}
+
+/// A node ready to run.
+pub(crate) type LoadedNode = Node<LoadedLinear, Vec<f32>>;
+
+/// What turns descriptions into weights.
+pub(crate) struct Loader<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) source: &'a dyn WeightSource,
+    /// Activations of quantized linears; `None`: as stored.
+    pub(crate) activations: Option<Activations>,
+    /// The embedding's matrix, for a tied head.
+    pub(crate) embedding: Option<Arc<PackedLinear>>,
+}
+
+impl Loader<'_> {
+    pub(crate) fn nodes(&self, nodes: &[PlainNode]) -> Result<Vec<LoadedNode>, LoadError> {
+        let load = |node: &PlainNode| node.try_map(&mut |linear| self.linear(linear), &mut |param| self.param(param));
+        nodes.iter().map(load).collect()
+    }
+
+    fn linear(&self, linear: &Linear) -> Result<LoadedLinear, LoadError> {
+        if let (true, Some(shared)) = (linear.tied, &self.embedding) {
+            let parts = linear.parts.iter().map(|(to, _)| LoadedPart { weights: Arc::clone(shared), bias: None, to: *to });
+            return Ok(LoadedLinear { parts: parts.collect() });
+        }
+        let matrix = self.matrix(linear)?;
+        let bias = linear.bias.as_ref().map(|bias| self.param(bias)).transpose()?;
+        let mut parts = Vec::with_capacity(linear.parts.len());
+        for (to, rows) in &linear.parts {
+            let whole = *rows == (0..matrix.rows());
+            let part = if whole { Some(matrix.clone()) } else { matrix.slice_rows(rows.clone()) };
+            let part = part.ok_or_else(|| shape_error(&linear.site.module, linear, [matrix.rows(), matrix.cols()]))?;
+            let weights = Arc::new(PackedLinear::pack(self.engine, &part, self.activations)?);
+            parts.push(LoadedPart { weights, bias: bias.as_ref().map(|b| b[rows.clone()].to_vec()), to: *to });
+        }
+        Ok(LoadedLinear { parts })
+    }
+
+    /// The matrix `[rows, cols]` of a linear, however it is stored.
+    fn matrix(&self, linear: &Linear) -> Result<Matrix, LoadError> {
+        let site = &linear.site;
+        let name = || format!("{}.weight", site.module);
+        let matrix = match self.source.matrix(&site.module)? {
+            Some(Matrix::Float(_)) if site.transposed => {
+                let tensor = self.source.tensor(&name())?.ok_or_else(|| Error::Missing { name: name() })?;
+                if tensor.shape() != [site.cols, site.rows] {
+                    return Err(tensor.wrong_shape(format!("[{}, {}] (inputs, outputs)", site.cols, site.rows)).into());
+                }
+                Matrix::Float(FloatMatrix::transposed(tensor)?)
+            }
+            Some(matrix) => matrix,
+            None => return Err(Error::Missing { name: name() }.into()),
+        };
+        let found = [matrix.rows(), matrix.cols()];
+        if found == [site.rows, site.cols] { Ok(matrix) } else { Err(shape_error(&name(), linear, found).into()) }
+    }
+
+    fn param(&self, param: &Param) -> Result<Vec<f32>, LoadError> {
+        let tensor = self.source.tensor(&param.name)?.ok_or_else(|| Error::Missing { name: param.name.clone() })?;
+        if tensor.shape() != param.shape {
+            return Err(tensor.wrong_shape(format!("{:?}", param.shape)).into());
+        }
+        let mut values = tensor.to_f32()?;
+        if param.plus_one {
+            values.iter_mut().for_each(|v| *v += 1.0);
+        }
+        Ok(values)
+    }
+}
+
+fn shape_error(name: &str, linear: &Linear, found: [usize; 2]) -> Error {
+    let expected = format!("[{}, {}]", linear.site.rows, linear.site.cols);
+    Error::Shape { name: name.into(), expected, found: found.into() }
+}
+
+impl ArchSpec {
+    /// Settles what only the checkpoint can tell: whether its names have the usual prefix (checkpoints of the bare model
+    /// have none), and whether a head that the config calls tied has weights of its own after all, which then count.
+    ///
+    /// # Errors
+    /// If the embedding or head cannot be read.
+    pub fn settle(&mut self, source: &dyn WeightSource) -> Result<(), LoadError> {
+        let usual = self.names.root;
+        let has = |root: &str| source.matrix(&format!("{root}{}", self.names.embedding)).map(|m| m.is_some());
+        self.root = if !has(usual)? && has("")? { "" } else { usual };
+        if self.head.tied
+            && let Some(head) = source.matrix(self.head_module())?
+        {
+            let embedding = source.matrix(&self.outer(self.names.embedding))?;
+            self.head.tied = embedding.is_some_and(|embedding| same_bytes(&embedding, &head));
+        }
+        Ok(())
+    }
+}
+
+fn same_bytes(a: &Matrix, b: &Matrix) -> bool {
+    let (Matrix::Float(a), Matrix::Float(b)) = (a, b) else { return false };
+    match (a.dense_bytes(), b.dense_bytes()) {
+        (Some((dtype_a, a)), Some((dtype_b, b))) => dtype_a == dtype_b && *a == *b,
+        _ => false,
+    }
+}
+
+/// Refuses a checkpoint with tensors in its blocks that the graph does not use (a bias or a norm the config does not
+/// speak of would otherwise be dropped in silence).
+pub(crate) fn refuse_unexpected(spec: &ArchSpec, graph: &BlockGraph, source: &dyn WeightSource) -> Result<(), LoadError> {
+    let others: BTreeSet<String> = graph.other_tensors().into_iter().map(|(name, _)| name).collect();
+    let modules: BTreeSet<String> = graph.linear_sites().into_iter().map(|site| site.module).collect();
+    let layers = format!("{}.", spec.outer(spec.names.layers));
+    for name in source.names() {
+        let Some(rest) = name.strip_prefix(&layers) else { continue };
+        let index = rest.split('.').next().and_then(|index| index.parse::<usize>().ok());
+        if index.is_none_or(|index| index >= spec.layers.len()) || BUFFERS.iter().any(|buffer| name.ends_with(buffer)) {
+            continue;
+        }
+        let weight = name.rsplit_once('.').is_some_and(|(module, what)| modules.contains(module) && what != "bias");
+        if !weight && !others.contains(&name) {
+            return Err(LoadError::Unexpected { name, family: spec.family });
+        }
+    }
+    Ok(())
+}
+
+/// The nodes of one place of the graph.
+pub(crate) fn nodes_at(graph: &BlockGraph, place: Place) -> &[PlainNode] {
+    match place {
+        Place::Embedding => std::slice::from_ref(&graph.embed),
+        Place::Layer(layer) => graph.blocks.get(layer).map_or(&[], Vec::as_slice),
+        Place::Head => &graph.head,
+    }
+}

@@ -1,0 +1,255 @@
+//! What will be done to every tensor: a pure function of recipe and inventory.
+
+mod fit;
+mod show;
+
+use crate::{
+    Error, Inventory, OtherTensor, Recipe, Site, SolverChoice, Step,
+    recipe::{is_tied, lookup, role_name},
+};
+use octet_model::{LinearSite, Role};
+use octet_tensor::{Activations, Dtype, Scheme};
+
+/// One explicit line a tensor, in the order they are written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    lines: Vec<Line>,
+    portable: bool,
+}
+
+/// What will be done to one tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// Module path of a weight matrix (without `.weight`), name of any other tensor.
+    pub name: String,
+    /// The weight matrix, or `None` for other tensors.
+    pub linear: Option<LinearSite>,
+    /// Its shape; of a weight matrix always outputs, inputs.
+    pub shape: Vec<usize>,
+    /// The type its elements are stored in.
+    pub stored: Dtype,
+    /// Bytes it takes where it is stored.
+    pub stored_bytes: u64,
+    /// What becomes of it.
+    pub action: Action,
+    /// Bytes it will take.
+    pub bytes: u64,
+}
+
+/// What becomes of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// It is quantized.
+    Quantize {
+        /// To this.
+        scheme: Scheme,
+        /// With scales of this type.
+        scale_dtype: Dtype,
+        /// By this.
+        solver: SolverChoice,
+    },
+    /// It stays a float tensor.
+    Keep {
+        /// Of this type (FP8 with block scales becomes BF16, everything else stays as it is).
+        dtype: Dtype,
+        /// Because of this.
+        reason: String,
+    },
+    /// It is left out.
+    Drop {
+        /// Because of this.
+        reason: String,
+    },
+}
+
+impl Plan {
+    /// Decides what becomes of every tensor. With `strict`, a tensor that cannot take what a step asks is an error;
+    /// otherwise it is kept, and its line says why.
+    ///
+    /// # Errors
+    /// If a target matches nothing, a step decides nothing, or (`strict`) a tensor cannot take what was asked.
+    pub fn new(recipe: &Recipe, inventory: &Inventory, strict: bool) -> Result<Self, Error> {
+        let deciding = deciding_steps(recipe, &inventory.sites)?;
+        let mut misfits: Vec<(String, String)> = Vec::new();
+        let mut lines = Vec::with_capacity(inventory.sites.len() + inventory.others.len());
+        for (site, step) in inventory.sites.iter().zip(deciding) {
+            let action = match step.map(|step| &recipe.steps[step]) {
+                Some(Step::Quantize { scheme, solver, .. }) => match fit::misfit(site, scheme.weights, recipe.portable) {
+                    Some(reason) => {
+                        misfits.push((site.linear.module.clone(), reason.clone()));
+                        keep(site, reason)
+                    }
+                    None => quantize(site, *scheme, *solver),
+                },
+                Some(Step::Keep { .. }) => keep(site, "as the recipe says".into()),
+                None if site.linear.role == Role::Router => keep(site, fit::ROUTER.into()),
+                None => keep(site, "no step targets it".into()),
+            };
+            lines.push(site_line(site, action));
+        }
+        if let (true, Some((name, reason))) = (strict, misfits.first()) {
+            return Err(Error::NotAsAsked { count: misfits.len(), name: name.clone(), reason: reason.clone() });
+        }
+        lines.extend(inventory.others.iter().map(other_line));
+        Ok(Self { lines, portable: recipe.portable })
+    }
+
+    /// All lines, weight matrices first.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// Whether the result was asked to be loadable by other readers.
+    pub fn is_portable(&self) -> bool {
+        self.portable
+    }
+
+    /// Module paths and schemes of everything that is quantized.
+    pub fn quantized(&self) -> impl Iterator<Item = (&Line, Scheme)> {
+        self.lines.iter().filter_map(|line| match line.action {
+            Action::Quantize { scheme, .. } => Some((line, scheme)),
+            _ => None,
+        })
+    }
+
+    /// Weight matrices that stay as they are (what a reader must not expect to be quantized).
+    pub fn kept_modules(&self) -> impl Iterator<Item = &str> {
+        let kept = |line: &&Line| line.linear.is_some() && matches!(line.action, Action::Keep { .. });
+        self.lines.iter().filter(kept).map(|line| line.name.as_str())
+    }
+
+    /// The plan as canonical text, one line a tensor: equal texts mean equal plans. Hash it for a receipt.
+    pub fn digest(&self) -> String {
+        let mut text = format!("octet plan 1\nportable {}\n", self.portable);
+        for line in &self.lines {
+            let shape: Vec<String> = line.shape.iter().map(usize::to_string).collect();
+            text += &format!("{}\t{}\t{}\t{}\t{}\n", line.name, shape.join("x"), line.stored, line.action.canonical(), line.bytes);
+        }
+        text
+    }
+}
+
+impl Action {
+    fn canonical(&self) -> String {
+        match self {
+            Self::Quantize { scheme, scale_dtype, solver } => format!("quantize {scheme} scales {scale_dtype} {solver}"),
+            Self::Keep { dtype, reason: _ } => format!("keep {dtype}"),
+            Self::Drop { .. } => "drop".into(),
+        }
+    }
+}
+
+impl Line {
+    /// What the tensor is for: a role's name, or `other`.
+    pub fn role(&self) -> &'static str {
+        self.linear.as_ref().map_or("other", |site| role_name(site.role))
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&n| n as u64).product()
+    }
+}
+
+/// For every site the last step that claims it.
+fn deciding_steps(recipe: &Recipe, sites: &[Site]) -> Result<Vec<Option<usize>>, Error> {
+    let mut deciding = vec![None; sites.len()];
+    for (step, targets) in recipe.steps.iter().map(Step::targets).enumerate() {
+        for target in targets {
+            let mut matched = false;
+            for (slot, site) in deciding.iter_mut().zip(sites).filter(|(_, site)| target.matches(&site.linear)) {
+                (*slot, matched) = (Some(step), true);
+                let _ = site;
+            }
+            if !matched {
+                return Err(Error::NothingMatched { step: step + 1, target: target.to_string(), have: available(sites) });
+            }
+        }
+    }
+    match (0..recipe.steps.len()).find(|step| !deciding.contains(&Some(*step))) {
+        Some(step) => Err(Error::Overridden { step: step + 1 }),
+        None => Ok(deciding),
+    }
+}
+
+/// What could have been targeted, in a few words.
+fn available(sites: &[Site]) -> String {
+    let mut roles: Vec<&str> = Vec::new();
+    for site in sites {
+        let role = role_name(site.linear.role);
+        if !roles.contains(&role) {
+            roles.push(role);
+        }
+    }
+    let layers = sites.iter().filter_map(|site| site.linear.layer).max().map_or(0, |last| last + 1);
+    format!("{layers} layers and the roles {}", roles.join(", "))
+}
+
+fn quantize(site: &Site, scheme: Scheme, solver: SolverChoice) -> Action {
+    // Looking up a row involves no activations, so a table that is not the head as well has none to quantize.
+    let only_looked_up = site.linear.role == Role::Embedding && !is_tied(&site.linear);
+    let scheme = if only_looked_up { lookup(scheme) } else { scheme };
+    Action::Quantize { scheme, scale_dtype: scale_dtype(site.dtype), solver }
+}
+
+fn keep(site: &Site, reason: String) -> Action {
+    Action::Keep { dtype: kept_dtype(site.dtype), reason }
+}
+
+/// Scales have the type of the weights they replace; wider types than F32 and FP8 have none of their own.
+fn scale_dtype(stored: Dtype) -> Dtype {
+    match stored {
+        Dtype::F16 => Dtype::F16,
+        Dtype::F32 | Dtype::F64 => Dtype::F32,
+        _ => Dtype::Bf16,
+    }
+}
+
+fn kept_dtype(stored: Dtype) -> Dtype {
+    if stored == Dtype::F8E4m3 { Dtype::Bf16 } else { stored }
+}
+
+fn site_line(site: &Site, action: Action) -> Line {
+    let LinearSite { rows, cols, ref module, .. } = site.linear;
+    let bytes = match &action {
+        Action::Quantize { scheme, scale_dtype, .. } => quantized_bytes(rows, cols, *scheme, *scale_dtype),
+        Action::Keep { dtype, .. } => (rows * cols * dtype.size()) as u64,
+        Action::Drop { .. } => 0,
+    };
+    Line {
+        name: module.clone(),
+        linear: Some(site.linear.clone()),
+        shape: vec![rows, cols],
+        stored: site.dtype,
+        stored_bytes: site.bytes,
+        action,
+        bytes,
+    }
+}
+
+fn other_line(tensor: &OtherTensor) -> Line {
+    let stored_bytes = tensor.shape.iter().product::<usize>() as u64 * tensor.dtype.size() as u64;
+    let action = if tensor.redundant {
+        Action::Drop { reason: "the embedding it repeats serves as head".into() }
+    } else {
+        Action::Keep { dtype: tensor.dtype, reason: "not a weight matrix".into() }
+    };
+    let bytes = if tensor.redundant { 0 } else { stored_bytes };
+    Line { name: tensor.name.clone(), linear: None, shape: tensor.shape.clone(), stored: tensor.dtype, stored_bytes, action, bytes }
+}
+
+/// Bytes as compressed-tensors stores them: 8-bit codes under integer activations one a byte, all others as a bit stream
+/// along the inputs in whole 32-bit words, with the shape (two 64-bit numbers) beside it; scales; zero points as a bit
+/// stream along the outputs.
+fn quantized_bytes(rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype) -> u64 {
+    let weights = scheme.weights;
+    let packed = |count: usize| (count * weights.bits.get() as usize).div_ceil(32) * 4;
+    let one_byte = weights.bits.get() == 8 && scheme.activations != Activations::Exact;
+    let codes = if one_byte { rows * cols } else { rows * packed(cols) + 16 };
+    let groups = weights.groups(cols);
+    let zeros = if weights.is_asymmetric() { packed(rows) * groups } else { 0 };
+    (codes + rows * groups * scale_dtype.size() + zeros) as u64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! What the user asks for: ordered steps over groups of tensors.
+
+mod parse;
+mod target;
+
+pub use target::Target;
+pub(crate) use target::{is_tied, role_name};
+
+use crate::{Error, Rtn};
+use octet_tensor::{Activations, Scheme, WeightScheme};
+use std::fmt;
+
+/// Ordered steps; where two claim one tensor the later one decides.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    /// The steps, first to last.
+    pub steps: Vec<Step>,
+    /// Whether the result must be loadable unchanged by other readers of compressed-tensors (only Linear modules are
+    /// quantized, groups divide the inputs, the embedding stays as it is).
+    pub portable: bool,
+}
+
+/// One step of a [`Recipe`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Represent tensors in fewer bits.
+    Quantize {
+        /// Which tensors.
+        targets: Vec<Target>,
+        /// How they are represented.
+        scheme: Scheme,
+        /// What chooses the codes.
+        solver: SolverChoice,
+    },
+    /// Leave tensors as they are.
+    Keep {
+        /// Which tensors.
+        targets: Vec<Target>,
+    },
+}
+
+impl Step {
+    /// The tensors the step is about.
+    pub fn targets(&self) -> &[Target] {
+        match self {
+            Self::Quantize { targets, .. } | Self::Keep { targets } => targets,
+        }
+    }
+}
+
+/// A solver and its settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SolverChoice {
+    /// Round-to-nearest with a search of so many scale candidates (`None`: the usual number, 8 and fewer: a quick search).
+    Rtn {
+        /// Candidates of the first pass.
+        candidates: Option<usize>,
+    },
+}
+
+impl SolverChoice {
+    /// The solver's settings.
+    pub fn rtn(self) -> Rtn {
+        match self {
+            Self::Rtn { candidates: None } => Rtn::USUAL,
+            // Eight and fewer is the quick search, which does not look around what it finds.
+            Self::Rtn { candidates: Some(candidates) } if candidates <= 8 => Rtn { candidates, ..Rtn::FAST },
+            Self::Rtn { candidates: Some(candidates) } => Rtn { candidates, ..Rtn::USUAL },
+        }
+    }
+}
+
+impl fmt::Display for SolverChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Rtn { candidates } = self;
+        match candidates {
+            Some(n) => write!(f, "rtn({n})"),
+            None => f.write_str("rtn"),
+        }
+    }
+}
+
+/// What happens to the embedding or the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// It stays as it is.
+    Keep,
+    /// It is quantized.
+    Quantize(Scheme),
+}
+
+/// The flags that say the same as a short recipe.
+#[derive(Clone, Copy, Debug)]
+pub struct Flags {
+    /// The scheme of the linears.
+    pub scheme: Scheme,
+    /// The embedding; `None`: 8 bits per channel, or as it is when `portable`.
+    pub embedding: Option<Precision>,
+    /// The head; `None`: 8 bits per channel with the activations of `scheme`, or as it is when `portable`.
+    pub head: Option<Precision>,
+    /// As [`Recipe::portable`].
+    pub portable: bool,
+    /// Candidates of the scale search, as in [`SolverChoice::Rtn`].
+    pub candidates: Option<usize>,
+}
+
+impl Recipe {
+    /// Reads a recipe: an optional `portable = true`, then tables `[[step]]` with `action = "quantize"` (keys `targets`,
+    /// `scheme`, optional `solver` and `candidates`) or `action = "keep"` (key `targets`). See [`Target`] for targets.
+    ///
+    /// # Errors
+    /// If it is not TOML, a key is unknown or missing, or a value makes no sense; the error names it and what is allowed.
+    pub fn from_toml(text: &str) -> Result<Self, Error> {
+        parse::recipe(text)
+    }
+
+    /// The recipe of some flags, for a model whose embedding is also its head (`tied`) or not.
+    ///
+    /// # Errors
+    /// If a tied model is asked for an embedding and a head that differ.
+    pub fn from_flags(flags: &Flags, tied: bool) -> Result<Self, Error> {
+        let Flags { scheme, portable, candidates, .. } = *flags;
+        let solver = SolverChoice::Rtn { candidates };
+        let usual = if portable {
+            Precision::Keep
+        } else {
+            Precision::Quantize(Scheme { weights: WeightScheme::W8, activations: scheme.activations })
+        };
+        let (embedding, head) = match (flags.embedding, flags.head) {
+            (Some(embedding), Some(head)) if tied && weights(embedding) != weights(head) => {
+                let what = "this model's embedding and head are one tensor, so they cannot differ; give both the same scheme";
+                return Err(Error::Recipe(what.into()));
+            }
+            // The head's scheme also says how its activations are multiplied; a lookup has none.
+            (embedding, head) if tied => [head.or(embedding).unwrap_or(usual); 2].into(),
+            (embedding, head) => (embedding.unwrap_or(usual), head.unwrap_or(usual)),
+        };
+        let step = |names: &[&str], precision: Precision| {
+            let targets = names.iter().map(|name| Target::named(name)).collect();
+            match precision {
+                Precision::Keep => Step::Keep { targets },
+                Precision::Quantize(scheme) => Step::Quantize { targets, scheme, solver },
+            }
+        };
+        let mut steps = vec![step(&["linears"], Precision::Quantize(scheme))];
+        if embedding == head {
+            steps.push(step(&["embedding", "head"], head));
+        } else {
+            steps.extend([step(&["embedding"], embedding), step(&["head"], head)]);
+        }
+        Ok(Self { steps, portable })
+    }
+}
+
+fn weights(precision: Precision) -> Option<WeightScheme> {
+    match precision {
+        Precision::Keep => None,
+        Precision::Quantize(Scheme { weights, activations: _ }) => Some(weights),
+    }
+}
+
+/// Writes the recipe as the TOML that [`Recipe::from_toml`] reads back to the same recipe.
+impl fmt::Display for Recipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.portable {
+            f.write_str("portable = true\n")?;
+        }
+        for step in &self.steps {
+            let targets: Vec<String> = step.targets().iter().map(|target| parse::quoted(target.as_str())).collect();
+            let action = if matches!(step, Step::Keep { .. }) { "keep" } else { "quantize" };
+            write!(f, "\n[[step]]\naction = \"{action}\"\ntargets = [{}]\n", targets.join(", "))?;
+            if let Step::Quantize { scheme, solver: SolverChoice::Rtn { candidates }, .. } = step {
+                write!(f, "scheme = \"{scheme}\"\nsolver = \"rtn\"\n")?;
+                if let Some(candidates) = candidates {
+                    writeln!(f, "candidates = {candidates}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A scheme for a table that is only looked up, whatever the activations elsewhere.
+pub(crate) fn lookup(scheme: Scheme) -> Scheme {
+    Scheme { activations: Activations::Exact, ..scheme }
+}

@@ -1,0 +1,150 @@
+//! Recipes from TOML, by hand: so that an unknown key is answered with the keys there are.
+
+use super::{Recipe, SolverChoice, Step, Target};
+use crate::Error;
+use octet_tensor::Scheme;
+use toml::{Table, Value};
+
+/// Wider searches than this only cost time (see the solver's tests).
+const MOST_CANDIDATES: i64 = 256;
+
+pub(super) fn recipe(text: &str) -> Result<Recipe, Error> {
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| Error::Recipe(format!("it is not TOML: {error}")))?;
+    let portable = match table.remove("portable") {
+        None => false,
+        Some(Value::Boolean(portable)) => portable,
+        Some(other) => return fail(format!("portable must be true or false, not {other}")),
+    };
+    let steps = match table.remove("step") {
+        Some(Value::Array(steps)) if !steps.is_empty() => steps,
+        None => {
+            return fail("it has no [[step]]; the shortest is: [[step]] action = \"quantize\" targets = [\"linears\"] scheme = \"w8a16\"");
+        }
+        Some(_) => return fail("step must be a list of tables; write each step under its own [[step]]"),
+    };
+    no_more(&table, "the recipe", "portable and step")?;
+    let steps = steps.into_iter().enumerate().map(|(i, value)| step(&format!("step {}", i + 1), value)).collect::<Result<_, _>>()?;
+    Ok(Recipe { steps, portable })
+}
+
+fn step(place: &str, value: Value) -> Result<Step, Error> {
+    let Value::Table(mut table) = value else { return fail(format!("{place} is not a table; write it under [[step]]")) };
+    match string(&mut table, place, "action")?.as_deref() {
+        Some("quantize") => {
+            let targets = targets(&mut table, place)?;
+            let scheme = string(&mut table, place, "scheme")?;
+            let Some(scheme) = scheme else { return fail(format!("{place} has no scheme; add one such as scheme = \"w4a16-g128\"")) };
+            let scheme: Scheme = scheme.parse().map_err(|error| Error::Recipe(format!("{place}: {error}")))?;
+            let solver = solver(&mut table, place)?;
+            no_more(&table, &format!("{place} (quantize)"), "action, targets, scheme, solver and candidates")?;
+            Ok(Step::Quantize { targets, scheme, solver })
+        }
+        Some("keep") => {
+            let targets = targets(&mut table, place)?;
+            no_more(&table, &format!("{place} (keep)"), "action and targets")?;
+            Ok(Step::Keep { targets })
+        }
+        Some(other) => fail(format!("{place} has the action {other:?}; there are \"quantize\" and \"keep\"")),
+        None => fail(format!("{place} has no action; add action = \"quantize\" or action = \"keep\"")),
+    }
+}
+
+fn solver(table: &mut Table, place: &str) -> Result<SolverChoice, Error> {
+    match string(table, place, "solver")?.as_deref() {
+        None | Some("rtn") => {}
+        Some(other) => return fail(format!("{place} has the solver {other:?}; there is \"rtn\"")),
+    }
+    let candidates = match table.remove("candidates") {
+        None => None,
+        Some(Value::Integer(n @ 1..=MOST_CANDIDATES)) => Some(n as usize),
+        Some(other) => return fail(format!("{place}: candidates must be a number from 1 to {MOST_CANDIDATES}, not {other}")),
+    };
+    Ok(SolverChoice::Rtn { candidates })
+}
+
+fn targets(table: &mut Table, place: &str) -> Result<Vec<Target>, Error> {
+    let texts = match table.remove("targets") {
+        Some(Value::Array(texts)) if !texts.is_empty() => texts,
+        _ => return fail(format!("{place} has no targets; add a list such as targets = [\"linears\"]")),
+    };
+    let target = |value: Value| match value {
+        Value::String(text) => text.parse::<Target>().map_err(|why| Error::Recipe(format!("{place}: {why}"))),
+        other => fail(format!("{place}: a target must be a string, not {other}")),
+    };
+    texts.into_iter().map(target).collect()
+}
+
+fn string(table: &mut Table, place: &str, key: &str) -> Result<Option<String>, Error> {
+    match table.remove(key) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => fail(format!("{place}: {key} must be a string, not {other}")),
+    }
+}
+
+fn no_more(table: &Table, place: &str, known: &str) -> Result<(), Error> {
+    match table.keys().next() {
+        Some(key) => fail(format!("{place} has the unknown key {key:?}; the keys are {known}")),
+        None => Ok(()),
+    }
+}
+
+fn fail<T>(what: impl Into<String>) -> Result<T, Error> {
+    Err(Error::Recipe(what.into()))
+}
+
+/// `text` as a TOML string.
+pub(super) fn quoted(text: &str) -> String {
+    Value::String(text.into()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Flags;
+    use proptest::prelude::*;
+
+    fn error(text: &str) -> String {
+        recipe(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn errors_name_the_place_and_the_remedy() {
+        let step = |rest: &str| error(&format!("[[step]]\n{rest}"));
+        insta::assert_snapshot!(error("steps = 1"), @r#"the recipe makes no sense: it has no [[step]]; the shortest is: [[step]] action = "quantize" targets = ["linears"] scheme = "w8a16""#);
+        insta::assert_snapshot!(step("action = 'quantise'"), @r#"the recipe makes no sense: step 1 has the action "quantise"; there are "quantize" and "keep""#);
+        insta::assert_snapshot!(step("action='keep'\ntargets=['head']\nscheme='w8a16'"), @r#"the recipe makes no sense: step 1 (keep) has the unknown key "scheme"; the keys are action and targets"#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nsheme='w8a16'"), @r#"the recipe makes no sense: step 1 has no scheme; add one such as scheme = "w4a16-g128""#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsmooth=0.5"), @r#"the recipe makes no sense: step 1 (quantize) has the unknown key "smooth"; the keys are action, targets, scheme, solver and candidates"#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w9a16'"), @r#"the recipe makes no sense: step 1: there is no scheme "w9a16": "9" is not a width of 2 to 8 bits; write it like w8a16, w8a8, w4a16-g128-sym or w4a8-g64-asym (bits 2-8, group 32, 64, 128 or 256)"#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['heads']\nscheme='w8a16'"), @r#"the recipe makes no sense: step 1: there is no target "heads"; name linears, embedding, head, a role (q, k, v, qkv, o, gate, up, gate_up, down, expert_gate, expert_up, expert_down, experts, router), layers:0-3, a module path with * or ?, or re: and a regular expression; join several with &"#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='gptq'"), @r#"the recipe makes no sense: step 1 has the solver "gptq"; there is "rtn""#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\ncandidates=0"), @"the recipe makes no sense: step 1: candidates must be a number from 1 to 256, not 0");
+        assert!(error("step = [").contains("it is not TOML"));
+    }
+
+    #[test]
+    fn flags_and_their_toml_say_the_same() {
+        for (scheme, portable, tied) in [("w8a8", false, true), ("w4a16-g32-asym", true, false), ("w4a16", false, false)] {
+            let flags = Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, candidates: Some(8) };
+            let made = Recipe::from_flags(&flags, tied).unwrap();
+            assert_eq!(recipe(&made.to_string()).unwrap(), made);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "\\PC{0,80}", steps in prop::collection::vec("(action|targets|scheme|solver|candidates|x) ?= ?(\"quantize\"|\"keep\"|\"w4a16\"|\"rtn\"|\\[\"[a-z:&*.\\-0-9\\[(]{0,12}\"\\]|[0-9]{1,3})", 0..6)) {
+            let _ = recipe(&text);
+            let _ = recipe(&format!("[[step]]\n{}", steps.join("\n")));
+        }
+
+        #[test]
+        fn what_is_read_is_written_back_the_same(targets in prop::collection::vec("[a-z:&*.?\\-0-9 ]{1,12}|linears|layers:[0-9]-[0-9]|re:[a-z.\"'\\\\]{0,9}", 1..4)) {
+            let targets = targets.iter().map(|t| quoted(t)).collect::<Vec<_>>().join(",");
+            if let Ok(read) = recipe(&format!("[[step]]\naction='keep'\ntargets=[{targets}]")) {
+                prop_assert_eq!(recipe(&read.to_string()).unwrap(), read);
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! `octet eval`: perplexity of one model, or of a pair with divergence and the paired ratio.
+
+use super::{
+    say_json,
+    text::{self, BuiltIn},
+};
+use crate::{
+    args::{Eval, Global},
+    interrupt, machine, resolve,
+    ui::{self, Progress},
+    Ended,
+};
+use anyhow::Result;
+use octet_eval::{report::TextInfo, score, Measures, Windows};
+use octet_runtime::{OpenOptions, TextModel};
+use std::ops::ControlFlow;
+
+/// Fewest tokens worth a figure.
+const LEAST_TOKENS: usize = 1024;
+
+/// Runs the command.
+pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
+    let engine = machine::engine(global.threads)?;
+    let open = |name: &str| -> Result<TextModel> { Ok(TextModel::open(&resolve::resolve(name)?, &engine, OpenOptions::default())?) };
+    let model = open(&args.model)?;
+    let base = args.base.as_deref().map(open).transpose()?;
+    let reader = base.as_ref().unwrap_or(&model);
+    let judge = &args.judge;
+    let tokens = text::tokens(&judge.eval_text, BuiltIn::Evaluation, &reader.tokenizer, reader.vocab(), LEAST_TOKENS, judge.eval_tokens)?;
+    let windows = Windows::of(reader, &tokens.ids, judge.context)?;
+    let info = TextInfo::of(tokens.names.join(", "), &windows);
+    let mut progress = Progress::new();
+    let mut step = |done: usize, total: usize| {
+        progress.update("perplexity", done as u64, total as u64, "windows");
+        if interrupt::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let measures = match &base {
+        None => score::score(&model.model, &windows, &mut step).map(|scores| Measures::of_one(info, &scores, judge.seed)),
+        Some(base) => score::compare(&base.model, &model.model, &windows, &mut step).map(|c| Measures::of_pair(info, &c, judge.seed).0),
+    };
+    progress.finish();
+    if interrupt::asked() {
+        return Ok(Ended::Interrupted);
+    }
+    let measures = measures?;
+    if global.json {
+        say_json(&serde_json::json!({ "model": args.model, "base": args.base, "measures": measures }))?;
+    } else {
+        show(&args.model, args.base.as_deref(), &measures);
+    }
+    Ok(Ended::Done)
+}
+
+fn show(model: &str, base: Option<&str>, m: &Measures) {
+    if let Some(t) = &m.text {
+        ui::say(&format!("{} tokens of {}, {} windows of {} tokens{}", t.tokens, t.name, t.windows, t.context, if t.bos { ", BOS in front of each" } else { "" }));
+    }
+    let interval = |ci: Option<[f64; 2]>, places: usize| ci.map_or(String::new(), |[low, high]| format!("  95 % interval {low:.places$} to {high:.places$}"));
+    if let Some(ppl) = &m.ppl {
+        ui::say(&format!("perplexity        {:.4}{}  ({})", ppl.base, interval(ppl.base_ci95, 3), base.unwrap_or(model)));
+        if let Some(quant) = ppl.quant {
+            ui::say(&format!("                  {quant:.4}{}  ({model})", interval(ppl.quant_ci95, 3)));
+        }
+        if let Some(ratio) = ppl.ratio {
+            ui::say(&format!("paired ratio      {ratio:.5}{}", interval(ppl.ratio_ci95, 5)));
+        }
+    }
+    if let Some(bits) = &m.bits_per_byte {
+        let delta = bits.delta.map_or(String::new(), |d| format!("  ({d:+.5})"));
+        ui::say(&format!("bits per byte     {:.4}{delta}", bits.quant.unwrap_or(bits.base)));
+    }
+    if let (Some(kl), Some(top1)) = (&m.kl, m.top1) {
+        ui::say(&format!("KL divergence     mean {:.6}  median {:.6}  99 % {:.5}  max {:.4} nats", kl.mean, kl.median, kl.p99, kl.max));
+        ui::say(&format!("same top token    {:.3} %", 100.0 * top1));
+    }
+}

@@ -1,0 +1,131 @@
+//! `octet inspect`: what a checkpoint is and what running it will take.
+
+use super::say_json;
+use crate::{
+    args::{Global, Inspect},
+    resolve, ui, Ended,
+};
+use anyhow::Result;
+use octet_formats::Checkpoint;
+use octet_kernels::KvDtype;
+use octet_model::{ArchSpec, Role};
+use octet_tensor::{Matrix, WeightSource};
+use serde_json::{json, Value};
+
+/// Runs the command.
+pub(crate) fn inspect(args: &Inspect, global: &Global) -> Result<Ended> {
+    let folder = resolve::resolve(&args.model)?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    let mut spec = ArchSpec::from_config(checkpoint.config())?;
+    spec.settle(&checkpoint)?;
+    let graph = spec.graph();
+    let facts = Facts::of(&checkpoint, &spec)?;
+    if global.json {
+        let mut document = facts.document(&args.model);
+        if args.tensors {
+            document["tensors"] = tensors(&checkpoint);
+        }
+        if args.graph {
+            document["graph"] = graph.to_string().lines().collect();
+        }
+        say_json(&document)?;
+        return Ok(Ended::Done);
+    }
+    facts.show(&args.model);
+    if args.graph {
+        ui::say(&format!("\n{graph}"));
+    }
+    if args.tensors {
+        let rows: Vec<Vec<String>> = checkpoint
+            .entries()
+            .iter()
+            .map(|e| vec![e.name.clone(), e.dtype.to_string(), format!("{:?}", e.shape), ui::bytes(e.bytes as u64)])
+            .collect();
+        ui::say(&format!("\n{}", ui::table(&["tensor", "dtype", "shape", "size"], &rows)));
+    }
+    Ok(Ended::Done)
+}
+
+/// What there is to know without running anything.
+struct Facts {
+    family: String,
+    layers: usize,
+    hidden: usize,
+    vocab: usize,
+    context: usize,
+    parameters: u64,
+    stored_bytes: u64,
+    linear_bits: f64,
+    quantization: Option<(String, String)>,
+    activations: Option<String>,
+    kv_bytes_per_token: usize,
+}
+
+impl Facts {
+    fn of(checkpoint: &Checkpoint, spec: &ArchSpec) -> octet_tensor::Result<Self> {
+        let (mut parameters, mut linear_bytes, mut linear_weights) = (0u64, 0u64, 0u64);
+        for site in spec.linear_sites() {
+            let matrix = checkpoint.matrix(&site.module)?;
+            let weights = (site.rows * site.cols) as u64;
+            parameters += weights;
+            if !matches!(site.role, Role::Embedding | Role::Head | Role::Router) {
+                linear_weights += weights;
+                linear_bytes += matrix.as_ref().map_or(0, Matrix::stored_bytes) as u64;
+            }
+        }
+        parameters += spec.graph().other_tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum::<u64>();
+        let stored = checkpoint.quantization();
+        let scheme = stored.and_then(|q| q.main_scheme());
+        Ok(Self {
+            family: spec.family().into(),
+            layers: spec.layers().len(),
+            hidden: spec.hidden(),
+            vocab: spec.vocab_size(),
+            context: spec.context(),
+            parameters,
+            stored_bytes: checkpoint.entries().iter().map(|e| e.bytes as u64).sum(),
+            linear_bits: 8.0 * linear_bytes as f64 / linear_weights.max(1) as f64,
+            quantization: stored.map(|q| (format!("{} {}", q.method, q.format), scheme.map_or("mixed".into(), |s| s.to_string()))),
+            activations: scheme.map(|s| format!("{:?}", s.activations)),
+            kv_bytes_per_token: spec.kv_bytes_per_token(KvDtype::F16),
+        })
+    }
+
+    /// Bytes that running it with a context of `tokens` takes: weights, keys and values.
+    fn run_bytes(&self, tokens: usize) -> u64 {
+        self.stored_bytes + (self.kv_bytes_per_token * tokens) as u64
+    }
+
+    fn show(&self, model: &str) {
+        let short = self.context.min(2048);
+        ui::say(&format!("{model}: {}, {} layers, hidden {}, vocabulary {}, context {}", self.family, self.layers, self.hidden, self.vocab, self.context));
+        ui::say(&format!("  parameters    {:.1} M", self.parameters as f64 / 1e6));
+        ui::say(&format!("  weights       {} on disk, {:.2} bits a weight of the linears", ui::bytes(self.stored_bytes), self.linear_bits));
+        if let Some((format, scheme)) = &self.quantization {
+            ui::say(&format!("  quantization  {scheme} ({format})"));
+        }
+        ui::say(&format!("  KV cache      {} a token in f16", ui::bytes(self.kv_bytes_per_token as u64)));
+        ui::say(&format!("  running       {} at {short} tokens, {} at the full context", ui::bytes(self.run_bytes(short)), ui::bytes(self.run_bytes(self.context))));
+    }
+
+    fn document(&self, model: &str) -> Value {
+        json!({
+            "model": model,
+            "family": self.family,
+            "layers": self.layers,
+            "hidden": self.hidden,
+            "vocabulary": self.vocab,
+            "context": self.context,
+            "parameters": self.parameters,
+            "stored_bytes": self.stored_bytes,
+            "linear_bits_per_weight": self.linear_bits,
+            "quantization": self.quantization.as_ref().map(|(format, scheme)| json!({ "format": format, "scheme": scheme, "activations": self.activations })),
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "run_bytes": { "context_2048": self.run_bytes(self.context.min(2048)), "full_context": self.run_bytes(self.context) },
+        })
+    }
+}
+
+fn tensors(checkpoint: &Checkpoint) -> Value {
+    checkpoint.entries().iter().map(|e| json!({ "name": e.name, "dtype": e.dtype.name(), "shape": e.shape, "bytes": e.bytes, "file": e.shard })).collect()
+}

@@ -1,0 +1,308 @@
+//! `octet quantize`: compress, re-open, judge, accept or refuse.
+
+use super::{
+    say_json,
+    text::{self, BuiltIn, Tokens},
+    verdict,
+};
+use crate::{
+    args::{Global, Preset, Quantize},
+    interrupt, machine, resolve,
+    ui::{self, Progress},
+    Ended,
+};
+use anyhow::{bail, Context, Result};
+use octet_eval::{gates::Status, gates::Thresholds, overlap::Overlap, report::REPORT_FILE, Report};
+use octet_flow::{Calibrated, JudgeSettings, Original, Prepared, QuantizeSettings, Summary, Variant};
+use octet_formats::Folder;
+use octet_kernels::Engine;
+use octet_quant::{Flags, Recipe};
+use octet_runtime::Tokenizer;
+use octet_tensor::Scheme;
+use std::path::{Path, PathBuf};
+
+/// Fewest tokens a verdict can rest on: eight windows of the smallest size.
+const LEAST_EVAL_TOKENS: usize = 2048;
+
+/// Fewest and usual numbers of tokens that importance is measured on.
+const LEAST_CALIBRATION_TOKENS: usize = 4096;
+const CALIBRATION_TOKENS: usize = 16_384;
+
+/// Runs the command.
+pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
+    let engine = machine::engine(global.threads)?;
+    let input = resolve::resolve(&args.model)?;
+    let asked = asked(args)?;
+    let mut session = Session { args, global, engine, input, name: resolve::short_name(&args.model), progress: Progress::new() };
+    let ended = session.run(&asked);
+    session.progress.finish();
+    match ended {
+        Err(error) if interrupt::asked() => {
+            ui::note(&format!("{error:#}"));
+            Ok(Ended::Interrupted)
+        }
+        other => other,
+    }
+}
+
+/// One variant that was asked for.
+enum Asked {
+    Scheme(Scheme),
+    Recipe { name: String, recipe: Recipe },
+}
+
+impl Asked {
+    fn label(&self) -> String {
+        match self {
+            Self::Scheme(scheme) => scheme.short(),
+            Self::Recipe { name, .. } => name.clone(),
+        }
+    }
+}
+
+/// What the flags ask for: schemes, a preset, bits and group size, or a recipe file.
+fn asked(args: &Quantize) -> Result<Vec<Asked>> {
+    if let Some(path) = &args.recipe {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the recipe {}", path.display()))?;
+        let recipe = Recipe::from_toml(&text).with_context(|| path.display().to_string())?;
+        let name = path.file_stem().map_or_else(|| "recipe".into(), |s| s.to_string_lossy().into_owned());
+        return Ok(vec![Asked::Recipe { name, recipe: Recipe { portable: recipe.portable || args.portable, ..recipe } }]);
+    }
+    let names: Vec<String> = match (args.bits, args.preset) {
+        (Some(bits), _) => vec![args.group_size.map_or_else(|| format!("w{bits}a16"), |size| format!("w{bits}a16-g{size}"))],
+        _ if !args.scheme.is_empty() => args.scheme.clone(),
+        (None, preset) => vec![
+            match preset.unwrap_or(Preset::W8) {
+                Preset::W8 => "w8a16",
+                Preset::W8a8 => "w8a8",
+                Preset::W4 => "w4a16",
+            }
+            .into(),
+        ],
+    };
+    let schemes = names.iter().map(|name| Ok(Asked::Scheme(name.trim().parse()?))).collect::<Result<Vec<_>>>()?;
+    let mut labels: Vec<String> = schemes.iter().map(Asked::label).collect();
+    labels.sort();
+    labels.dedup();
+    if labels.len() < schemes.len() {
+        bail!("--scheme names the same scheme twice; leave one out");
+    }
+    Ok(schemes)
+}
+
+struct Session<'a> {
+    args: &'a Quantize,
+    global: &'a Global,
+    engine: Engine,
+    input: Folder,
+    name: String,
+    progress: Progress,
+}
+
+impl Session<'_> {
+    fn run(&mut self, asked: &[Asked]) -> Result<Ended> {
+        let prepared = asked.iter().map(|one| self.prepare(one)).collect::<Result<Vec<_>>>()?;
+        if self.args.dry_run {
+            return self.dry_run(asked, &prepared);
+        }
+        let targets: Vec<PathBuf> = asked.iter().map(|one| self.target(&one.label(), asked.len() > 1)).collect();
+        for target in targets.iter().filter(|target| target.exists() && !self.args.force) {
+            bail!("{} exists; give another output folder or --force to replace it", target.display());
+        }
+        let tokenizer = if self.args.no_judge && self.args.calibration.is_empty() { None } else { Some(Tokenizer::open(&self.input)?) };
+        let (evaluation, calibration) = match &tokenizer {
+            Some(tokenizer) => self.texts(tokenizer, &prepared)?,
+            None => (None, None),
+        };
+        let calibrated = match &calibration {
+            Some(tokens) => Some(self.calibrate(tokens, &prepared)?),
+            None => None,
+        };
+        let settings = evaluation.map(|tokens| self.judge_settings(tokens));
+        let mut original = match &settings {
+            Some(settings) => Some(Original::open(&self.input, &self.engine, settings)?),
+            None => None,
+        };
+        let mut outcomes = vec![];
+        for (prepared, target) in prepared.iter().zip(&targets) {
+            let judging = original.as_mut().zip(settings.as_ref());
+            outcomes.push(self.one(prepared, target, calibrated.as_ref(), judging)?);
+        }
+        self.conclude(&outcomes, original.as_ref())
+    }
+
+    fn prepare(&self, asked: &Asked) -> Result<Prepared> {
+        let (args, label) = (self.args, asked.label());
+        Ok(Prepared::new(&self.input, |spec| {
+            let recipe = match asked {
+                Asked::Recipe { recipe, .. } => recipe.clone(),
+                Asked::Scheme(scheme) => {
+                    let flags = Flags { scheme: *scheme, embedding: None, head: None, portable: args.portable, candidates: None };
+                    Recipe::from_flags(&flags, spec.head().tied)?
+                }
+            };
+            Ok(QuantizeSettings { recipe, label, strict: args.strict, seed: args.judge.seed })
+        })?)
+    }
+
+    /// `./<model>-<label>`, or the folder asked for (several schemes get a folder each inside it).
+    fn target(&self, label: &str, several: bool) -> PathBuf {
+        let portable = if self.args.portable { "-portable" } else { "" };
+        let name = format!("{}-{label}{portable}", self.name);
+        match &self.args.out {
+            Some(out) if several => out.join(name),
+            Some(out) => out.clone(),
+            None => PathBuf::from(name),
+        }
+    }
+
+    fn dry_run(&self, asked: &[Asked], prepared: &[Prepared]) -> Result<Ended> {
+        let mut documents = vec![];
+        for (asked, prepared) in asked.iter().zip(prepared) {
+            let forecast = prepared.forecast(&self.engine)?;
+            if self.global.json {
+                documents.push(verdict::plan_document(&asked.label(), prepared.plan(), &forecast));
+            } else {
+                ui::say(&format!("{} as {}\n\n{}\n{forecast}", self.name, asked.label(), prepared.plan().table(self.global.verbose > 0)));
+            }
+        }
+        if self.global.json {
+            say_json(&documents)?;
+        }
+        Ok(Ended::Done)
+    }
+
+    /// Evaluation tokens (unless nothing is judged) and calibration tokens (where they can matter), which must not overlap.
+    fn texts(&self, tokenizer: &Tokenizer, prepared: &[Prepared]) -> Result<(Option<Tokens>, Option<Tokens>)> {
+        let Some(first) = prepared.first() else { return Ok((None, None)) };
+        let (args, vocab) = (self.args, first.spec().vocab_size());
+        let evaluation = if args.no_judge {
+            None
+        } else {
+            let judge = &args.judge;
+            Some(text::tokens(&judge.eval_text, BuiltIn::Evaluation, tokenizer, vocab, LEAST_EVAL_TOKENS, judge.eval_tokens)?)
+        };
+        let wanted = !args.no_calibration && (!args.calibration.is_empty() || prepared.iter().any(Prepared::wants_calibration));
+        let calibration = if wanted && (evaluation.is_some() || !args.calibration.is_empty()) {
+            Some(text::tokens(&args.calibration, BuiltIn::Calibration, tokenizer, vocab, LEAST_CALIBRATION_TOKENS, CALIBRATION_TOKENS)?)
+        } else {
+            None
+        };
+        if let (Some(c), Some(e)) = (&calibration, &evaluation) {
+            Overlap::between(&c.ids, &e.ids).check(&c.names.join(", "), &e.names.join(", "))?;
+        }
+        Ok((evaluation, calibration))
+    }
+
+    fn calibrate(&mut self, tokens: &Tokens, prepared: &[Prepared]) -> Result<Calibrated> {
+        let first = prepared.first().context("no scheme was given")?;
+        let progress = &mut self.progress;
+        let mut step = |stage: &str, done, total, detail: &str| progress.update(stage, done, total, detail);
+        Ok(first.calibrate(tokens.names.clone(), &tokens.ids, &self.engine, interrupt::flag(), &mut step)?)
+    }
+
+    fn judge_settings(&self, tokens: Tokens) -> JudgeSettings {
+        let judge = &self.args.judge;
+        let thresholds = Thresholds {
+            ppl_ratio: 1.0 + judge.max_ppl_increase / 100.0,
+            speed: judge.min_speedup,
+            speed_from_cache: judge.min_speedup.min(Thresholds::default().speed_from_cache),
+            strict: self.args.strict,
+            ..Thresholds::default()
+        };
+        let command = std::env::args().collect();
+        JudgeSettings { text: tokens.names.join(", "), ids: tokens.ids, context: judge.context, thresholds, seed: judge.seed, command }
+    }
+
+    /// Writes one variant, judges it and gives it its name, or refuses it.
+    fn one(
+        &mut self,
+        prepared: &Prepared,
+        target: &Path,
+        calibrated: Option<&Calibrated>,
+        judging: Option<(&mut Original, &JudgeSettings)>,
+    ) -> Result<Outcome> {
+        let progress = &mut self.progress;
+        let mut step = |stage: &str, done, total, detail: &str| progress.update(stage, done, total, detail);
+        let calibrated = calibrated.filter(|_| prepared.wants_calibration());
+        let staged = prepared.write(target, self.args.force, calibrated, &self.engine, interrupt::flag(), &mut step)?;
+        let scheme = prepared.settings().label.clone();
+        let Some((original, settings)) = judging else {
+            let bytes = staged.bytes()?;
+            self.progress.finish();
+            let path = staged.commit()?;
+            ui::note(&format!("wrote {} ({}), not judged", path.display(), ui::bytes(bytes)));
+            return Ok(Outcome { report: None, path: Some(path), sample: None });
+        };
+        let forecast = Some(staged.forecast_bytes);
+        let judged = octet_flow::judge(original, &staged.path(), &scheme, forecast, settings, &self.engine, interrupt::flag(), &mut step)?;
+        self.progress.finish();
+        let sample = verdict::sample(original.text_model(), &judged.model, &settings.ids)?;
+        let report = judged.report;
+        staged.add(REPORT_FILE, &serde_json::to_value(&report)?)?;
+        let accepted = matches!(report.status, Status::Accepted | Status::FellBack);
+        let path = if accepted {
+            Some(staged.commit()?)
+        } else {
+            drop(staged);
+            let kept = refusal_path(target);
+            std::fs::write(&kept, report.to_json()?).with_context(|| format!("cannot write {}", kept.display()))?;
+            None
+        };
+        if !self.global.json {
+            ui::say(&verdict::screen(&self.name, &report, path.as_deref(), &refusal_path(target)));
+        }
+        Ok(Outcome { report: Some(report), path, sample: Some(sample) })
+    }
+
+    /// The summary of all variants, the sample of the winner, the next commands.
+    fn conclude(&self, outcomes: &[Outcome], original: Option<&Original>) -> Result<Ended> {
+        let reports: Vec<&Report> = outcomes.iter().filter_map(|o| o.report.as_ref()).collect();
+        if original.is_none() || reports.is_empty() {
+            if self.global.json {
+                let paths: Vec<_> = outcomes.iter().filter_map(|o| o.path.as_ref()).collect();
+                say_json(&serde_json::json!({ "model": self.name, "judged": false, "paths": paths }))?;
+            }
+            return Ok(Ended::Done);
+        }
+        let place = self.target("x", outcomes.len() > 1);
+        let summary = Summary::beside(&place, &self.name, outcomes.iter().filter_map(Outcome::variant).collect())?;
+        let winner = outcomes.iter().filter(|o| o.path.is_some()).min_by_key(|o| o.folder_bytes());
+        if self.global.json {
+            let paths: Vec<_> = outcomes.iter().map(|o| o.path.as_ref()).collect();
+            say_json(&serde_json::json!({ "model": self.name, "reports": reports, "paths": paths, "summary": summary }))?;
+        } else {
+            if outcomes.len() > 1 {
+                ui::say(&verdict::comparison(&summary));
+            }
+            if let Some(winner) = winner {
+                ui::say(&verdict::next_steps(&self.args.model, winner.path.as_deref(), winner.sample.as_ref()));
+            }
+        }
+        let all_accepted = outcomes.iter().all(|o| o.path.is_some());
+        Ok(if all_accepted || (outcomes.len() > 1 && winner.is_some()) { Ended::Done } else { Ended::Refused })
+    }
+}
+
+/// What became of one variant.
+struct Outcome {
+    report: Option<Report>,
+    path: Option<PathBuf>,
+    sample: Option<verdict::Sample>,
+}
+
+impl Outcome {
+    fn variant(&self) -> Option<Variant> {
+        self.report.as_ref().map(|report| Variant::of(report, self.path.as_deref()))
+    }
+
+    fn folder_bytes(&self) -> u64 {
+        self.report.as_ref().and_then(|r| r.measures.size.as_ref()).map_or(u64::MAX, |s| s.folder_bytes)
+    }
+}
+
+/// Where the report of a refused variant is kept: a file, never a folder that looks like a model.
+fn refusal_path(target: &Path) -> PathBuf {
+    let name = target.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
+    target.with_file_name(format!("{name}.refused.json"))
+}
