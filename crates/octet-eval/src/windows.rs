@@ -1,6 +1,6 @@
 //! Evaluation text cut into windows as the WikiText protocol does it: joined text, no overlap, a stated context.
 
-use crate::Result;
+use crate::{Result, stats::GOOD_BLOCKS};
 use octet_runtime::{TextModel, Tokenizer};
 
 /// Longest window unless asked otherwise.
@@ -24,13 +24,12 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Cuts `ids` into windows of `context` tokens, `None` for min(2048, the model's context).
+    /// Cuts `ids` into windows of `context` tokens; `None` for [`usual_context`].
     ///
     /// # Errors
     /// If the ids cannot be decoded (to count bytes).
     pub fn of(model: &TextModel, ids: &[u32], context: Option<usize>) -> Result<Self> {
-        let limit = model.context();
-        let context = context.unwrap_or(DEFAULT_CONTEXT).min(limit);
+        let context = context.map_or_else(|| usual_context(ids.len(), model.context()), |asked| asked.min(model.context()));
         Self::cut(&model.tokenizer, ids, context, model.tokenizer.leading_bos())
     }
 
@@ -52,6 +51,13 @@ impl Windows {
     }
 }
 
+/// Tokens of a window where none are asked for: min(2048, the model's context), and fewer (in steps of 64, not below 256)
+/// where `tokens` of text would otherwise give less than the 100 windows that a bootstrap interval needs to be exact.
+pub fn usual_context(tokens: usize, limit: usize) -> usize {
+    let enough_windows = (tokens / GOOD_BLOCKS / 64 * 64).max(256);
+    DEFAULT_CONTEXT.min(enough_windows).min(limit)
+}
+
 fn cut(ids: &[u32], context: usize, bos: Option<u32>) -> Vec<Vec<u32>> {
     let body = context.saturating_sub(usize::from(bos.is_some())).max(2);
     let long_enough = |chunk: &&[u32]| chunk.len() >= SHORTEST.min(body) || (ids.len() < SHORTEST && chunk.len() > 1);
@@ -71,6 +77,14 @@ mod tests {
         let marked = cut(&ids, 50, Some(1));
         assert!(marked.iter().all(|w| w[0] == 1 && w.len() <= 50));
         assert_eq!(marked.iter().flat_map(|w| w[1..].to_vec()).collect::<Vec<_>>(), ids);
+    }
+
+    #[test]
+    fn short_texts_get_shorter_windows() {
+        let cases = [(1_000_000, 8192, 2048), (50_195, 2048, 448), (102_400, 2048, 1024), (20_000, 2048, 256), (1_000_000, 512, 512)];
+        for (tokens, limit, context) in cases {
+            assert_eq!(usual_context(tokens, limit), context, "{tokens} tokens, {limit}");
+        }
     }
 
     #[test]

@@ -18,6 +18,9 @@ use std::{
 /// Largest shard written; a model below it is one file.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
+/// What every family here calls its head.
+const HEAD: &str = "lm_head";
+
 /// Files of a model folder that hold the weights or what octet writes itself: everything else is copied byte for byte.
 const OWN_FILES: [&str; 5] = ["config.json", "model.safetensors.index.json", "quantization_config.json", "validation_report.json", "README.md"];
 
@@ -83,7 +86,11 @@ fn stored_shape(line: &Line) -> Vec<usize> {
 /// config.json: the original's with a quantization config in place of any it had.
 pub(crate) fn config(original: &Value, plan: &Plan) -> Value {
     let modules: Vec<(String, Scheme)> = plan.quantized().map(|(line, scheme)| (line.name.clone(), scheme)).collect();
-    let kept: Vec<String> = plan.kept_modules().map(Into::into).collect();
+    // Other readers make a head of its own for tied models and would expect it quantized like any other linear.
+    let mut kept: Vec<String> = plan.kept_modules().map(Into::into).collect();
+    if !kept.iter().any(|name| name == HEAD) {
+        kept.push(HEAD.into());
+    }
     let mut config = original.clone();
     if let Some(fields) = config.as_object_mut() {
         fields.remove("quantization_config");

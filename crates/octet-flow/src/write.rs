@@ -44,6 +44,19 @@ impl Calibrated {
 }
 
 impl Prepared {
+    /// Refuses a `target` that [`Prepared::write`] could not write, before any long work begins; nothing is left behind.
+    ///
+    /// # Errors
+    /// If the target exists (without `force`), touches the input, is not writable, or another run works on it.
+    pub fn check_target(&self, target: &Path, force: bool) -> Result<()> {
+        self.stage(target, force).map(drop)
+    }
+
+    fn stage(&self, target: &Path, force: bool) -> Result<Staging> {
+        let inputs: Vec<&Path> = self.input.path().into_iter().collect();
+        Ok(Staging::begin(target, force, &inputs)?)
+    }
+
     /// Quantizes into a staging folder beside `target`.
     ///
     /// # Errors
@@ -58,8 +71,7 @@ impl Prepared {
         cancel: &AtomicBool,
         progress: Progress<'_>,
     ) -> Result<Staged> {
-        let inputs: Vec<&Path> = self.input.path().into_iter().collect();
-        let staging = Staging::begin(target, force, &inputs)?;
+        let staging = self.stage(target, force)?;
         let dir = staging.path();
         let described = self.describe(calibrated);
         let forecast_bytes = artefact::forecast(&self.input, self.checkpoint.config(), &self.plan, &described)?;

@@ -127,7 +127,7 @@ fn activate<S: Simd, const F: u8>(s: S, x: &mut [[f32; LANES]], up: Option<&[[f3
             0 => s.mul(v, sigmoid(s, v)),
             1 => {
                 let cube = s.mul(s.mul(v, v), v);
-                let inner = s.mul(s.splat(0.797_884_56), s.fma(s.splat(0.044_715), cube, v));
+                let inner = s.mul(s.splat(0.797_884_6), s.fma(s.splat(0.044_715), cube, v));
                 s.fma(half, tanh(s, inner), half)
             }
             2 => s.fma(half, erf(s, s.mul(v, s.splat(std::f32::consts::FRAC_1_SQRT_2))), half),

@@ -139,7 +139,11 @@ fn what_is_not_finite_is_never_silent() {
                     let out = multiply(&engine, &x, count, &pack(&engine, &q, scheme(text)));
                     for (token, out) in out.chunks(rows).enumerate() {
                         // With a weight of exactly zero an infinite input gives NaN, with another infinity: never a number.
-                        assert!(out.iter().all(|v| v.is_finite() == (token != victim)), "{text} {} {bad} token {token}: {out:?}", engine.isa());
+                        assert!(
+                            out.iter().all(|v| v.is_finite() == (token != victim)),
+                            "{text} {} {bad} token {token}: {out:?}",
+                            engine.isa()
+                        );
                     }
                 }
             }
@@ -193,7 +197,8 @@ fn bias_accumulation_and_several_matrices_at_once() {
     for tokens in [1, 10] {
         let x = numbers.normals(tokens * cols);
         for engine in engines() {
-            let qs: Vec<QMatrix> = texts.iter().enumerate().map(|(i, t)| quantized(5 + 9 * i, cols, scheme(t), Dtype::F16, &mut numbers)).collect();
+            let qs: Vec<QMatrix> =
+                texts.iter().enumerate().map(|(i, t)| quantized(5 + 9 * i, cols, scheme(t), Dtype::F16, &mut numbers)).collect();
             let packed: Vec<PackedLinear> = qs.iter().zip(texts).map(|(q, t)| pack(&engine, q, scheme(t))).collect();
             let biases: Vec<Vec<f32>> = packed.iter().map(|p| numbers.normals(p.rows())).collect();
             let mut outs: Vec<Vec<f32>> = packed.iter().map(|p| vec![10.0; tokens * p.rows()]).collect();
@@ -226,7 +231,9 @@ fn any_number_of_threads_gives_the_same_bits() {
     let mut numbers = Numbers(6);
     let (rows, cols) = (150, 200);
     let dense = float(rows, cols, Dtype::Bf16, &numbers.normals(rows * cols), 0);
-    let quants: Vec<_> = ["w8a8", "w4a8-g32", "w4a16", "w8a16"].map(|t| stored(&quantized(rows, cols, scheme(t), Dtype::F16, &mut numbers), scheme(t))).into();
+    let quants: Vec<_> = ["w8a8", "w4a8-g32", "w4a16", "w8a16"]
+        .map(|t| stored(&quantized(rows, cols, scheme(t), Dtype::F16, &mut numbers), scheme(t)))
+        .into();
     for matrix in quants.iter().chain([&dense]) {
         for tokens in [1, 3, 40] {
             let x = numbers.normals(tokens * cols);

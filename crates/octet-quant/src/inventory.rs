@@ -25,8 +25,15 @@ pub struct OtherTensor {
     pub shape: Vec<usize>,
     /// The type its elements are stored in.
     pub dtype: Dtype,
-    /// Whether it repeats what a tied embedding already holds and is left out.
-    pub redundant: bool,
+    /// Why it is left out, `None` if it is kept.
+    pub redundant: Option<&'static str>,
+}
+
+/// Whether a tensor is no parameter: GPT-2's causal masks (a bias of one dimension is a real one) and rotary frequencies,
+/// which old checkpoints carry along.
+fn is_buffer(name: &str, shape: &[usize]) -> bool {
+    let mask = name.ends_with(".attn.bias") && shape.len() == 4;
+    mask || name.ends_with(".attn.masked_bias") || name.ends_with(".rotary_emb.inv_freq")
 }
 
 /// Everything a checkpoint holds: what a [`crate::Plan`] is made from, beside the recipe.
@@ -51,7 +58,11 @@ impl Inventory {
         let mut others = Vec::new();
         for name in source.names().into_iter().filter(|name| !taken.contains(name)) {
             let Some(tensor) = source.tensor(&name)? else { continue };
-            let redundant = !has_head && name.ends_with("lm_head.weight");
+            let redundant = if !has_head && name.ends_with("lm_head.weight") {
+                Some("the embedding it repeats serves as head")
+            } else {
+                is_buffer(&name, tensor.shape()).then_some("a buffer that readers make themselves")
+            };
             others.push(OtherTensor { name, shape: tensor.shape().to_vec(), dtype: tensor.dtype(), redundant });
         }
         Ok(Self { sites, others })

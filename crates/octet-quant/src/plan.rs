@@ -229,12 +229,10 @@ fn site_line(site: &Site, action: Action) -> Line {
 
 fn other_line(tensor: &OtherTensor) -> Line {
     let stored_bytes = tensor.shape.iter().product::<usize>() as u64 * tensor.dtype.size() as u64;
-    let action = if tensor.redundant {
-        Action::Drop { reason: "the embedding it repeats serves as head".into() }
-    } else {
-        Action::Keep { dtype: tensor.dtype, reason: "not a weight matrix".into() }
+    let (action, bytes) = match tensor.redundant {
+        Some(reason) => (Action::Drop { reason: reason.into() }, 0),
+        None => (Action::Keep { dtype: tensor.dtype, reason: "not a weight matrix".into() }, stored_bytes),
     };
-    let bytes = if tensor.redundant { 0 } else { stored_bytes };
     Line { name: tensor.name.clone(), linear: None, shape: tensor.shape.clone(), stored: tensor.dtype, stored_bytes, action, bytes }
 }
 

@@ -92,6 +92,7 @@ fn checkpoint() -> (Memory, Vec<LinearSite>) {
     memory.add("conv.weight", &[48, 72], value);
     memory.add("norm.weight", &[64], value);
     memory.add("lm_head.weight", &[70_000, 64], value);
+    memory.add("h.0.attn.bias", &[1, 1, 8, 8], value);
     let codes: Vec<u8> = (0..64 * 64).map(|i| (i * 7 % 0x7f) as u8).collect();
     memory.tensors.insert("fp8.weight".into(), Tensor::new("fp8.weight", Dtype::F8E4m3, vec![64, 64], Bytes::new(codes)).unwrap());
     let scale = Tensor::from_f32("fp8.weight_scale_inv", vec![2, 2], &[0.01, 0.02, 0.03, 0.04]).unwrap();
@@ -145,7 +146,7 @@ fn everything_arrives_once_and_close_to_the_original() {
         assert!((report.error.error / error - 1.0).abs() < 1e-4, "{} {}", report.error.error, error);
         assert!(report.error.relative() < 0.02, "{report:?}");
     }
-    // The norm is copied; the head that repeats the embedding is not; block scales are gone.
+    // The norm is copied; the head that repeats the embedding and the mask are not; block scales are gone.
     assert_eq!(sink.tensors.keys().collect::<Vec<_>>(), ["norm.weight"]);
     assert_eq!(sink.tensors["norm.weight"].2, source.tensors["norm.weight"].bytes().to_vec());
 }
@@ -231,7 +232,7 @@ fn cancelling_stops_within_a_tensor_and_progress_only_grows() {
 
     let mut sink = Collected::default();
     let error = run.quantize(&mut sink, &mut |p| cancel.store(p.done_bytes > 0, Ordering::Relaxed)).unwrap_err();
-    assert!(matches!(error, Error::Interrupted { done: 0, total: 5 }), "{error:?}");
+    assert!(matches!(error, Error::Interrupted { done: 0, total: 6 }), "{error:?}");
     assert_eq!(sink.matrices["embed"].len(), 1);
 }
 
@@ -274,4 +275,39 @@ fn the_forecast_counts_bytes_and_measures_time() {
     assert_eq!(forecast.linear_bits, 8.0 * bytes as f64 / (72 * 48 + 64 * 64) as f64);
     assert!(forecast.seconds.unwrap() > 0.0);
     assert!(forecast.artefact_bytes < forecast.stored_bytes / 3);
+}
+
+/// `cargo test --release -p octet-quant --test pipeline -- --ignored --nocapture speed`
+#[test]
+#[ignore = "a measurement, not a check"]
+fn speed_from_bf16_to_codes() {
+    struct Nothing;
+    impl Sink for Nothing {
+        fn matrix(&mut self, _: &str, _: usize, _: usize, _: &QMatrix) -> Result<(), SinkError> {
+            Ok(())
+        }
+        fn tensor(&mut self, _: &str, _: &Tensor) -> Result<(), SinkError> {
+            Ok(())
+        }
+    }
+    // utime and stime in hundredths of a second, so that the figure holds on a busy machine.
+    let cpu_seconds = || {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        stat.split(' ').skip(13).take(2).map(|v| v.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+    };
+    let mut source = Memory::default();
+    source.add("down.weight", &[32_768, 3072], |i| value(i) * value(i / 7));
+    let bytes = 2.0 * 32_768.0 * 3072.0;
+    let sites = [linear("down", 32_768, 3072, Role::Down, false)];
+    let inventory = Inventory::new(&sites, &source).unwrap();
+    for (scheme, candidates) in [("w8a16", 8), ("w8a16", 16), ("w4a16-g128", 8), ("w4a16-g128", 16), ("w4a16-g32", 8), ("w4a16-g32", 16)] {
+        let text = format!("[[step]]\naction='quantize'\ntargets=['down']\nscheme='{scheme}'\ncandidates={candidates}");
+        let plan = Plan::new(&Recipe::from_toml(&text).unwrap(), &inventory, true).unwrap();
+        let (engine, cancel) = (engine(2), AtomicBool::new(false));
+        let (wall, cpu) = (std::time::Instant::now(), cpu_seconds());
+        let run = Run { plan: &plan, source: &source, importance: None, engine: &engine, cancel: &cancel };
+        run.quantize(&mut Nothing, &mut |_| {}).unwrap();
+        let (wall, cpu) = (wall.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+        println!("{scheme} {candidates}: {:.2} GB/s of BF16 wall, {:.2} GB/s a CPU-second", bytes / wall / 1e9, bytes / cpu / 1e9);
+    }
 }

@@ -115,9 +115,13 @@ impl Sampler {
         let scaled = logits.iter().map(|&v| (v - max) / temperature);
         kept.extend(scaled.enumerate().filter(|(_, v)| *v > -NEGLIGIBLE).map(|(id, v)| (v, id as u32)));
         // Equal logits: the lower id first, so that a result never depends on the sort.
-        kept.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        if top_k > 0 {
+        let likelier = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if top_k > 0 && top_k < kept.len() {
+            kept.select_nth_unstable_by(top_k - 1, likelier);
             kept.truncate(top_k);
+        }
+        if top_k > 0 || top_p < 1.0 {
+            kept.sort_unstable_by(likelier);
         }
         kept.iter_mut().for_each(|c| c.0 = c.0.exp());
         if top_p < 1.0 {

@@ -120,9 +120,9 @@ pub(crate) struct JudgeArgs {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) eval_text: Vec<PathBuf>,
     /// Judge on at most this many tokens
-    #[arg(long, value_name = "N", default_value_t = 131_072)]
+    #[arg(long, value_name = "N", default_value_t = 102_400)]
     pub(crate) eval_tokens: usize,
-    /// Window length in tokens [default: the model's context, at most 2048]
+    /// Window length in tokens [default: 2048, or less where the model or 100 windows of the text ask for it]
     #[arg(long, value_name = "N")]
     pub(crate) context: Option<usize>,
     /// Seed of everything drawn at random

@@ -3,6 +3,7 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     io::IsTerminal,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -98,6 +99,14 @@ pub(crate) fn bytes(count: u64) -> String {
     let value = count as f64 / divisor;
     let places = usize::from(divisor > 1.0 && value < 100.0);
     format!("{value:.places$} {unit}")
+}
+
+/// A path as one would type it here: relative where it lies below the working folder.
+pub(crate) fn path(path: &Path) -> String {
+    let here = std::env::current_dir().ok();
+    let relative = here.and_then(|here| path.strip_prefix(here).ok().map(Path::to_path_buf)).unwrap_or_else(|| path.to_path_buf());
+    let plain = relative.is_relative() && !relative.starts_with(".") && !relative.starts_with("..");
+    if plain { format!("./{}", relative.display()) } else { relative.display().to_string() }
 }
 
 /// A duration as a person would say it, as in `850 ms`, `12.3 s` or `4 min 05 s`.

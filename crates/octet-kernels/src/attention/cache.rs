@@ -47,7 +47,12 @@ impl KvCache {
     /// If the slices are not whole tokens of the same number, or the capacity does not hold them.
     pub fn append(&mut self, k: &[f32], v: &[f32]) {
         let width = self.kv_heads * self.head_dim;
-        assert!(width > 0 && k.len() == v.len() && k.len().is_multiple_of(width), "{} keys and {} values of width {width}", k.len(), v.len());
+        assert!(
+            width > 0 && k.len() == v.len() && k.len().is_multiple_of(width),
+            "{} keys and {} values of width {width}",
+            k.len(),
+            v.len()
+        );
         let tokens = k.len() / width;
         assert!(self.len + tokens <= self.capacity, "{} tokens in a cache for {}", self.len + tokens, self.capacity);
         let (first, heads, dim) = (self.len, self.kv_heads, self.head_dim);

@@ -10,12 +10,7 @@ mod tile;
 pub(crate) use cache::Store;
 pub use cache::{KvCache, KvDtype};
 
-use crate::{
-    Engine,
-    counters::Kernel,
-    matmul::with_scratch,
-    parallel::Shared,
-};
+use crate::{Engine, counters::Kernel, matmul::with_scratch, parallel::Shared};
 use tile::{Heads, Tile};
 
 /// Rows (tokens times query heads of a key-value head) of a task: two full register tiles on the widest instruction set.

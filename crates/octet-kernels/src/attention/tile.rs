@@ -7,6 +7,7 @@ use crate::{
     simd::{
         LANES, Op, Simd,
         math::{exp, tanh},
+        unroll,
     },
 };
 use std::ops::Range;
@@ -84,6 +85,11 @@ impl Op for Attend<'_> {
     }
 }
 
+/// Whether [`tiles`] never cuts tiles of `width` rows where the widest are `widest`.
+const fn unused(width: usize, widest: usize) -> bool {
+    width > widest || width == 6 && widest != 6
+}
+
 /// A task's buffers; a row is a token and a query head.
 struct Rows<'a> {
     /// Queries times the scale, in tiles as [`tiles`] cuts the rows: `[tiles][dim][rows of the tile]`.
@@ -104,7 +110,12 @@ impl Attend<'_> {
         let (count, chunks) = (tokens.len() * heads.group, heads.dim.div_ceil(LANES));
         let sizes = [count * heads.dim, count * KEYS, count * chunks * LANES, count * 3];
         let [q, scores, acc, state] = scratch.floats(sizes);
-        let mut rows = Rows { q, scores: bytemuck::cast_slice_mut(scores), acc: bytemuck::cast_slice_mut(acc), state: bytemuck::cast_slice_mut(state) };
+        let mut rows = Rows {
+            q,
+            scores: bytemuck::cast_slice_mut(scores),
+            acc: bytemuck::cast_slice_mut(acc),
+            state: bytemuck::cast_slice_mut(state),
+        };
         rows.acc.fill([0.0; LANES]);
         rows.state.fill([f32::NEG_INFINITY, 0.0, 0.0]);
         load_queries(tile, kv_head, tokens.clone(), S::FLOAT_TILE.1, rows.q);
@@ -193,50 +204,45 @@ fn load_queries(tile: &Tile<'_>, kv_head: usize, tokens: Range<usize>, widest: u
     }
 }
 
-#[allow(clippy::needless_range_loop)]
 impl Rows<'_> {
     /// Scores of a run of keys for `T` rows from `row` on, two blocks of keys at a time.
     #[inline(always)]
     fn score<S: Simd, V: Cached, const T: usize>(&mut self, s: S, keys: &[V], run: &KeyRun, row: usize, dim: usize) {
-        if const { T > S::FLOAT_TILE.1 } {
+        if const { unused(T, S::FLOAT_TILE.1) } {
             return;
         }
+        if const { S::FLOAT_TILE.0 == 2 } {
+            self.score_by::<S, V, 2, T>(s, keys, run, row, dim)
+        } else {
+            self.score_by::<S, V, 1, T>(s, keys, run, row, dim)
+        }
+    }
+
+    #[inline(always)]
+    fn score_by<S: Simd, V: Cached, const R: usize, const T: usize>(&mut self, s: S, keys: &[V], run: &KeyRun, row: usize, dim: usize) {
         let blocks = run.blocks();
-        let key = |block: usize| &keys[run.place(block) * dim..(run.place(block) + 1) * dim];
-        let mut block = 0;
-        while block < blocks {
-            let q = self.q[row * dim..(row + T) * dim].as_chunks::<T>().0;
-            if const { S::FLOAT_TILE.0 == 2 } && block + 2 <= blocks {
-                let scores = dot_tile::<S, V, 2, T>(s, [key(block), key(block + 1)], q);
-                for t in 0..T {
-                    s.store(scores[0][t], &mut self.scores[row + t][block]);
-                    s.store(scores[1][t], &mut self.scores[row + t][block + 1]);
-                }
-                block += 2;
-            } else {
-                let scores = dot_tile::<S, V, 1, T>(s, [key(block)], q);
-                for t in 0..T {
-                    s.store(scores[0][t], &mut self.scores[row + t][block]);
-                }
-                block += 1;
-            }
+        let q = self.q[row * dim..(row + T) * dim].as_chunks::<T>().0;
+        for first in (0..blocks).step_by(R) {
+            // Blocks past the last repeat it: their scores are written twice.
+            let at: [usize; R] = std::array::from_fn(|r| (first + r).min(blocks - 1));
+            let scores = dot_tile::<S, V, R, T>(s, at.map(|block| &keys[run.place(block) * dim..(run.place(block) + 1) * dim]), q);
+            unroll!(r < R, {
+                unroll!(t < T, { s.store(scores[r][t], &mut self.scores[row + t][at[r]]) });
+            });
         }
     }
 
     /// Adds a run of values, weighed, to `T` rows from `row` on, `R` vectors of dimensions at a time.
     #[inline(always)]
     fn weigh<S: Simd, V: Cached, const R: usize, const T: usize>(&mut self, s: S, values: &[V], run: &KeyRun, row: usize, chunks: usize) {
-        if const { T > S::FLOAT_TILE.1 } {
+        if const { unused(T, S::FLOAT_TILE.1) } {
             return;
         }
-        let mut chunk = 0;
-        while chunk < chunks {
-            if S::FLOAT_TILE.0 * 2 > R / 2 && chunk + R <= chunks {
+        for chunk in (0..chunks).step_by(R) {
+            if const { R * T <= S::FLOAT_TILE.0 * S::FLOAT_TILE.1 } {
                 self.weigh_chunks::<S, V, R, T>(s, values, run, row, chunk, chunks);
-                chunk += R;
             } else {
-                self.weigh_chunks::<S, V, 1, T>(s, values, run, row, chunk, chunks);
-                chunk += 1;
+                (chunk..chunks.min(chunk + R)).for_each(|chunk| self.weigh_chunks::<S, V, 1, T>(s, values, run, row, chunk, chunks));
             }
         }
     }
@@ -251,58 +257,45 @@ impl Rows<'_> {
         chunk: usize,
         chunks: usize,
     ) {
+        // Vectors past the last repeat it: they are written twice.
+        let at: [usize; R] = std::array::from_fn(|r| (chunk + r).min(chunks - 1));
         let mut acc = [[s.splat(0.0); T]; R];
-        for t in 0..T {
+        unroll!(t < T, {
             let decay = s.splat(self.state[row + t][2]);
-            for r in 0..R {
-                acc[r][t] = s.mul(s.load(&self.acc[(row + t) * chunks + chunk + r]), decay);
-            }
-        }
+            unroll!(r < R, { acc[r][t] = s.mul(s.load(&self.acc[(row + t) * chunks + at[r]]), decay) });
+        });
         for block in 0..run.blocks() {
             let all = &values[run.place(block) * LANES * chunks..(run.place(block) + 1) * LANES * chunks];
             let keys = LANES.min(run.last - run.first - block * LANES);
             let mut weights = [&[0.0; LANES]; T];
-            for t in 0..T {
-                weights[t] = &self.scores[row + t][block];
-            }
+            unroll!(t < T, { weights[t] = &self.scores[row + t][block] });
             for (key, values) in all.chunks_exact(chunks).take(keys).enumerate() {
                 let mut v = [s.splat(0.0); R];
-                for r in 0..R {
-                    v[r] = values[chunk + r].load(s);
-                }
-                for t in 0..T {
+                unroll!(r < R, { v[r] = values[at[r]].load(s) });
+                unroll!(t < T, {
                     let weight = s.splat(weights[t][key]);
-                    for r in 0..R {
-                        acc[r][t] = s.fma(v[r], weight, acc[r][t]);
-                    }
-                }
+                    unroll!(r < R, { acc[r][t] = s.fma(v[r], weight, acc[r][t]) });
+                });
             }
         }
-        for t in 0..T {
-            for r in 0..R {
-                s.store(acc[r][t], &mut self.acc[(row + t) * chunks + chunk + r]);
-            }
-        }
+        unroll!(t < T, {
+            unroll!(r < R, { s.store(acc[r][t], &mut self.acc[(row + t) * chunks + at[r]]) });
+        });
     }
 }
 
 /// Dot products of `T` queries with `R` blocks of sixteen keys.
 #[inline(always)]
-#[allow(clippy::needless_range_loop)]
 fn dot_tile<S: Simd, V: Cached, const R: usize, const T: usize>(s: S, keys: [&[V]; R], q: &[[f32; T]]) -> [[S::F; T]; R] {
     let mut acc = [[s.splat(0.0); T]; R];
     let keys = keys.map(|k| &k[..q.len()]);
     for d in 0..q.len() {
         let mut k = [s.splat(0.0); R];
-        for r in 0..R {
-            k[r] = keys[r][d].load(s);
-        }
-        for t in 0..T {
+        unroll!(r < R, { k[r] = keys[r][d].load(s) });
+        unroll!(t < T, {
             let q = s.splat(q[d][t]);
-            for r in 0..R {
-                acc[r][t] = s.fma(k[r], q, acc[r][t]);
-            }
-        }
+            unroll!(r < R, { acc[r][t] = s.fma(k[r], q, acc[r][t]) });
+        });
     }
     acc
 }

@@ -1,7 +1,7 @@
 //! The two ways codes lie in a line, as the kernels' inner loops see them: an octet of inputs at a time.
 
 use super::layout::Line;
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, unroll};
 
 /// How codes of sixteen rows are stored.
 pub(crate) trait Codes {
@@ -50,9 +50,7 @@ impl<const SMALL: bool> Codes for Bytes<SMALL> {
     fn values<S: Simd>(s: S, octet: &Self::Octet, _: S::F, zero: Option<S::F>) -> [S::F; 8] {
         let zero = zero.unwrap_or(s.splat(0.0));
         let mut out = [zero; 8];
-        for (j, out) in out.iter_mut().enumerate() {
-            *out = s.sub(s.code(s.codes(&octet[j / 4].0), j % 4), zero);
-        }
+        unroll!(j < 8, { out[j] = s.sub(s.code(s.codes(&octet[j / 4].0), j % 4), zero) });
         out
     }
     #[inline(always)]
@@ -88,11 +86,9 @@ impl Codes for Nibbles {
     fn values<S: Simd>(s: S, octet: &Self::Octet, table: S::F, zero: Option<S::F>) -> [S::F; 8] {
         let raw = s.codes(&octet.0);
         let mut out = [table; 8];
-        for (j, out) in out.iter_mut().enumerate() {
-            *out = s.lookup(raw, j, table);
-            if let Some(zero) = zero {
-                *out = s.sub(*out, zero);
-            }
+        unroll!(j < 8, { out[j] = s.lookup(raw, j, table) });
+        if let Some(zero) = zero {
+            unroll!(j < 8, { out[j] = s.sub(out[j], zero) });
         }
         out
     }

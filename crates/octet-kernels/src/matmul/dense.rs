@@ -6,7 +6,7 @@ use super::{
     inputs::Prepared,
     output::Output,
 };
-use crate::simd::{LANES, Op, Simd};
+use crate::simd::{LANES, Op, Simd, unroll};
 use half::{bf16, f16};
 use octet_tensor::{Bytes, Dtype};
 use std::ops::Range;
@@ -92,9 +92,9 @@ impl DenseProduct<'_> {
     #[inline(always)]
     fn of<S: Simd, E: Element>(&mut self, s: S) {
         let Some(inputs) = self.inputs else { return self.direct::<S, E>(s) };
-        let work = Panels { inputs, blocks: self.blocks.clone(), tokens: self.tokens.clone(), output: self.output };
+        let work = Panels { inputs, tokens: self.tokens.clone(), output: self.output };
         let padded = self.dense.cols.next_multiple_of(8);
-        float::panels(s, work, padded, self.scratch, FillDense::<E>(self.dense, std::marker::PhantomData));
+        float::panels(s, work, self.blocks.clone(), padded, self.scratch, FillDense::<E>(self.dense, std::marker::PhantomData));
     }
 
     #[inline(always)]
@@ -138,50 +138,48 @@ impl DenseProduct<'_> {
                 out[t][first..first + STREAMS].copy_from_slice(&sums[t]);
             }
         }
+        let mut values = [s.splat(0.0); T];
         for t in 0..T {
-            // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
-            unsafe { self.output.write(s, token + t, block, s.load(&out[t])) };
+            values[t] = s.load(&out[t]);
         }
+        // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
+        unsafe { self.output.write_tile(s, token, [block], &[values]) };
     }
 }
 
 /// Dot products of a few rows of weights with `T` rows of inputs.
 #[inline(always)]
-#[allow(clippy::needless_range_loop)]
 fn dots<S: Simd, E: Element, const T: usize>(s: S, weights: [&[u8]; STREAMS], x: [&[f32]; T]) -> [[f32; STREAMS]; T] {
     let mut acc = [[s.splat(0.0); STREAMS]; T];
     let chunks = weights.map(|w| E::chunks(w).0);
-    let inputs = x.map(|x| x.as_chunks::<LANES>().0);
-    let n = inputs[0].len();
+    let n = x[0].len() / LANES;
+    let chunks = chunks.map(|c| &c[..n]);
+    let inputs = x.map(|x| &x.as_chunks::<LANES>().0[..n]);
     let ahead = (STREAMS * weights[0].len()).clamp(2048, 8192);
     for i in 0..n {
-        for r in 0..STREAMS {
+        unroll!(r < STREAMS, {
             s.prefetch(chunks[r][i].as_ref(), ahead);
             let w = E::load(s, &chunks[r][i]);
-            for t in 0..T {
-                acc[t][r] = s.fma(w, s.load(&inputs[t][i]), acc[t][r]);
-            }
-        }
+            unroll!(t < T, { acc[t][r] = s.fma(w, s.load(&inputs[t][i]), acc[t][r]) });
+        });
     }
     if !x[0].len().is_multiple_of(LANES) {
-        for r in 0..STREAMS {
+        unroll!(r < STREAMS, {
             let rest = E::chunks(weights[r]).1;
             let mut chunk = E::ZERO;
             chunk.as_mut()[..rest.len()].copy_from_slice(rest);
             let w = E::load(s, &chunk);
-            for t in 0..T {
+            unroll!(t < T, {
                 let mut last = [0.0; LANES];
                 last[..x[t].len() - n * LANES].copy_from_slice(&x[t][n * LANES..]);
                 acc[t][r] = s.fma(w, s.load(&last), acc[t][r]);
-            }
-        }
+            });
+        });
     }
     let mut out = [[0.0; STREAMS]; T];
-    for t in 0..T {
-        for r in 0..STREAMS {
-            out[t][r] = s.sum(acc[t][r]);
-        }
-    }
+    unroll!(t < T, {
+        unroll!(r < STREAMS, { out[t][r] = s.sum(acc[t][r]) });
+    });
     out
 }
 

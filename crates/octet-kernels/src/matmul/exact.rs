@@ -8,11 +8,13 @@ use super::{
     ints::Ints,
     output::Output,
 };
-use crate::simd::{LANES, Op, Simd};
+use crate::simd::{LANES, Op, Simd, unroll};
 use std::ops::Range;
 
 /// How far ahead of its use a weight is asked for.
 const PREFETCH: usize = 4 * 1024;
+/// Most tokens of a register tile of codes that become floats as they are read.
+pub(crate) const WIDEST: usize = 4;
 
 /// A product of some blocks of rows with some tokens.
 pub(crate) struct ExactProduct<'a> {
@@ -27,7 +29,6 @@ pub(crate) struct ExactProduct<'a> {
 
 /// One block of rows by `T` tokens, `D` accumulators each.
 #[inline(always)]
-#[allow(clippy::needless_range_loop)]
 fn tile<S: Simd, C: Codes, const D: usize, const T: usize>(s: S, ints: &Ints, block: usize, x: &[f32]) -> [S::F; T] {
     let octets = C::octets(ints.block(block));
     let inputs = x.as_chunks::<T>().0.as_chunks::<8>().0;
@@ -47,20 +48,16 @@ fn tile<S: Simd, C: Codes, const D: usize, const T: usize>(s: S, ints: &Ints, bl
                 None if C::BYTES == 64 => C::values(s, octet, centred, None),
                 None => C::values(s, octet, table, Some(offset)),
             };
-            for j in 0..8 {
-                for t in 0..T {
-                    acc[j % D][t] = s.fma(values[j], s.splat(x[j][t]), acc[j % D][t]);
-                }
-            }
+            unroll!(j < 8, {
+                unroll!(t < T, { acc[j % D][t] = s.fma(values[j], s.splat(x[j][t]), acc[j % D][t]) });
+            });
         }
         let scales = ints.scales(s, at);
-        for t in 0..T {
-            let mut sum = acc[0][t];
-            for acc in &acc[1..] {
-                sum = s.add(sum, acc[t]);
-            }
-            total[t] = s.fma(sum, scales, total[t]);
-        }
+        unroll!(t < T, {
+            unroll!(d < D, {
+                total[t] = s.fma(acc[d][t], scales, total[t]);
+            });
+        });
     }
     total
 }
@@ -86,12 +83,9 @@ impl ExactProduct<'_> {
     #[inline(always)]
     fn direct<S: Simd, C: Codes>(&self, s: S) {
         for block in self.blocks.clone() {
-            for (start, width) in tiles(self.tokens.len(), S::FLOAT_TILE.1) {
+            for (start, width) in tiles(self.tokens.len(), S::FLOAT_TILE.1.min(WIDEST)) {
                 let token = self.tokens.start + start;
                 match width {
-                    12 => self.one::<S, C, 1, 12>(s, block, token),
-                    8 => self.one::<S, C, 1, 8>(s, block, token),
-                    6 => self.one::<S, C, 1, 6>(s, block, token),
                     4 => self.one::<S, C, 1, 4>(s, block, token),
                     2 => self.one::<S, C, 2, 2>(s, block, token),
                     _ => self.one::<S, C, 4, 1>(s, block, token),
@@ -102,22 +96,21 @@ impl ExactProduct<'_> {
 
     #[inline(always)]
     fn one<S: Simd, C: Codes, const D: usize, const T: usize>(&self, s: S, block: usize, token: usize) {
+        // Tiles that this instruction set never uses are not compiled for it.
         if const { T > S::FLOAT_TILE.1 } {
             return;
         }
         let values = tile::<S, C, D, T>(s, self.ints, block, self.inputs.float_tile(token, T));
-        for (t, value) in values.into_iter().enumerate() {
-            // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
-            unsafe { self.output.write(s, token + t, block, value) };
-        }
+        // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
+        unsafe { self.output.write_tile(s, token, [block], &[values]) };
     }
 
     #[inline(always)]
     fn blocked<S: Simd, C: Codes>(&mut self, s: S) {
         let inputs = 8 * self.ints.segments.all_octets();
-        let panels = Panels { inputs: self.inputs, blocks: self.blocks.clone(), tokens: self.tokens.clone(), output: self.output };
         let ints = self.ints;
-        float::panels(s, panels, inputs, self.scratch, FillInts::<C>(ints, std::marker::PhantomData));
+        let work = Panels { inputs: self.inputs, tokens: self.tokens.clone(), output: self.output };
+        float::panels(s, work, self.blocks.clone(), inputs, self.scratch, FillInts::<C>(ints, std::marker::PhantomData));
     }
 }
 

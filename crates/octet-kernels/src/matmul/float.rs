@@ -6,7 +6,7 @@ use super::{
     layout::Line,
     output::Output,
 };
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Op, Simd, unroll};
 use std::ops::Range;
 
 /// Makes the panel of a block.
@@ -15,85 +15,89 @@ pub(crate) trait Fill {
     fn fill<S: Simd>(&self, s: S, block: usize, out: &mut [[f32; LANES]]);
 }
 
-/// A product of some blocks of rows with some tokens.
+/// What all panels of a task are multiplied with, and where that goes.
 pub(crate) struct Panels<'a> {
     pub(crate) inputs: &'a Prepared,
-    pub(crate) blocks: Range<usize>,
     pub(crate) tokens: Range<usize>,
     pub(crate) output: &'a Output<'a>,
 }
 
-/// Multiplies block by block; `inputs` is the padded number of inputs.
+/// Multiplies blocks `blocks`, a register tile's blocks at a time; `inputs` is the padded number of inputs.
 #[inline(always)]
-pub(crate) fn panels<S: Simd>(s: S, work: Panels<'_>, inputs: usize, scratch: &mut Scratch, fill: impl Fill) {
-    let mut block = work.blocks.start;
+pub(crate) fn panels<S: Simd>(s: S, work: Panels<'_>, blocks: Range<usize>, inputs: usize, scratch: &mut Scratch, fill: impl Fill) {
     let rows = S::FLOAT_TILE.0;
     // A line holds the sixteen rows of one input.
     scratch.0.resize(scratch.0.len().max(rows * inputs), Line::ZERO);
-    while block < work.blocks.end {
-        let count = rows.min(work.blocks.end - block);
-        let panel: &mut [[f32; LANES]] = bytemuck::cast_slice_mut(&mut scratch.0[..count * inputs]);
-        for r in 0..count {
-            fill.fill(s, block + r, &mut panel[r * inputs..(r + 1) * inputs]);
+    let panel: &mut [[f32; LANES]] = bytemuck::cast_slice_mut(&mut scratch.0[..rows * inputs]);
+    for first in blocks.clone().step_by(rows) {
+        for (r, panel) in panel.chunks_exact_mut(inputs.max(1)).enumerate().take(blocks.end - first) {
+            fill.fill(s, first + r, panel);
         }
-        if const { S::FLOAT_TILE.0 == 2 } && count == 2 {
-            let (first, second) = panel.split_at(inputs);
-            work.panel::<S, 2>(s, block, [first, second]);
-        } else {
-            work.panel::<S, 1>(s, block, [panel]);
-        }
-        block += count;
+        // Entered anew, so that tiles are compiled once and not for every way to fill a panel.
+        s.vectorize(Multiply { work: &work, first, end: blocks.end, panel });
     }
 }
 
-impl Panels<'_> {
+/// All tiles of a panel; blocks past the last repeat it and are not written.
+struct Multiply<'a> {
+    work: &'a Panels<'a>,
+    first: usize,
+    end: usize,
+    panel: &'a [[f32; LANES]],
+}
+
+impl Op for Multiply<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn panel<S: Simd, const R: usize>(&self, s: S, block: usize, weights: [&[[f32; LANES]]; R]) {
-        for (start, width) in tiles(self.tokens.len(), S::FLOAT_TILE.1) {
-            let token = self.tokens.start + start;
+    fn run<S: Simd>(self, s: S) {
+        if const { S::FLOAT_TILE.0 == 2 } { self.tiles::<S, 2>(s) } else { self.tiles::<S, 1>(s) }
+    }
+}
+
+impl Multiply<'_> {
+    #[inline(always)]
+    fn tiles<S: Simd, const R: usize>(&self, s: S) {
+        for (start, width) in tiles(self.work.tokens.len(), S::FLOAT_TILE.1) {
+            let token = self.work.tokens.start + start;
             match width {
-                12 => self.one::<S, R, 12>(s, block, weights, token),
-                8 => self.one::<S, R, 8>(s, block, weights, token),
-                6 => self.one::<S, R, 6>(s, block, weights, token),
-                4 => self.one::<S, R, 4>(s, block, weights, token),
-                2 => self.one::<S, R, 2>(s, block, weights, token),
-                _ => self.one::<S, R, 1>(s, block, weights, token),
+                12 => self.one::<S, R, 12>(s, token),
+                8 => self.one::<S, R, 8>(s, token),
+                6 => self.one::<S, R, 6>(s, token),
+                4 => self.one::<S, R, 4>(s, token),
+                2 => self.one::<S, R, 2>(s, token),
+                _ => self.one::<S, R, 1>(s, token),
             }
         }
     }
 
     #[inline(always)]
-    fn one<S: Simd, const R: usize, const T: usize>(&self, s: S, block: usize, weights: [&[[f32; LANES]]; R], token: usize) {
-        if const { T > S::FLOAT_TILE.1 } {
+    fn one<S: Simd, const R: usize, const T: usize>(&self, s: S, token: usize) {
+        // Tiles that this instruction set never uses are not compiled for it.
+        if const { T > S::FLOAT_TILE.1 || T == 6 && S::FLOAT_TILE.1 != 6 } {
             return;
         }
-        let values = tile::<S, R, T>(s, weights, self.inputs.float_tile(token, T).as_chunks::<T>().0);
-        for (r, values) in values.into_iter().enumerate() {
-            for (t, value) in values.into_iter().enumerate() {
-                // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
-                unsafe { self.output.write(s, token + t, block + r, value) };
-            }
-        }
+        let inputs = self.panel.len() / R;
+        let block = std::array::from_fn(|r| (self.first + r).min(self.end - 1));
+        let weights = std::array::from_fn(|r| &self.panel[(block[r] - self.first) * inputs..(block[r] - self.first + 1) * inputs]);
+        let values = tile::<S, R, T>(s, weights, self.work.inputs.float_tile(token, T).as_chunks::<T>().0);
+        // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
+        unsafe { self.work.output.write_tile(s, token, block, &values) };
     }
 }
 
 /// One register tile: `R` blocks of rows by `T` tokens.
 #[inline(always)]
-#[allow(clippy::needless_range_loop)]
 pub(crate) fn tile<S: Simd, const R: usize, const T: usize>(s: S, weights: [&[[f32; LANES]]; R], x: &[[f32; T]]) -> [[S::F; T]; R] {
     let mut acc = [[s.splat(0.0); T]; R];
     let weights = weights.map(|w| &w[..x.len()]);
     for i in 0..x.len() {
         let mut w = [s.splat(0.0); R];
-        for r in 0..R {
-            w[r] = s.load(&weights[r][i]);
-        }
-        for t in 0..T {
+        unroll!(r < R, { w[r] = s.load(&weights[r][i]) });
+        unroll!(t < T, {
             let x = s.splat(x[i][t]);
-            for r in 0..R {
-                acc[r][t] = s.fma(w[r], x, acc[r][t]);
-            }
-        }
+            unroll!(r < R, { acc[r][t] = s.fma(w[r], x, acc[r][t]) });
+        });
     }
     acc
 }

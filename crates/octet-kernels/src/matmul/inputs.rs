@@ -11,14 +11,14 @@ use crate::{
 };
 use octet_tensor::round_code;
 
-/// Token counts register tiles exist for, widest first.
+/// Token counts register tiles exist for, widest first; six only where nothing wider exists.
 const WIDTHS: [usize; 6] = [12, 8, 6, 4, 2, 1];
 
 /// The first tokens and widths of the tiles that `tokens` tokens are cut into, none wider than `widest`.
 pub(crate) fn tiles(tokens: usize, widest: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut next = 0;
     std::iter::from_fn(move || {
-        let width = WIDTHS.into_iter().find(|&w| w <= widest && w <= tokens - next)?;
+        let width = WIDTHS.into_iter().find(|&w| w <= widest && w <= tokens - next && (w != 6 || widest == 6))?;
         next += width;
         Some((next - width, width))
     })
@@ -105,7 +105,8 @@ impl Prepared {
         each_tile(engine, count, tokens, key.widest, &|first, width| {
             let last = first + width;
             // SAFETY: tiles are disjoint runs of tokens, and so are their parts.
-            let (codes, sums) = unsafe { (codes.part(first * inputs / 4..last * inputs / 4), sums.part(first * segments..last * segments)) };
+            let (codes, sums) =
+                unsafe { (codes.part(first * inputs / 4..last * inputs / 4), sums.part(first * segments..last * segments)) };
             // SAFETY: as above.
             let scales = unsafe { scale.part(first * scales..last * scales) };
             let x = &x[first * cols..last * cols];
@@ -120,7 +121,11 @@ fn each_tile(engine: &Engine, count: usize, tokens: usize, widest: usize, f: &(d
         let start = (i * widest).min(tokens);
         // Every tile but the last few is of the widest width, so tile i starts at i · widest until those.
         let full = tokens / widest;
-        let found = if i < full { Some((start, widest)) } else { tiles(tokens - full * widest, widest).nth(i - full).map(|(t, w)| (t + full * widest, w)) };
+        let found = if i < full {
+            Some((start, widest))
+        } else {
+            tiles(tokens - full * widest, widest).nth(i - full).map(|(t, w)| (t + full * widest, w))
+        };
         if let Some((first, width)) = found {
             f(first, width);
         }
@@ -255,7 +260,7 @@ mod tests {
 
     #[test]
     fn tiles_cover_all_tokens() {
-        for widest in [1, 2, 4, 6, 12] {
+        for widest in [1, 2, 4, 6, 8, 12] {
             for tokens in 0..40 {
                 let all: Vec<_> = tiles(tokens, widest).collect();
                 assert_eq!(all.iter().map(|t| t.1).sum::<usize>(), tokens);

@@ -4,14 +4,14 @@
 //! exact in 32 bits, and the rest is written so that every instruction set rounds alike: results are equal bit for bit.
 
 use super::{
-    Scratch,
+    DIRECT_TOKENS, Scratch,
     codes::{Bytes, Codes, Nibbles, unpack},
     inputs::{CodeTile, Prepared, tiles},
     ints::Ints,
     layout::Line,
     output::Output,
 };
-use crate::simd::{Op, Simd};
+use crate::simd::{Op, Simd, unroll};
 use std::ops::Range;
 
 /// How far ahead of its use a weight is asked for. A loop that also computes hides the memory's latency only so.
@@ -20,74 +20,75 @@ const PREFETCH: usize = 6 * 1024;
 /// One register tile: `R` blocks of rows by `T` tokens, `D` accumulators each (two where there are too few others to
 /// hide the latency of a dot product).
 #[inline(always)]
-#[allow(clippy::needless_range_loop)]
 fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
     s: S,
     ints: &Ints,
-    block: usize,
+    block: [usize; R],
     lines: [&[Line]; R],
     x: CodeTile<'_>,
-    prefetch: bool,
 ) -> [[S::F; T]; R] {
     let words = x.codes.as_chunks::<T>().0.as_chunks::<2>().0;
     let mut total = [[s.splat(0.0); T]; R];
     for segment in 0..ints.segments.count() {
         let range = ints.segments.octets(segment);
-        let sums = &x.sums[segment * T..(segment + 1) * T];
-        let mut acc = [[[s.splat_i(0); T]; R]; D];
-        for r in 0..R {
-            match ints.zeros(ints.group_at(block + r, segment)) {
-                None => (0..T).for_each(|t| acc[0][r][t] = s.splat_i(-(i32::from(ints.offset)) * sums[t])),
-                Some(zeros) => {
-                    let zeros = s.load_u8(zeros);
-                    (0..T).for_each(|t| acc[0][r][t] = s.mul_i(zeros, s.splat_i(-sums[t])));
-                }
-            }
-        }
         let words = &words[range.clone()];
         let mut octets = [&[][..]; R];
-        for r in 0..R {
-            octets[r] = &C::octets(lines[r])[range.clone()];
-            assert_eq!(octets[r].len(), words.len(), "weights and inputs have the same octets");
-        }
+        unroll!(r < R, { octets[r] = &C::octets(lines[r])[range.clone()][..words.len()] });
+        let sums: &[i32; T] = &x.sums.as_chunks::<T>().0[segment];
+        let mut acc = [[[s.splat_i(0); T]; R]; D];
+        unroll!(r < R, {
+            let zeros = match ints.zeros(ints.group_at(block[r], segment)) {
+                Some(zeros) => s.load_u8(zeros),
+                None => s.splat_i(i32::from(ints.offset)),
+            };
+            unroll!(t < T, { acc[0][r][t] = s.mul_i(zeros, s.splat_i(-sums[t])) });
+        });
         for i in 0..words.len() {
             let mut w = [[s.codes(&Line::ZERO.0); 2]; R];
-            for r in 0..R {
+            unroll!(r < R, {
                 w[r] = C::load(s, &octets[r][i]);
-                if prefetch {
+                if const { R == 1 } {
                     C::prefetch(s, &octets[r][i], PREFETCH);
                 }
-            }
-            for half in 0..2 {
-                let d = half % D;
-                for t in 0..T {
+            });
+            unroll!(half < 2, {
+                unroll!(t < T, {
                     let a = s.quad(&words[i][half][t]);
-                    for r in 0..R {
-                        acc[d][r][t] = if C::SMALL { s.dot::<true>(acc[d][r][t], w[r][half], a) } else { s.dot::<false>(acc[d][r][t], w[r][half], a) };
-                    }
-                }
-            }
+                    unroll!(r < R, { acc[half % D][r][t] = dot::<S, C>(s, acc[half % D][r][t], w[r][half], a) });
+                });
+            });
         }
-        for r in 0..R {
-            let scales = ints.scales(s, ints.group_at(block + r, segment));
-            for t in 0..T {
-                let sum = if D == 2 { s.add_i(acc[0][r][t], acc[D - 1][r][t]) } else { acc[0][r][t] };
-                let mut sum = s.to_f(sum);
-                if x.grouped {
-                    sum = s.mul(sum, s.splat(x.scales[segment * T + t]));
-                }
-                total[r][t] = s.fma_exact(sum, scales, total[r][t]);
-            }
+        let mut sums = [[s.splat(0.0); T]; R];
+        unroll!(r < R, {
+            unroll!(t < T, {
+                sums[r][t] = s.to_f(if const { D == 2 } { s.add_i(acc[0][r][t], acc[D - 1][r][t]) } else { acc[0][r][t] });
+            });
+        });
+        if x.grouped {
+            scale_tokens(s, &mut sums, &x.scales.as_chunks::<T>().0[segment]);
         }
+        unroll!(r < R, {
+            let scales = ints.scales(s, ints.group_at(block[r], segment));
+            unroll!(t < T, { total[r][t] = s.fma_exact(sums[r][t], scales, total[r][t]) });
+        });
     }
     if !x.grouped {
-        for r in 0..R {
-            for t in 0..T {
-                total[r][t] = s.mul(total[r][t], s.splat(x.scales[t]));
-            }
-        }
+        scale_tokens(s, &mut total, &x.scales.as_chunks::<T>().0[0]);
     }
     total
+}
+
+#[inline(always)]
+fn dot<S: Simd, C: Codes>(s: S, acc: S::I, w: S::W, a: S::A) -> S::I {
+    if const { C::SMALL } { s.dot::<true>(acc, w, a) } else { s.dot::<false>(acc, w, a) }
+}
+
+#[inline(always)]
+fn scale_tokens<S: Simd, const R: usize, const T: usize>(s: S, sums: &mut [[S::F; T]; R], scales: &[f32; T]) {
+    unroll!(t < T, {
+        let scale = s.splat(scales[t]);
+        unroll!(r < R, { sums[r][t] = s.mul(sums[r][t], scale) });
+    });
 }
 
 /// A product of some blocks of rows with some tokens.
@@ -103,12 +104,11 @@ pub(crate) struct IntProduct<'a> {
 }
 
 impl IntProduct<'_> {
-    /// All tiles of `R` blocks from `block` on.
+    /// All tiles of `R` blocks; blocks past the last repeat it and are not written.
     #[inline(always)]
-    fn panel<S: Simd, C: Codes, const R: usize>(&self, s: S, block: usize, lines: [&[Line]; R]) {
-        let first = self.tokens.start;
-        for (start, width) in tiles(self.tokens.len(), S::INT_TILE.1) {
-            let token = first + start;
+    fn panel<S: Simd, C: Codes, const R: usize>(&self, s: S, block: [usize; R], lines: [&[Line]; R], widest: usize) {
+        for (start, width) in tiles(self.tokens.len(), widest) {
+            let token = self.tokens.start + start;
             match width {
                 12 => self.one::<S, C, 1, R, 12>(s, block, lines, token),
                 8 => self.one::<S, C, 1, R, 8>(s, block, lines, token),
@@ -121,46 +121,51 @@ impl IntProduct<'_> {
     }
 
     #[inline(always)]
-    fn one<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(&self, s: S, block: usize, lines: [&[Line]; R], token: usize) {
-        if const { T > S::INT_TILE.1 } {
+    fn one<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        block: [usize; R],
+        lines: [&[Line]; R],
+        token: usize,
+    ) {
+        // Tiles that this instruction set never uses are not compiled for it.
+        if const { T > S::INT_TILE.1 || T == 6 && S::INT_TILE.1 != 6 || T == 12 && R < S::INT_TILE.0 } {
             return;
         }
-        let values = tile::<S, C, D, R, T>(s, self.ints, block, lines, self.inputs.code_tile(token, T), self.direct);
-        for (r, values) in values.into_iter().enumerate() {
-            for (t, value) in values.into_iter().enumerate() {
-                // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
-                unsafe { self.output.write(s, token + t, block + r, value) };
-            }
-        }
+        let values = tile::<S, C, D, R, T>(s, self.ints, block, lines, self.inputs.code_tile(token, T));
+        // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
+        unsafe { self.output.write_tile(s, token, block, &values) };
     }
 
     #[inline(always)]
     fn direct<S: Simd, C: Codes>(&self, s: S) {
         for block in self.blocks.clone() {
-            self.panel::<S, C, 1>(s, block, [self.ints.block(block)]);
+            self.panel::<S, C, 1>(s, [block], [self.ints.block(block)], S::INT_TILE.1.min(DIRECT_TOKENS));
         }
     }
 
     #[inline(always)]
     fn blocked<S: Simd, C: Codes>(&mut self, s: S) {
-        let mut block = self.blocks.start;
+        if const { S::INT_TILE.0 == 2 } { self.blocked_by::<S, C, 2>(s) } else { self.blocked_by::<S, C, 1>(s) }
+    }
+
+    #[inline(always)]
+    fn blocked_by<S: Simd, C: Codes, const R: usize>(&mut self, s: S) {
         let lines = 2 * self.ints.segments.all_octets();
         let mut scratch = std::mem::take(&mut self.scratch.0);
-        while block < self.blocks.end {
-            let count = S::INT_TILE.0.min(self.blocks.end - block);
+        for first in self.blocks.clone().step_by(R) {
+            let blocks = std::array::from_fn(|r| (first + r).min(self.blocks.end - 1));
+            let mut panels = [&[][..]; R];
             if self.ints.nibbles {
-                scratch.resize(scratch.len().max(count * lines), Line::ZERO);
-                for r in 0..count {
-                    unpack(s, self.ints.block(block + r), &mut scratch[r * lines..(r + 1) * lines]);
+                scratch.resize(scratch.len().max(R * lines), Line::ZERO);
+                for r in 0..R {
+                    unpack(s, self.ints.block(blocks[r]), &mut scratch[r * lines..(r + 1) * lines]);
                 }
-            }
-            let panel = |r: usize| if self.ints.nibbles { &scratch[r * lines..(r + 1) * lines] } else { self.ints.block(block + r) };
-            if const { S::INT_TILE.0 == 2 } && count == 2 {
-                self.panel::<S, C, 2>(s, block, [panel(0), panel(1)]);
+                (0..R).for_each(|r| panels[r] = &scratch[r * lines..(r + 1) * lines]);
             } else {
-                self.panel::<S, C, 1>(s, block, [panel(0)]);
+                (0..R).for_each(|r| panels[r] = self.ints.block(blocks[r]));
             }
-            block += count;
+            self.panel::<S, C, R>(s, blocks, panels, S::INT_TILE.1);
         }
         self.scratch.0 = scratch;
     }
@@ -168,6 +173,7 @@ impl IntProduct<'_> {
 
 impl Op for IntProduct<'_> {
     type Output = ();
+    const DOTS: bool = true;
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {

@@ -167,7 +167,6 @@ impl Ints {
         &self.lines[block * n..(block + 1) * n]
     }
 
-
     /// Bytes all of it takes.
     pub(crate) fn bytes(&self) -> usize {
         let scale = if matches!(self.scales, Scales::F32(_)) { 4 } else { 2 };
@@ -279,13 +278,13 @@ impl<'a> SharedScales<'a> {
             for (group, at) in range.clone().enumerate() {
                 let scale = q.group(row + lane, group).0;
                 exact &= self.dtype().round(scale) == scale;
-                // SAFETY: the caller promises that no other part of this range is alive.
                 match self {
-                    Self::F32(all) => unsafe { all.part(at..at + 1)[0][lane] = scale },
+                    // SAFETY: the caller promises that no other part of this range is alive.
+                    Self::F32(all) => (unsafe { all.part(at..at + 1) })[0][lane] = scale,
                     // SAFETY: as above.
-                    Self::F16(all) => unsafe { all.part(at..at + 1)[0][lane] = f16::from_f32(scale).to_bits() },
+                    Self::F16(all) => (unsafe { all.part(at..at + 1) })[0][lane] = f16::from_f32(scale).to_bits(),
                     // SAFETY: as above.
-                    Self::Bf16(all) => unsafe { all.part(at..at + 1)[0][lane] = bf16::from_f32(scale).to_bits() },
+                    Self::Bf16(all) => (unsafe { all.part(at..at + 1) })[0][lane] = bf16::from_f32(scale).to_bits(),
                 }
             }
         }

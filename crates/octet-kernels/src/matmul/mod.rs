@@ -137,7 +137,6 @@ impl Engine {
                 task -= work.tasks;
             }
         });
-        drop(work);
         self.return_inputs(inputs);
     }
 
@@ -147,8 +146,14 @@ impl Engine {
         let direct = tokens <= DIRECT_TOKENS;
         let (int_tile, float_tile) = self.vectorize(Tiles);
         let key = match weights.body() {
-            Body::Int { ints, group } => Some(Key { group: Some(*group), segments: ints.segments, widest: int_tile.1 }),
-            Body::Exact(ints) => Some(Key { group: None, segments: ints.segments.padding_only(), widest: float_tile.1 }),
+            Body::Int { ints, group } => {
+                let widest = if direct { int_tile.1.min(DIRECT_TOKENS) } else { int_tile.1 };
+                Some(Key { group: Some(*group), segments: ints.segments, widest })
+            }
+            Body::Exact(ints) => {
+                let widest = if direct { float_tile.1.min(exact::WIDEST) } else { float_tile.1 };
+                Some(Key { group: None, segments: ints.segments.padding_only(), widest })
+            }
             Body::Dense(_) if direct => None,
             Body::Dense(_) => Some(Key { group: None, segments: Segments::new(cols, cols), widest: float_tile.1 }),
         };
@@ -196,6 +201,7 @@ struct Tiles;
 
 impl Op for Tiles {
     type Output = ((usize, usize), (usize, usize));
+    const DOTS: bool = true;
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> Self::Output {

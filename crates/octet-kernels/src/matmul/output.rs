@@ -2,7 +2,7 @@
 
 use crate::{
     parallel::Shared,
-    simd::{LANES, Simd},
+    simd::{LANES, Simd, unroll},
 };
 
 /// The output `[tokens, rows]` of one matrix, written by many tasks.
@@ -14,32 +14,51 @@ pub(crate) struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Writes sixteen rows (fewer at the matrix's end) of one token.
+    /// Writes the values of some blocks of rows (one that repeats the first is left out) and of `T`
+    /// tokens from `token` on.
     ///
     /// # Safety
-    /// No other task may write these rows of this token.
+    /// No other task may write these rows of these tokens.
     #[inline(always)]
-    pub(crate) unsafe fn write<S: Simd>(&self, s: S, token: usize, block: usize, value: S::F) {
+    pub(crate) unsafe fn write_tile<S: Simd, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        token: usize,
+        block: [usize; R],
+        values: &[[S::F; T]; R],
+    ) {
+        let mut lanes = [[0.0; LANES]; T];
+        unroll!(r < R, {
+            if r == 0 || block[r] != block[0] {
+                unroll!(t < T, { s.store(values[r][t], &mut lanes[t]) });
+                // SAFETY: the caller promises that these rows of these tokens are this task's alone.
+                unsafe { self.write(token, block[r], &lanes) };
+            }
+        });
+    }
+
+    /// Writes sixteen rows (fewer at the matrix's end) of some tokens.
+    ///
+    /// # Safety
+    /// No other task may write these rows of these tokens.
+    #[inline(never)]
+    unsafe fn write(&self, token: usize, block: usize, values: &[[f32; LANES]]) {
         let first = block * LANES;
         let last = self.rows.min(first + LANES);
-        // SAFETY: the caller promises that these rows of this token are this task's alone.
-        let out = unsafe { self.out.part(token * self.rows + first..token * self.rows + last) };
-        let bias = self.bias.map(|bias| &bias[first..last]);
-        if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
-            let value = match bias.and_then(|b| <&[f32; LANES]>::try_from(b).ok()) {
-                Some(bias) => s.add(value, s.load(bias)),
-                None => value,
-            };
-            let value = if self.accumulate { s.add(s.load(out), value) } else { value };
-            s.store(value, out);
-        } else {
-            let mut lanes = [0.0; LANES];
-            s.store(value, &mut lanes);
-            for (i, (out, mut value)) in out.iter_mut().zip(lanes).enumerate() {
-                if let Some(bias) = bias {
-                    value += bias[i];
-                }
-                *out = if self.accumulate { *out + value } else { value };
+        for (t, values) in values.iter().enumerate() {
+            let start = (token + t) * self.rows;
+            // SAFETY: the caller promises that these rows of this token are this task's alone.
+            let out = unsafe { self.out.part(start + first..start + last) };
+            let mut values = *values;
+            if let Some(bias) = self.bias {
+                values.iter_mut().zip(&bias[first..last]).for_each(|(v, b)| *v += b);
+            }
+            if self.accumulate {
+                values.iter_mut().zip(&*out).for_each(|(v, o)| *v += o);
+            }
+            match <&mut [f32; LANES]>::try_from(&mut *out) {
+                Ok(whole) => *whole = values,
+                Err(_) => out.copy_from_slice(&values[..last - first]),
             }
         }
     }

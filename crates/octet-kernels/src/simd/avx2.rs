@@ -17,6 +17,13 @@ impl<const VNNI: bool> Avx2<VNNI> {
     }
 }
 
+impl Avx2<true> {
+    /// The same CPU, its AVX-VNNI unused.
+    pub(crate) fn without_vnni(self) -> Avx2<false> {
+        Avx2(())
+    }
+}
+
 #[target_feature(enable = "avx2,fma,f16c")]
 fn enter<O: Op, const VNNI: bool>(s: Avx2<VNNI>, op: O) -> O::Output {
     op.run(s)

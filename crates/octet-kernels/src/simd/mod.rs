@@ -4,12 +4,69 @@
 //! it after asking the CPU, and nothing else can. So an algorithm over `S: Simd` is safe code. Everything an algorithm
 //! calls must be `#[inline(always)]`, since only code inlined into [`Simd::vectorize`] is compiled for the instruction set.
 
-pub(crate) mod math;
-mod scalar;
+/// A loop over a register tile's constant, at most 12, that is unrolled whatever the optimizer thinks of it: a loop that is
+/// left over keeps the tile's accumulators in memory.
+macro_rules! unroll {
+    ($i:ident < $n:expr, $body:block) => {{
+        if const { 0 < $n } {
+            const { assert!($n <= 12) };
+            let $i: usize = 0;
+            $body
+        }
+        if const { 1 < $n } {
+            let $i: usize = const { if 1 < $n { 1 } else { 0 } };
+            $body
+        }
+        if const { 2 < $n } {
+            let $i: usize = const { if 2 < $n { 2 } else { 0 } };
+            $body
+        }
+        if const { 3 < $n } {
+            let $i: usize = const { if 3 < $n { 3 } else { 0 } };
+            $body
+        }
+        if const { 4 < $n } {
+            let $i: usize = const { if 4 < $n { 4 } else { 0 } };
+            $body
+        }
+        if const { 5 < $n } {
+            let $i: usize = const { if 5 < $n { 5 } else { 0 } };
+            $body
+        }
+        if const { 6 < $n } {
+            let $i: usize = const { if 6 < $n { 6 } else { 0 } };
+            $body
+        }
+        if const { 7 < $n } {
+            let $i: usize = const { if 7 < $n { 7 } else { 0 } };
+            $body
+        }
+        if const { 8 < $n } {
+            let $i: usize = const { if 8 < $n { 8 } else { 0 } };
+            $body
+        }
+        if const { 9 < $n } {
+            let $i: usize = const { if 9 < $n { 9 } else { 0 } };
+            $body
+        }
+        if const { 10 < $n } {
+            let $i: usize = const { if 10 < $n { 10 } else { 0 } };
+            $body
+        }
+        if const { 11 < $n } {
+            let $i: usize = const { if 11 < $n { 11 } else { 0 } };
+            $body
+        }
+    }};
+}
+pub(crate) use unroll;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod math;
+mod scalar;
 
 use crate::Isa;
 
@@ -20,6 +77,8 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Op {
     /// What it returns.
     type Output;
+    /// Whether it uses [`Simd::dot`]. What does not is compiled once for AVX2 with and without AVX-VNNI.
+    const DOTS: bool = false;
     /// Runs it; implementations are `#[inline(always)]`.
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
@@ -131,7 +190,9 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(s) => s.vectorize(op),
             #[cfg(target_arch = "x86_64")]
-            Self::AvxVnni(s) => s.vectorize(op),
+            Self::AvxVnni(s) if const { O::DOTS } => s.vectorize(op),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(s) => s.without_vnni().vectorize(op),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(s) => s.vectorize(op),
         }

@@ -15,8 +15,8 @@ fn map2(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
 }
 
 impl Simd for Scalar {
-    const INT_TILE: (usize, usize) = (1, 2);
-    const FLOAT_TILE: (usize, usize) = (1, 4);
+    const INT_TILE: (usize, usize) = (1, 1);
+    const FLOAT_TILE: (usize, usize) = (1, 1);
     const FAST_SMALL_CODES: bool = false;
     type F = F;
     type I = [i32; LANES];

@@ -108,6 +108,9 @@ pub fn assert_close(found: &[f32], expected: &[(f64, f64)], tolerance: f64, what
     assert_eq!(found.len(), expected.len(), "{what}");
     for (i, (&found, &(value, magnitude))) in found.iter().zip(expected).enumerate() {
         let error = (f64::from(found) - value).abs();
-        assert!(error <= tolerance * magnitude + 1e-30, "{what}: element {i} is {found}, expected {value} (error {error:e} of {magnitude:e})");
+        assert!(
+            error <= tolerance * magnitude + 1e-30,
+            "{what}: element {i} is {found}, expected {value} (error {error:e} of {magnitude:e})"
+        );
     }
 }

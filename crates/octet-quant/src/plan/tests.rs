@@ -24,11 +24,12 @@ fn inventory(tied: bool) -> Inventory {
     if !tied {
         sites.push(site("lm_head", (1000, 256), Role::Head, None, InputKind::Head));
     }
-    let other = |name: &str, redundant| OtherTensor { name: name.into(), shape: vec![256], dtype: Dtype::Bf16, redundant };
+    let other =
+        |name: &str, redundant: Option<&'static str>| OtherTensor { name: name.into(), shape: vec![256], dtype: Dtype::Bf16, redundant };
     let norms = ["model.layers.0.input_layernorm.weight", "model.layers.1.input_layernorm.weight", "model.norm.weight"];
-    let mut others: Vec<_> = norms.iter().map(|name| other(name, false)).collect();
+    let mut others: Vec<_> = norms.iter().map(|name| other(name, None)).collect();
     if tied {
-        others.insert(0, other("lm_head.weight", true));
+        others.insert(0, other("lm_head.weight", Some("the embedding it repeats serves as head")));
     }
     Inventory { sites, others }
 }

@@ -2,10 +2,10 @@
 
 use super::{
     RowSolver, RowsMut, Solver, TensorJob,
-    candidates::{Choice, Grid, Rounding, side_by_side},
+    candidates::{Choice, Choices, Grid},
+    rounding::Rounding,
 };
 use crate::{Error, ErrorSums};
-use octet_kernels::CANDIDATES;
 
 /// Round-to-nearest with an error-minimising scale (and zero-point) search in each group.
 ///
@@ -35,8 +35,7 @@ impl Solver for Rtn {
         if found != job.shape.1 {
             return Err(Error::Importance { module: job.module.into(), expected: job.shape.1, found });
         }
-        let range = (job.scheme.bits.min_code(), job.scheme.bits.max_code());
-        Ok(Box::new(RtnRows { job, grid: Grid::new(job.scheme, self.candidates), refinements: self.refinements, range }))
+        Ok(Box::new(RtnRows { job, grid: Grid::new(job.scheme, self.candidates), refinements: self.refinements }))
     }
 }
 
@@ -44,7 +43,6 @@ struct RtnRows<'a> {
     job: TensorJob<'a>,
     grid: Grid,
     refinements: usize,
-    range: (i32, i32),
 }
 
 /// What a group of zeros, or one too small for its scale's type, is given beside codes of zero: a scale every
@@ -79,7 +77,7 @@ impl RtnRows<'_> {
         let extreme = limits.1.max(-limits.0);
         if extreme == 0.0 {
             codes.fill(0);
-            return Choice { scale: ZERO_GROUP_SCALE, zero: 0 };
+            return Choice { scale: ZERO_GROUP_SCALE, zero: 0.0 };
         }
         let exponent = exponent(extreme);
         if exponent == 0 {
@@ -103,12 +101,12 @@ impl RtnRows<'_> {
     ) -> Choice {
         let engine = self.job.engine;
         let (best, weighted_error) = self.search(weights, importance, limits, exponent);
-        let found = engine.encode_weights(weights, best.candidate(self.range), best.zero as i8, codes);
+        let found = engine.encode_weights(weights, best.candidate(&self.grid), best.zero as i8, codes);
         let unit = 2f64.powi(exponent);
         let (weighted_error, weighted_weight) = if importance.is_empty() {
             (found.error, found.weight)
         } else {
-            (weighted_error, engine.code_moments(weights, importance, best.candidate(self.range)).ww)
+            (weighted_error, engine.code_moments(weights, importance, best.candidate(&self.grid)).ww)
         };
         sums.add(&ErrorSums {
             error: found.error * unit * unit,
@@ -119,7 +117,7 @@ impl RtnRows<'_> {
         });
         if best.is_void() {
             codes.fill(0);
-            return Choice { scale: ZERO_GROUP_SCALE, zero: 0 };
+            return Choice { scale: ZERO_GROUP_SCALE, zero: 0.0 };
         }
         Choice { scale: (f64::from(best.scale) * unit) as f32, zero: best.zero }
     }
@@ -129,20 +127,20 @@ impl RtnRows<'_> {
         let engine = self.job.engine;
         let rounding = Rounding { dtype: self.job.scale_dtype, exponent };
         let mut best = (Choice::default(), f64::INFINITY);
-        let try_all = |choices: &[Choice; CANDIDATES], best: &mut (Choice, f64)| {
-            let errors = engine.candidate_errors(weights, importance, &side_by_side(choices, self.range));
-            for (&choice, error) in choices.iter().zip(errors) {
+        let try_all = |choices: &Choices, best: &mut (Choice, f64)| {
+            let errors = engine.candidate_errors(weights, importance, &choices.candidates(&self.grid));
+            for (j, error) in errors.into_iter().enumerate() {
                 if error < best.1 {
-                    *best = (choice, error);
+                    *best = (choices.at(j), error);
                 }
             }
         };
-        for first in (0..self.grid.len()).step_by(CANDIDATES) {
-            try_all(&std::array::from_fn(|j| self.grid.choice(first + j, limits, rounding)), &mut best);
+        for choices in self.grid.choices(limits, rounding) {
+            try_all(&choices, &mut best);
         }
         for _ in 0..self.refinements {
             let before = best.1;
-            let moments = engine.code_moments(weights, importance, best.0.candidate(self.range));
+            let moments = engine.code_moments(weights, importance, best.0.candidate(&self.grid));
             try_all(&self.grid.around(best.0, &moments, rounding), &mut best);
             if best.1 >= before {
                 break;

@@ -106,8 +106,8 @@ impl Session<'_> {
             return self.dry_run(asked, &prepared);
         }
         let targets: Vec<PathBuf> = asked.iter().map(|one| self.target(&one.label(), asked.len() > 1)).collect();
-        for target in targets.iter().filter(|target| target.exists() && !self.args.force) {
-            bail!("{} exists; give another output folder or --force to replace it", target.display());
+        for (prepared, target) in prepared.iter().zip(&targets) {
+            prepared.check_target(target, self.args.force)?;
         }
         let tokenizer = if self.args.no_judge && self.args.calibration.is_empty() { None } else { Some(Tokenizer::open(&self.input)?) };
         let (evaluation, calibration) = match &tokenizer {
@@ -231,7 +231,7 @@ impl Session<'_> {
             let bytes = staged.bytes()?;
             self.progress.finish();
             let path = staged.commit()?;
-            ui::note(&format!("wrote {} ({}), not judged", path.display(), ui::bytes(bytes)));
+            ui::note(&format!("wrote {} ({}), not judged", ui::path(&path), ui::bytes(bytes)));
             return Ok(Outcome { report: None, path: Some(path), sample: None });
         };
         let forecast = Some(staged.forecast_bytes);

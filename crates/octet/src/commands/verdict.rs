@@ -63,8 +63,8 @@ pub(super) fn screen(model: &str, report: &Report, path: Option<&Path>, refusal:
     lines.extend(report.gates.iter().map(gate_line));
     lines.push(String::new());
     match path {
-        Some(path) => lines.push(format!("  wrote {}", path.display())),
-        None => lines.push(format!("  nothing was kept but the report, {}", refusal.display())),
+        Some(path) => lines.push(format!("  wrote {}", ui::path(path))),
+        None => lines.push(format!("  nothing was kept but the report, {}", ui::path(refusal))),
     }
     lines.join("\n")
 }
@@ -152,7 +152,7 @@ pub(super) fn next_steps(model: &str, path: Option<&Path>, sample: Option<&Sampl
         lines.push(format!("    winner:   {}", one_line(&sample.quantized)));
         lines.push(String::new());
     }
-    let path = if path.is_absolute() || path.starts_with(".") { path.display().to_string() } else { format!("./{}", path.display()) };
+    let path = ui::path(path);
     lines.push("  Next:".into());
     lines.push(format!("    octet run {path} \"The \""));
     lines.push(format!("    octet eval {path} --base {model}"));

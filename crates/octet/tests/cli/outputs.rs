@@ -1,0 +1,80 @@
+//! Outputs that cannot or must not be written.
+
+use crate::sandbox::{Sandbox, write_tiny};
+use std::fs;
+
+#[test]
+fn an_output_that_exists() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("tiny-w8a16")).unwrap();
+    for command in ["quantize tiny", "quantize tiny --no-judge", "quantize tiny tiny-w8a16"] {
+        sandbox.refuses(command, &["tiny-w8a16", "exists", "--force"]);
+    }
+    // --force replaces models, not whatever else has that name.
+    fs::write(sandbox.path("tiny-w8a16/thesis.tex"), "years of work").unwrap();
+    sandbox.refuses("quantize tiny --force", &["tiny-w8a16", "does not look like a model folder", "remove it yourself"]);
+    sandbox.write("file", "");
+    for command in ["quantize tiny file", "quantize tiny file --force"] {
+        sandbox.refuses(command, &["file", "choose another output folder"]);
+    }
+}
+
+#[test]
+fn an_output_that_is_not_writable() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "");
+    sandbox.refuses("quantize tiny file/out", &["file", "not a folder", "choose another output folder"]);
+    sandbox.refuses("quantize tiny no/such/out", &["no/such", "does not exist", "create it first"]);
+    sandbox.refuses("quantize tiny ..", &["..", "give the name of a new folder"]);
+    sandbox.refuses("quantize tiny /", &["give the name of a new folder"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_output_without_permission() {
+    use std::os::unix::fs::PermissionsExt;
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("locked")).unwrap();
+    fs::set_permissions(sandbox.path("locked"), fs::Permissions::from_mode(0o555)).unwrap();
+    if fs::write(sandbox.path("locked/probe"), "").is_ok() {
+        let _ = fs::remove_file(sandbox.path("locked/probe"));
+        println!("skipped: this user may write everywhere");
+        return;
+    }
+    sandbox.refuses("quantize tiny locked/out", &["locked/out", "not writable", "choose another output folder"]);
+}
+
+#[test]
+fn an_output_that_touches_the_input() {
+    let sandbox = Sandbox::empty();
+    fs::create_dir(sandbox.path("outer")).unwrap();
+    write_tiny(&sandbox.path("outer/tiny"));
+    for force in ["", " --force"] {
+        sandbox.refuses(&format!("quantize outer/tiny outer/tiny{force}"), &["outer/tiny", "it is the input", "choose another output folder"]);
+        sandbox.refuses(&format!("quantize outer/tiny outer/tiny/out{force}"), &["inside the input", "choose a folder outside"]);
+        sandbox.refuses(&format!("quantize outer/tiny outer{force}"), &["outer", "lies inside it", "choose another output folder"]);
+    }
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("outer/tiny", sandbox.path("alias")).unwrap();
+        sandbox.refuses("quantize alias outer/tiny --force", &["it is the input"]);
+        sandbox.refuses("quantize outer/tiny alias --force", &["choose another output folder"]);
+        sandbox.refuses("quantize outer/tiny alias/out", &["inside the input"]);
+    }
+}
+
+/// A limit on the size of files stands in for a disk that is full halfway through.
+#[cfg(unix)]
+#[test]
+fn a_disk_that_fills_up() {
+    let sandbox = Sandbox::new();
+    for (scheme, kilobytes) in [("w8a16", 64), ("w4a16-g32", 16)] {
+        let before = sandbox.everything();
+        // Without the trap the limit would end the process before it could say anything.
+        let script = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec \"$0\" quantize tiny out --no-judge --scheme {scheme}");
+        let mut bash = assert_cmd::Command::new("bash");
+        let ended = crate::sandbox::ended(bash.current_dir(sandbox.path("")).args(["-c", &script, env!("CARGO_BIN_EXE_octet")]));
+        let what = format!("quantize tiny out --scheme {scheme} (files limited to {kilobytes} kB)");
+        sandbox.check_refusal(1, &what, &before, &ended, &["model.safetensors", "free some space"]);
+    }
+}

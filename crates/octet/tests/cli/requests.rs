@@ -1,0 +1,134 @@
+//! Requests that nothing supports: schemes, recipes, threads, numbers out of range.
+
+use crate::sandbox::{Sandbox, ended, words};
+use std::fs;
+
+#[test]
+fn schemes_nothing_supports() {
+    let sandbox = Sandbox::new();
+    for (scheme, why) in [("w9a16", "2 to 8 bits"), ("w4a4", "a16 or a8"), ("w4a16-g100", "group"), ("int8", "start like w8a16"), ("w8a16-left", "\"left\"")] {
+        sandbox.refuses(&format!("quantize tiny --scheme {scheme}"), &[scheme, why, "write it like w8a16"]);
+    }
+    sandbox.refuses("quantize tiny --bits 1", &["w1a16", "2 to 8 bits"]);
+    sandbox.refuses("quantize tiny --bits 4 --group-size 100", &["100", "32, 64, 128 or 256"]);
+    sandbox.refuses("quantize tiny --scheme w8a16,w8a16-pc", &["same scheme twice", "leave one out"]);
+    sandbox.refuses("quantize tiny --scheme w4a16-g32 --portable --strict", &["160", "--strict"]);
+}
+
+#[test]
+fn recipes_that_make_no_sense() {
+    let sandbox = Sandbox::new();
+    let step = |rest: &str| format!("[[step]]\naction = \"quantize\"\n{rest}\n");
+    for (recipe, says) in [
+        (step("targets = [\"linears\"]\nscheme = \"w8a16\"\nsmooth = 0.5"), &["unknown key \"smooth\"", "the keys are"][..]),
+        (step("targets = [\"linears\"]\nscheme = \"w9a16\""), &["step 1", "w9a16"]),
+        (step("targets = [\"router\"]\nscheme = \"w8a16\""), &["step 1", "\"router\"", "matches nothing", "it has"]),
+        (step("targets = [\"layers:7-9\"]\nscheme = \"w8a16\""), &["\"layers:7-9\"", "matches nothing"]),
+        (step("targets = [\"linears\"]\nscheme = \"w8a16\"") + &step("targets = [\"linears\"]\nscheme = \"w4a16\""), &["step 1", "decides nothing"]),
+        ("portable = maybe".into(), &["not TOML"]),
+        (String::new(), &["[[step]]"]),
+    ] {
+        sandbox.write("recipe.toml", recipe);
+        sandbox.refuses("quantize tiny --recipe recipe.toml", says);
+        sandbox.refuses("quantize tiny --recipe recipe.toml --dry-run", says);
+    }
+    sandbox.refuses("quantize tiny --recipe absent.toml", &["absent.toml", "cannot read the recipe"]);
+}
+
+#[test]
+fn threads_and_instruction_sets() {
+    let sandbox = Sandbox::new();
+    for command in ["quantize tiny", "run tiny hello", "eval tiny", "bench tiny", "doctor"] {
+        sandbox.refuses(&format!("{command} --threads 0"), &["--threads 0", "give 1 or more"]);
+        sandbox.refuses(&format!("{command} --threads 100000"), &["--threads 100000", "leave it out"]);
+        let before = sandbox.everything();
+        let ended = ended(sandbox.command().env("OCTET_ISA", "avx1024").args(words(command)));
+        let says = ["OCTET_ISA=avx1024", "not an instruction set of this machine", "scalar"];
+        sandbox.check_refusal(1, &format!("{command} (OCTET_ISA=avx1024)"), &before, &ended, &says);
+    }
+}
+
+#[test]
+fn wrong_usage() {
+    let sandbox = Sandbox::new();
+    sandbox.refuses_as(2, "quantize", &["required", "MODEL"]);
+    sandbox.refuses_as(2, "quantize tiny --presto w8", &["--presto"]);
+    sandbox.refuses_as(2, "quantize tiny --preset w5", &["w5", "--preset"]);
+    sandbox.refuses_as(2, "quantize tiny --bits 4 --scheme w4a16", &["--bits", "--scheme"]);
+    sandbox.refuses_as(2, "quantize tiny --group-size 32", &["--bits"]);
+    sandbox.refuses_as(2, "quantize tiny --threads -1", &["-1"]);
+    sandbox.refuses_as(2, "quantize tiny --seed one", &["one", "--seed"]);
+    sandbox.refuses_as(2, "compress tiny", &["compress"]);
+}
+
+#[test]
+fn numbers_out_of_range() {
+    let sandbox = Sandbox::new();
+    sandbox.refuses("quantize tiny --eval-tokens 0", &["--eval-tokens", "0"]);
+    sandbox.refuses("quantize tiny --context 1", &["--context", "1"]);
+    sandbox.refuses("quantize tiny --context 100000", &["100000", "256"]);
+    sandbox.refuses("quantize tiny --max-ppl-increase nan", &["--max-ppl-increase", "NaN"]);
+    sandbox.refuses("quantize tiny --min-speedup nan", &["--min-speedup", "NaN"]);
+    sandbox.refuses("eval tiny --context 0", &["--context", "0"]);
+    sandbox.refuses("run tiny hello -n 0", &["--max-tokens 0", "give 1 or more"]);
+    sandbox.refuses("run tiny hello --temperature -1", &["temperature", "-1"]);
+    sandbox.refuses("run tiny hello --temperature 1 --top-p 1.5", &["top_p", "1.5"]);
+    sandbox.refuses("run tiny hello --temperature 1 --min-p 2", &["min_p", "2"]);
+    sandbox.refuses("run tiny hello --repetition-penalty 0", &["repetition_penalty", "0"]);
+    sandbox.refuses("run tiny hello --context 100000", &["100000", "256"]);
+    sandbox.refuses("bench tiny --prefill 0", &["--prefill", "give 1 or more"]);
+    sandbox.refuses("bench tiny --decode 0", &["--decode", "give 1 or more"]);
+    sandbox.refuses_as(2, "bench tiny --repetitions 0", &["--repetitions"]);
+}
+
+#[test]
+fn prompts_that_cannot_be_continued() {
+    let sandbox = Sandbox::new();
+    sandbox.refuses("run tiny ''", &["prompt is empty"]);
+    sandbox.refuses(&format!("run tiny '{}'", "long ".repeat(100)), &["500 tokens", "256", "shorten the prompt"]);
+    let before = sandbox.everything();
+    let silent = ended(sandbox.command().args(words("run tiny -")).write_stdin(""));
+    sandbox.check_refusal(1, "run tiny - < /dev/null", &before, &silent, &["no prompt on stdin", "octet run tiny"]);
+    let binary = ended(sandbox.command().args(words("run tiny -")).write_stdin([0xff, 0xfe, 0x80]));
+    sandbox.check_refusal(1, "run tiny - < binary", &before, &binary, &["stdin", "UTF-8"]);
+}
+
+#[test]
+fn token_ids_that_are_none() {
+    let sandbox = Sandbox::new();
+    let fixture = octet_testkit::fixtures().join("arch/qwen3");
+    fs::copy(fixture.join("input_ids.npy"), sandbox.path("ids.npy")).unwrap();
+    fs::copy(fixture.join("logits.npy"), sandbox.path("floats.npy")).unwrap();
+    sandbox.write("foreign.npy", npy("<i8", "(2,)", &[5i64, 320].map(i64::to_le_bytes).concat()));
+    sandbox.write("negative.npy", npy("<i8", "(1,)", &(-1i64).to_le_bytes()));
+    sandbox.write("none.npy", npy("<i8", "(0,)", &[]));
+    sandbox.write("deep.npy", npy("<i8", "(1, 1, 1)", &[0; 8]));
+    sandbox.write("cut.npy", npy("<i8", "(4,)", &[0; 8]));
+    for (ids, says) in [
+        ("absent.npy", &["absent.npy", "cannot read"][..]),
+        ("floats.npy", &["floats.npy", "f4"]),
+        ("foreign.npy", &["token 320", "vocabulary of 320"]),
+        ("negative.npy", &["-1", "not a token id"]),
+        ("none.npy", &["none.npy", "no token"]),
+        ("deep.npy", &["deep.npy", "[1, 1, 1]", "expected [batch, tokens]"]),
+        ("cut.npy", &["cut.npy"]),
+    ] {
+        sandbox.refuses(&format!("logits tiny --ids {ids} out.npy"), says);
+    }
+    sandbox.write("here.npy", "");
+    sandbox.refuses("logits tiny --ids ids.npy here.npy", &["here.npy exists", "--force"]);
+    sandbox.refuses("logits tiny --ids ids.npy no/where.npy", &["no/where.npy"]);
+}
+
+#[test]
+fn a_base_of_another_vocabulary() {
+    let sandbox = Sandbox::new();
+    sandbox.refuses("eval tiny --base pocket", &["4096", "320", "cannot be compared"]);
+    sandbox.refuses("eval tiny --base nowhere", &["no folder nowhere"]);
+}
+
+/// An .npy file, version 1.0.
+fn npy(kind: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+    let header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n");
+    [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), data].concat()
+}
