@@ -12,6 +12,7 @@ pub mod gates;
 pub mod health;
 pub mod integrity;
 pub mod machine;
+pub mod memory;
 mod number;
 pub mod overlap;
 pub mod paired;

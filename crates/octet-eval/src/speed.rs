@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Result,
-    machine::available_memory,
+    memory::available_memory,
     stats::{Interval, bootstrap_ratio},
 };
 use octet_kernels::{Engine, limits::streaming_read_gb_s};

@@ -50,7 +50,7 @@ impl Text {
     pub fn open(path: &Path, options: ReadOptions<'_>) -> Result<Self> {
         let name = path.display().to_string();
         let fail = |what: String| Error::Read { path: name.clone(), what };
-        let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
+        let bytes = std::fs::read(path).map_err(|e| fail(format!("{e}; check the path")))?;
         let kind = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         if kind == "bin" {
             let ids = read_ids(&bytes, options.vocab).map_err(fail)?;
@@ -140,7 +140,7 @@ fn read_ids(bytes: &[u8], vocab: Option<usize>) -> std::result::Result<Vec<u32>,
         return Ok(wide);
     }
     if !bytes.len().is_multiple_of(2) {
-        return Err(format!("its {} bytes are no whole number of uint16 or uint32 ids", bytes.len()));
+        return Err(format!("its {} bytes are no whole number of uint16 or uint32 ids; write it again", bytes.len()));
     }
     Ok(bytes.as_chunks::<2>().0.iter().map(|b| u32::from(u16::from_le_bytes(*b))).collect())
 }

@@ -24,6 +24,16 @@ pub enum Error {
         /// Megabytes there.
         available: u64,
     },
+    /// There is too little memory to judge.
+    #[error("judging {what} needs {needed} MB of memory, {available} MB are available to this process; free some, raise the container's limit, or quantize with --no-judge and judge elsewhere")]
+    NoMemory {
+        /// What would be loaded.
+        what: String,
+        /// Megabytes needed.
+        needed: u64,
+        /// Megabytes there.
+        available: u64,
+    },
     /// A file cannot be written.
     #[error("cannot write {path}: {source}; check space and permissions")]
     Write {

@@ -5,7 +5,8 @@ use octet_eval::{
     gates::{self, Gate, Thresholds},
     health::{self, HealthOptions, HealthRun},
     integrity::{same_bytes, same_logits, Check},
-    machine::{Machine, ProcessMemory},
+    machine::Machine,
+    memory::{available_memory, ProcessMemory},
     report::{Memory, TextInfo},
     score,
     size::QuantizedMatrices,
@@ -65,8 +66,12 @@ impl Original {
     /// If the model cannot be opened or the text is too short for a window.
     pub fn open(folder: &Folder, engine: &Engine, settings: &JudgeSettings) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
-        let text = TextModel::open(folder, engine, OpenOptions::default())?;
+        let parameters = parameters(&checkpoint);
+        let decoded = checkpoint.entries().iter().any(|e| e.dtype == Dtype::F8E4m3);
         let wide = checkpoint.entries().iter().any(|e| matches!(e.dtype, Dtype::F32 | Dtype::F64) && e.shape.len() == 2);
+        // FP8 runs as a decoded copy, wider floats are compared in 16 bits: both are held beside the mapped file.
+        check_memory(folder.name(), if decoded || wide { 2 * parameters } else { 0 })?;
+        let text = TextModel::open(folder, engine, OpenOptions::default())?;
         let sixteen = if wide {
             let spec = ArchSpec::from_config(checkpoint.config())?;
             let source = SixteenBit::new(&checkpoint);
@@ -76,7 +81,6 @@ impl Original {
         };
         let windows = Windows::of(&text, &settings.ids, settings.context)?;
         let prompts = health::prompts(&settings.ids, text.tokenizer.leading_bos(), &health_options(settings));
-        let parameters = parameters(&checkpoint);
         Ok(Self { folder: folder.clone(), checkpoint, text, sixteen, parameters, windows, prompts, health: None })
     }
 
@@ -118,6 +122,7 @@ pub fn judge(
     let mut bench = Bench { original, settings, engine, cancel, progress };
     let folder = Folder::disk(dir)?;
     let checkpoint = Checkpoint::open(&folder)?;
+    check_memory(scheme, checkpoint.entries().iter().map(|e| e.bytes as u64).sum())?;
     let model = TextModel::open(&folder, engine, OpenOptions::default())?;
     let (mut measures, mut gates) = bench.quality(&model, &checkpoint)?;
     gates.extend(bench.size(&folder, &checkpoint, forecast, &mut measures)?);
@@ -225,6 +230,17 @@ impl Original {
     /// The checkpoint's config and tensors.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+}
+
+/// Refuses to load what needs `needed` bytes of memory beside mapped files where that much is not to be had.
+fn check_memory(what: &str, needed: u64) -> Result<()> {
+    match available_memory() {
+        Some(available) if available < needed => {
+            let [needed, available] = [needed, available].map(|bytes| bytes / 1_000_000);
+            Err(Error::NoMemory { what: what.into(), needed, available })
+        }
+        _ => Ok(()),
     }
 }
 

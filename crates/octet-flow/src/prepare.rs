@@ -41,9 +41,11 @@ impl Prepared {
         }
         let mut spec = ArchSpec::from_config(checkpoint.config())?;
         spec.settle(&checkpoint)?;
+        spec.check(&checkpoint)?;
         let settings = settings(&spec)?;
         let inventory = Inventory::new(&spec.linear_sites(), &checkpoint)?;
         let plan = Plan::new(&settings.recipe, &inventory, settings.strict)?;
+        tracing::info!(family = spec.family(), layers = spec.layers().len(), tensors = plan.lines().len(), "planned {}", settings.label);
         Ok(Self { input: input.clone(), checkpoint, spec, plan, settings })
     }
 

@@ -76,6 +76,7 @@ impl Prepared {
         let described = self.describe(calibrated);
         let forecast_bytes = artefact::forecast(&self.input, self.checkpoint.config(), &self.plan, &described)?;
         check_space(&dir, forecast_bytes)?;
+        tracing::info!(target = %target.display(), bytes = forecast_bytes, "staging");
         let mut sink = Artefact::create(&dir, &self.plan)?;
         let importance = calibrated.map(|c| &c.importance);
         let run = Run { plan: &self.plan, source: &self.checkpoint, importance, engine, cancel };
@@ -88,6 +89,10 @@ impl Prepared {
             other => other.into(),
         })?;
         sink.finish()?;
+        for report in reports.iter().filter(|report| report.scheme.is_some()) {
+            let (name, error, largest) = (&report.name, report.error.relative(), report.error.max_error);
+            tracing::debug!("{name}: relative squared error {error:.3e}, largest error {largest:.3e}, {:.3} bits a weight", report.bits_per_weight);
+        }
         artefact::write_json(&dir.join("config.json"), &artefact::config(self.checkpoint.config(), &self.plan))?;
         artefact::copy_companions(&dir, &self.input)?;
         artefact::write_json(&dir.join("quantization_config.json"), &described)?;

@@ -135,7 +135,7 @@ fn locate(target: &Path) -> Result<(PathBuf, String)> {
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match parent.canonicalize() {
         Ok(parent) if parent.is_dir() => Ok((parent, name.into())),
-        Ok(_) => refuse(target, format!("{} is not a folder", parent.display())),
+        Ok(_) => refuse(target, format!("{} is not a folder; choose another output folder", parent.display())),
         Err(e) if e.kind() == ErrorKind::NotFound => {
             refuse(target, format!("the folder {} does not exist; create it first", parent.display()))
         }

@@ -1,6 +1,7 @@
 //! Measures the kernels against this machine's limits, taken in the same process: `cargo bench -p octet-kernels`.
 //!
-//! Arguments: an instruction set and a number of threads (`-- avx2 1`); without them, the best and two.
+//! Arguments: an instruction set, a number of threads, and a part of the names of what to measure (`-- avx2 1 prefill`);
+//! without them, the best, two and everything.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
 
 #[path = "../tests/common/mod.rs"]
@@ -129,28 +130,33 @@ fn main() {
     let read = limits::streaming_read_gb_s(&engine, STREAM);
     let (int8, f32) = (limits::int8_gop_s(&engine), limits::f32_gflop_s(&engine));
     println!("{isa}, {threads} threads: streaming read of 16 MiB {read:.1} GB/s, int8 {int8:.0} GOP/s, f32 {f32:.0} GFLOP/s");
-    for text in ["w8a8", "w4a8", "w8a16", "w4a16", "bf16"] {
+    let only = |what: &str| args.get(2).is_none_or(|part| what.contains(part.as_str()));
+    for text in ["w8a8", "w4a8", "w8a16", "w4a16", "bf16"].into_iter().filter(|text| only(&format!("decode {text}"))) {
         for shape in SHAPES {
             decode(&engine, read, text, 1, shape);
         }
     }
-    for text in ["w8a8", "w4a8", "w4a16", "bf16"] {
+    for text in ["w8a8", "w4a8", "w4a16", "bf16"].into_iter().filter(|text| only(&format!("decode {text}"))) {
         decode(&engine, read, text, 8, SHAPES[0]);
     }
     for (text, roof) in
         [("w8a8", int8), ("w4a8", int8), ("w4a8-g32", int8), ("w4a8-g128-asym", int8), ("w8a16", f32), ("w4a16", f32), ("bf16", f32)]
     {
+        if !only(&format!("prefill {text}")) {
+            continue;
+        }
         for shape in SHAPES {
             for tokens in [120, 512] {
                 prefill(&engine, roof, text, tokens, shape);
             }
         }
     }
-    attention(&engine, f32, 512, 0);
-    attention(&engine, f32, 1, 512);
-    attention(&engine, f32, 1, 2048);
-    packing(&engine, "w8a8");
-    packing(&engine, "w4a8");
+    for (tokens, before) in [(512, 0), (1, 512), (1, 2048)].into_iter().filter(|_| only("attention")) {
+        attention(&engine, f32, tokens, before);
+    }
+    for text in ["w8a8", "w4a8"].into_iter().filter(|_| only("pack")) {
+        packing(&engine, text);
+    }
     println!(
         "again: streaming read {:.1} GB/s, int8 {:.0} GOP/s, f32 {:.0} GFLOP/s",
         limits::streaming_read_gb_s(&engine, STREAM),

@@ -1,5 +1,5 @@
 //! Attention on every instruction set against a naive softmax in f64.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 
@@ -29,7 +29,7 @@ fn cases() -> Vec<Case> {
         Case { heads: 4, kv_heads: 2, dim: 8, before: 0, tokens: 300, ..PLAIN },
         Case { heads: 4, kv_heads: 4, dim: 80, before: 140, tokens: 7, window: Some(33), ..PLAIN },
         Case { heads: 4, kv_heads: 1, dim: 128, before: 0, tokens: 150, window: Some(1), ..PLAIN },
-        Case { heads: 2, kv_heads: 1, dim: 33, before: 10, tokens: 40, window: Some(16), soft_cap: Some(5.0), ..PLAIN },
+        Case { heads: 2, kv_heads: 1, dim: 33, before: 10, tokens: 40, window: Some(16), soft_cap: Some(5.0) },
         Case { heads: 48, kv_heads: 1, dim: 16, before: 2, tokens: 2, soft_cap: Some(50.0), ..PLAIN },
     ]
 }

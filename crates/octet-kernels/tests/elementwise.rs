@@ -1,5 +1,5 @@
 //! Norms, rotations and element-wise operations on every instruction set against naive f64.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

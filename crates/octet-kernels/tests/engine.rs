@@ -1,5 +1,5 @@
 //! Making engines, and running loops on them.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Matrix products on every instruction set against a naive oracle, and against each other.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

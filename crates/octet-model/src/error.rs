@@ -140,7 +140,7 @@ pub enum ForwardError {
         context: usize,
     },
     /// A hidden state (or logit) became infinite or not a number.
-    #[error("{place} produced values that are not finite; the weights are damaged or overflow, check them with `octet inspect`")]
+    #[error("{place} produced values that are not finite; the weights are damaged or overflow, check them with `octet inspect --check`")]
     NonFinite {
         /// Where it was first seen.
         place: Place,

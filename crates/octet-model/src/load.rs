@@ -6,7 +6,7 @@ use crate::{
     spec::ArchSpec,
 };
 use octet_kernels::{Engine, PackedLinear};
-use octet_tensor::{Activations, Error, FloatMatrix, Matrix, WeightSource};
+use octet_tensor::{Activations, Error, FloatMatrix, Matrix, Tensor, WeightSource};
 use std::{collections::BTreeSet, sync::Arc};
 
 /// Buffers of other frameworks that checkpoints carry along and that no forward pass reads.
@@ -48,7 +48,7 @@ impl Loader<'_> {
             let parts = linear.parts.iter().map(|(to, _)| LoadedPart { weights: Arc::clone(shared), bias: None, to: *to });
             return Ok(LoadedLinear { parts: parts.collect() });
         }
-        let matrix = self.matrix(linear)?;
+        let matrix = matrix(self.source, linear)?;
         let bias = linear.bias.as_ref().map(|bias| self.param(bias)).transpose()?;
         let mut parts = Vec::with_capacity(linear.parts.len());
         for (to, rows) in &linear.parts {
@@ -61,36 +61,38 @@ impl Loader<'_> {
         Ok(LoadedLinear { parts })
     }
 
-    /// The matrix `[rows, cols]` of a linear, however it is stored.
-    fn matrix(&self, linear: &Linear) -> Result<Matrix, LoadError> {
-        let site = &linear.site;
-        let name = || format!("{}.weight", site.module);
-        let matrix = match self.source.matrix(&site.module)? {
-            Some(Matrix::Float(_)) if site.transposed => {
-                let tensor = self.source.tensor(&name())?.ok_or_else(|| Error::Missing { name: name() })?;
-                if tensor.shape() != [site.cols, site.rows] {
-                    return Err(tensor.wrong_shape(format!("[{}, {}] (inputs, outputs)", site.cols, site.rows)).into());
-                }
-                Matrix::Float(FloatMatrix::transposed(tensor)?)
-            }
-            Some(matrix) => matrix,
-            None => return Err(Error::Missing { name: name() }.into()),
-        };
-        let found = [matrix.rows(), matrix.cols()];
-        if found == [site.rows, site.cols] { Ok(matrix) } else { Err(shape_error(&name(), linear, found).into()) }
-    }
-
     fn param(&self, param: &Param) -> Result<Vec<f32>, LoadError> {
-        let tensor = self.source.tensor(&param.name)?.ok_or_else(|| Error::Missing { name: param.name.clone() })?;
-        if tensor.shape() != param.shape {
-            return Err(tensor.wrong_shape(format!("{:?}", param.shape)).into());
-        }
-        let mut values = tensor.to_f32()?;
+        let mut values = tensor(self.source, param)?.to_f32()?;
         if param.plus_one {
             values.iter_mut().for_each(|v| *v += 1.0);
         }
         Ok(values)
     }
+}
+
+/// The matrix `[rows, cols]` of a linear, however it is stored.
+fn matrix(source: &dyn WeightSource, linear: &Linear) -> Result<Matrix, LoadError> {
+    let site = &linear.site;
+    let name = || format!("{}.weight", site.module);
+    let matrix = match source.matrix(&site.module)? {
+        Some(Matrix::Float(_)) if site.transposed => {
+            let tensor = source.tensor(&name())?.ok_or_else(|| Error::Missing { name: name() })?;
+            if tensor.shape() != [site.cols, site.rows] {
+                return Err(tensor.wrong_shape(format!("[{}, {}] (inputs, outputs)", site.cols, site.rows)).into());
+            }
+            Matrix::Float(FloatMatrix::transposed(tensor)?)
+        }
+        Some(matrix) => matrix,
+        None => return Err(Error::Missing { name: name() }.into()),
+    };
+    let found = [matrix.rows(), matrix.cols()];
+    if found == [site.rows, site.cols] { Ok(matrix) } else { Err(shape_error(&name(), linear, found).into()) }
+}
+
+/// A norm, bias or table of positions in the shape the model needs.
+fn tensor(source: &dyn WeightSource, param: &Param) -> Result<Tensor, LoadError> {
+    let tensor = source.tensor(&param.name)?.ok_or_else(|| Error::Missing { name: param.name.clone() })?;
+    if tensor.shape() == param.shape { Ok(tensor) } else { Err(tensor.wrong_shape(format!("{:?}", param.shape)).into()) }
 }
 
 fn shape_error(name: &str, linear: &Linear, found: [usize; 2]) -> Error {
@@ -115,6 +117,27 @@ impl ArchSpec {
             self.head.tied = embedding.is_some_and(|embedding| same_bytes(&embedding, &head));
         }
         Ok(())
+    }
+
+    /// Checks that a checkpoint holds every tensor the model needs in the shape it needs, and none in its blocks that it
+    /// has no use for; names and shapes are looked at, not the weights.
+    ///
+    /// # Errors
+    /// If it does not; the tensor is named with what was expected and what was found.
+    pub fn check(&self, source: &dyn WeightSource) -> Result<(), LoadError> {
+        let graph = self.graph();
+        for node in graph.nodes() {
+            for linear in node.linears() {
+                if !linear.tied {
+                    matrix(source, linear)?;
+                }
+                linear.bias.as_ref().map(|bias| tensor(source, bias)).transpose()?;
+            }
+            for param in node.params() {
+                tensor(source, param)?;
+            }
+        }
+        refuse_unexpected(self, &graph, source)
     }
 }
 

@@ -61,7 +61,7 @@ pub enum Error {
     },
     /// The model's output is not a distribution.
     #[error(
-        "the model gave {count} logits that are not finite after {position} tokens; its weights or its arithmetic are broken, check the checkpoint with `octet inspect`"
+        "the model gave {count} logits that are not finite after {position} tokens; its weights or its arithmetic are broken, check the checkpoint with `octet inspect --check`"
     )]
     NonFinite {
         /// Logits that are NaN or infinite.

@@ -17,7 +17,7 @@ pub enum Error {
         found: Vec<usize>,
     },
     /// A tensor holds elements of a type its use does not allow.
-    #[error("{name} holds {found} elements, expected {expected}")]
+    #[error("{name} holds {found} elements, expected {expected}; take the checkpoint as its authors published it")]
     Dtype {
         /// The tensor's name.
         name: String,
@@ -27,7 +27,7 @@ pub enum Error {
         found: crate::Dtype,
     },
     /// A tensor that must exist is not in the checkpoint.
-    #[error("{name} is missing from the checkpoint; a shard may not have been downloaded")]
+    #[error("{name} is missing from the checkpoint; download it again, a shard may be missing")]
     Missing {
         /// The tensor's name.
         name: String,

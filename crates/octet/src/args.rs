@@ -119,6 +119,9 @@ pub(crate) struct JudgeArgs {
     /// Text to judge on: plain text, .jsonl or .bin token ids [default: built-in text]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) eval_text: Vec<PathBuf>,
+    /// Field of a .jsonl line that holds the text [default: text, else messages]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) text_field: Option<String>,
     /// Judge on at most this many tokens
     #[arg(long, value_name = "N", default_value_t = 102_400)]
     pub(crate) eval_tokens: usize,
@@ -129,10 +132,10 @@ pub(crate) struct JudgeArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Gate: largest accepted perplexity increase in percent (upper end of the 95 % interval)
-    #[arg(long, value_name = "PERCENT", default_value_t = 2.0)]
+    #[arg(long, value_name = "PERCENT", default_value_t = 2.0, allow_negative_numbers = true)]
     pub(crate) max_ppl_increase: f64,
     /// Gate: smallest accepted decode speed-up over 16 bits where memory is the bound
-    #[arg(long, value_name = "RATIO", default_value_t = 1.5)]
+    #[arg(long, value_name = "RATIO", default_value_t = 1.5, allow_negative_numbers = true)]
     pub(crate) min_speedup: f64,
 }
 
@@ -163,7 +166,7 @@ pub(crate) struct Run {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
     pub(crate) max_tokens: usize,
     /// Sampling temperature; 0 is greedy [default: the model's own]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temperature: Option<f32>,
     /// Keep the K likeliest tokens; 0 keeps all [default: the model's own]
     #[arg(long, value_name = "K")]
@@ -239,6 +242,9 @@ pub(crate) struct Inspect {
     /// List every tensor
     #[arg(long)]
     pub(crate) tensors: bool,
+    /// Read every weight and refuse values that are not finite
+    #[arg(long)]
+    pub(crate) check: bool,
     /// Show the block graph
     #[arg(long)]
     pub(crate) graph: bool,

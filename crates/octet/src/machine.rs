@@ -15,7 +15,9 @@ pub(crate) fn engine(threads: Option<usize>) -> Result<Engine> {
         Some(n) => NonZeroUsize::new(n).context("--threads 0 computes nothing; give 1 or more, or leave it out to use every physical core")?,
         None => default_threads(),
     };
-    Engine::new(isa()?, threads).context("cannot start the engine")
+    let isa = isa()?;
+    tracing::info!("{threads} threads, {isa} kernels");
+    Engine::new(isa, threads).context("cannot start the engine")
 }
 
 /// The instruction set `OCTET_ISA` names, or the best there is.
@@ -23,7 +25,7 @@ pub(crate) fn isa() -> Result<Isa> {
     let Some(wanted) = env::var("OCTET_ISA").ok().filter(|v| !v.is_empty()) else { return Ok(Isa::best()) };
     let there: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
     let known = wanted.parse::<Isa>().ok().filter(|isa| Isa::available().contains(isa));
-    known.with_context(|| format!("OCTET_ISA={wanted} is not an instruction set of this machine; it has {}", there.join(", ")))
+    known.with_context(|| format!("OCTET_ISA={wanted} is not an instruction set of this machine; unset it or choose one of {}", there.join(", ")))
 }
 
 /// Physical cores among the CPUs this process may run on, no more than its cgroup's CPU quota.

@@ -63,7 +63,26 @@ fn sentence(error: &anyhow::Error) -> String {
             said = format!("{said}: {cause}");
         }
     }
+    // A sentence of a library brings its remedy; a bare system error gets one here.
+    let system = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).next();
+    if let (Some(system), false) = (system, said.contains(';')) {
+        said.push_str(remedy(system.kind()));
+    }
     said
+}
+
+/// What to do about an error of the system.
+fn remedy(kind: std::io::ErrorKind) -> &'static str {
+    use std::io::ErrorKind as Kind;
+    match kind {
+        Kind::NotFound | Kind::NotADirectory => "; check the path",
+        Kind::IsADirectory => "; give a file",
+        Kind::PermissionDenied => "; check its permissions",
+        Kind::StorageFull | Kind::QuotaExceeded => "; free some space or write elsewhere",
+        Kind::FileTooLarge => "; the file system or a limit (ulimit -f) allows no larger file, so write elsewhere",
+        Kind::ReadOnlyFilesystem => "; write elsewhere",
+        _ => "",
+    }
 }
 
 fn start_logging(verbose: u8) {
@@ -84,6 +103,14 @@ mod tests {
     fn causes_are_said_once() {
         let error = anyhow::anyhow!("the disk is full").context("cannot write x: the disk is full").context("cannot finish");
         assert_eq!(sentence(&error), "cannot finish: cannot write x: the disk is full");
+    }
+
+    #[test]
+    fn system_errors_get_a_remedy() {
+        let error = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::NotFound)).context("cannot read x");
+        assert!(sentence(&error).ends_with("; check the path"), "{}", sentence(&error));
+        let error = error.context("cannot start; try y");
+        assert!(!sentence(&error).contains("check the path"));
     }
 
     #[test]

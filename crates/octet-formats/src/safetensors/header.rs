@@ -54,7 +54,7 @@ pub enum HeaderError {
     #[error("the tensor {0} is described twice; write the file again with unique names")]
     Duplicate(String),
     /// An element type octet does not know.
-    #[error("the tensor {name} has the unknown dtype {dtype:?}; octet reads F64 F32 F16 BF16 F8_E4M3 F8_E5M2, the integers and BOOL")]
+    #[error("the tensor {name} has the unknown dtype {dtype:?}; octet reads F64 F32 F16 BF16 F8_E4M3 F8_E5M2, the integers and BOOL; convert it to one of them")]
     UnknownDtype {
         /// The tensor.
         name: String,

@@ -7,9 +7,8 @@ use super::layout::Segments;
 use crate::{
     Engine,
     parallel::Shared,
-    simd::{Op, Simd},
+    simd::{LANES, Op, Simd},
 };
-use octet_tensor::round_code;
 
 /// Token counts register tiles exist for, widest first; six only where nothing wider exists.
 const WIDTHS: [usize; 6] = [12, 8, 6, 4, 2, 1];
@@ -163,7 +162,7 @@ impl Op for Quantize<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, s: S) {
         let Self { x, cols, group, segments, width, codes, sums, scales } = self;
         for (token, x) in x.chunks_exact(cols).enumerate() {
             let whole = if group == usize::MAX { scale_of(x) } else { 0.0 };
@@ -182,7 +181,7 @@ impl Op for Quantize<'_> {
                 };
                 let words = 2 * segments.octets(segment).start..2 * segments.octets(segment).end;
                 let out = &mut codes[words.start * width..words.end * width];
-                sums[segment * width + token] = quantize(&x[inputs], scale, &mut out[token..], width);
+                sums[segment * width + token] = quantize(s, &x[inputs], scale, &mut out[token..], width);
             }
         }
     }
@@ -198,24 +197,28 @@ fn scale_of(x: &[f32]) -> f32 {
 
 /// Quantizes `x` into words of four codes, `stride` words apart, and returns the sum of the codes.
 #[inline(always)]
-fn quantize(x: &[f32], scale: f32, out: &mut [[i8; 4]], stride: usize) -> i32 {
-    const CHUNK: usize = 64;
+fn quantize<S: Simd>(s: S, x: &[f32], scale: f32, out: &mut [[i8; 4]], stride: usize) -> i32 {
     let live = scale > 0.0;
-    let mut sum = 0;
-    for (chunk, x) in x.chunks(CHUNK).enumerate() {
-        let mut codes = [0i8; CHUNK];
+    let mut sum = s.splat_i(0);
+    for (x, out) in x.chunks(LANES).zip(out.chunks_mut(stride * LANES / 4)) {
+        let mut codes = [0i8; LANES];
         if live {
-            for (code, &v) in codes.iter_mut().zip(x) {
-                *code = round_code(v / scale, -128, 127) as i8;
-            }
+            let quotients = match <&[f32; LANES]>::try_from(x) {
+                Ok(x) => s.div(s.load(x), s.splat(scale)),
+                Err(_) => {
+                    let mut last = [0.0; LANES];
+                    last[..x.len()].copy_from_slice(x);
+                    s.div(s.load(&last), s.splat(scale))
+                }
+            };
+            sum = s.add_i(sum, s.round_codes(quotients, &mut codes));
         }
-        sum += codes.iter().map(|&c| i32::from(c)).sum::<i32>();
-        let words = codes.as_chunks::<4>().0;
-        for (out, word) in out.iter_mut().step_by(stride).skip(chunk * CHUNK / 4).zip(words) {
+        for (out, word) in out.iter_mut().step_by(stride).zip(codes.as_chunks::<4>().0) {
             *out = *word;
         }
     }
-    sum
+    // A segment's sum is below 2²⁴, so every sum of lanes is exact.
+    s.sum(s.to_f(sum)) as i32
 }
 
 /// Inputs of one product, prepared every way its matrices ask for; the buffers are reused.

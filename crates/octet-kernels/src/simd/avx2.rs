@@ -182,6 +182,17 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         each!(_mm256_cvtepi32_ps(a))
     }
     #[inline(always)]
+    fn round_codes(self, v: F, to: &mut [i8; LANES]) -> I {
+        // The conversion rounds half to even (no code of this crate changes the rounding mode), the narrowings saturate.
+        intrinsic!({
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+            [_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))]
+        })
+    }
+    #[inline(always)]
     fn codes(self, from: &[u8; 64]) -> I {
         intrinsic!([_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from[32..].as_ptr().cast())])
     }

@@ -146,6 +146,15 @@ impl Simd for Avx512 {
         intrinsic!(_mm512_cvtepi32_ps(a))
     }
     #[inline(always)]
+    fn round_codes(self, v: __m512, to: &mut [i8; LANES]) -> __m512i {
+        // The conversion rounds half to even (no code of this crate changes the rounding mode), the narrowing saturates.
+        intrinsic!({
+            let bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+            _mm512_cvtepi8_epi32(bytes)
+        })
+    }
+    #[inline(always)]
     fn codes(self, from: &[u8; 64]) -> __m512i {
         intrinsic!(_mm512_loadu_si512(from.as_ptr().cast()))
     }

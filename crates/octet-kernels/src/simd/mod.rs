@@ -136,6 +136,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn to_f(self, a: Self::I) -> Self::F;
+    /// Rounds half to even, clamps to −128..=127, and returns the codes as lanes too; for |v| below 2³¹.
+    fn round_codes(self, v: Self::F, to: &mut [i8; LANES]) -> Self::I;
 
     /// 64 code bytes: lane l holds inputs 0..4 of row l.
     fn codes(self, from: &[u8; 64]) -> Self::W;

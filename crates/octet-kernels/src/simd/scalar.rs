@@ -121,6 +121,12 @@ impl Simd for Scalar {
         a.map(|v| v as f32)
     }
     #[inline(always)]
+    fn round_codes(self, v: F, to: &mut [i8; LANES]) -> Self::I {
+        let codes = v.map(|v| octet_tensor::round_code(v, -128, 127));
+        *to = codes.map(|c| c as i8);
+        codes
+    }
+    #[inline(always)]
     fn codes(self, from: &[u8; 64]) -> [u8; 64] {
         *from
     }

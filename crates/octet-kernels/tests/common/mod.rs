@@ -1,5 +1,5 @@
 //! What every suite needs: an engine on each instruction set, numbers that repeat, and weights to test with.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use octet_kernels::{Engine, Isa, PackedLinear};
 use octet_tensor::{Activations, Bytes, Dtype, FloatMatrix, Matrix, QMatrix, Scheme, StoredQuant, Tensor};

@@ -9,7 +9,10 @@ use toml::{Table, Value};
 const MOST_CANDIDATES: i64 = 256;
 
 pub(super) fn recipe(text: &str) -> Result<Recipe, Error> {
-    let mut table: Table = text.parse().map_err(|error: toml::de::Error| Error::Recipe(format!("it is not TOML: {error}")))?;
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
+        let line = 1 + error.span().map_or(0, |span| text.bytes().take(span.start).filter(|&byte| byte == b'\n').count());
+        Error::Recipe(format!("it is not TOML: line {line}: {}", error.message().replace('\n', ", ")))
+    })?;
     let portable = match table.remove("portable") {
         None => false,
         Some(Value::Boolean(portable)) => portable,

@@ -8,7 +8,7 @@ use crate::{
     Ended,
 };
 use anyhow::{bail, Result};
-use octet_eval::machine::ProcessMemory;
+use octet_eval::memory::ProcessMemory;
 use octet_formats::Checkpoint;
 use octet_kernels::{limits, Engine, KvDtype};
 use octet_model::{ArchSpec, LoadOptions, Logits, Model, Role, Step};

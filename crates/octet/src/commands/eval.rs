@@ -20,13 +20,14 @@ const LEAST_TOKENS: usize = 1024;
 
 /// Runs the command.
 pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
+    text::check(&args.judge)?;
     let engine = machine::engine(global.threads)?;
     let open = |name: &str| -> Result<TextModel> { Ok(TextModel::open(&resolve::resolve(name)?, &engine, OpenOptions::default())?) };
     let model = open(&args.model)?;
     let base = args.base.as_deref().map(open).transpose()?;
     let reader = base.as_ref().unwrap_or(&model);
     let judge = &args.judge;
-    let tokens = text::tokens(&judge.eval_text, BuiltIn::Evaluation, &reader.tokenizer, reader.vocab(), LEAST_TOKENS, judge.eval_tokens)?;
+    let tokens = text::tokens((&judge.eval_text, judge.text_field.as_deref()), BuiltIn::Evaluation, &reader.tokenizer, reader.vocab(), LEAST_TOKENS, judge.eval_tokens)?;
     let windows = Windows::of(reader, &tokens.ids, judge.context)?;
     let info = TextInfo::of(tokens.names.join(", "), &windows);
     let mut progress = Progress::new();

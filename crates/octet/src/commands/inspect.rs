@@ -5,7 +5,7 @@ use crate::{
     args::{Global, Inspect},
     resolve, ui, Ended,
 };
-use anyhow::Result;
+use anyhow::{bail, Result};
 use octet_formats::Checkpoint;
 use octet_kernels::KvDtype;
 use octet_model::{ArchSpec, Role};
@@ -18,6 +18,10 @@ pub(crate) fn inspect(args: &Inspect, global: &Global) -> Result<Ended> {
     let checkpoint = Checkpoint::open(&folder)?;
     let mut spec = ArchSpec::from_config(checkpoint.config())?;
     spec.settle(&checkpoint)?;
+    spec.check(&checkpoint)?;
+    if args.check {
+        check_weights(&checkpoint)?;
+    }
     let graph = spec.graph();
     let facts = Facts::of(&checkpoint, &spec)?;
     if global.json {
@@ -44,6 +48,18 @@ pub(crate) fn inspect(args: &Inspect, global: &Global) -> Result<Ended> {
         ui::say(&format!("\n{}", ui::table(&["tensor", "dtype", "shape", "size"], &rows)));
     }
     Ok(Ended::Done)
+}
+
+/// Refuses a checkpoint with values that are not finite; all tensors that hold some are named (the first 16).
+fn check_weights(checkpoint: &Checkpoint) -> Result<()> {
+    let counts = checkpoint.entries().iter().map(|entry| (&entry.name, checkpoint.scan_non_finite(&entry.name)));
+    let damaged: Vec<String> = counts.filter(|(_, count)| *count > 0).map(|(name, count)| format!("{name} ({count})")).collect();
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    let more = if damaged.len() > 16 { ", ..." } else { "" };
+    let first = damaged[..damaged.len().min(16)].join(", ");
+    bail!("{} tensors hold values that are not finite: {first}{more}; the checkpoint is damaged, get it again", damaged.len())
 }
 
 /// What there is to know without running anything.

@@ -24,10 +24,13 @@ pub(crate) fn logits(args: &Logits, global: &Global) -> Result<Ended> {
         [tokens] => (1, tokens),
         _ => bail!("{} has shape {shape:?}, expected [batch, tokens] or [tokens]", args.ids.display()),
     };
+    if ids.is_empty() {
+        bail!("{} holds no token ids; give at least one", args.ids.display());
+    }
     let engine = machine::engine(global.threads)?;
     let checkpoint = Checkpoint::open(&resolve::resolve(&args.model)?)?;
     let spec = ArchSpec::from_config(checkpoint.config())?;
-    let ids = ids.iter().map(|&id| u32::try_from(id).ok().with_context(|| format!("{id} is not a token id"))).collect::<Result<Vec<u32>>>()?;
+    let ids = ids.iter().map(|&id| u32::try_from(id).ok().with_context(|| format!("{} holds {id}, which is no token id; ids run from 0 to {}", args.ids.display(), spec.vocab_size() - 1))).collect::<Result<Vec<u32>>>()?;
     let activations = (args.activations == LogitsActivations::Exact).then_some(Activations::Exact);
     // f32 keys and values: this command exists to be compared with other implementations.
     let options = LoadOptions { activations, kv: KvDtype::F32, context: None };

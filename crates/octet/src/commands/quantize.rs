@@ -30,6 +30,7 @@ const CALIBRATION_TOKENS: usize = 16_384;
 
 /// Runs the command.
 pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
+    text::check(&args.judge)?;
     let engine = machine::engine(global.threads)?;
     let input = resolve::resolve(&args.model)?;
     let asked = asked(args)?;
@@ -109,6 +110,9 @@ impl Session<'_> {
         for (prepared, target) in prepared.iter().zip(&targets) {
             prepared.check_target(target, self.args.force)?;
         }
+        if let Some(parent) = self.args.out.as_ref().filter(|_| asked.len() > 1) {
+            std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        }
         let tokenizer = if self.args.no_judge && self.args.calibration.is_empty() { None } else { Some(Tokenizer::open(&self.input)?) };
         let (evaluation, calibration) = match &tokenizer {
             Some(tokenizer) => self.texts(tokenizer, &prepared)?,
@@ -176,15 +180,16 @@ impl Session<'_> {
     fn texts(&self, tokenizer: &Tokenizer, prepared: &[Prepared]) -> Result<(Option<Tokens>, Option<Tokens>)> {
         let Some(first) = prepared.first() else { return Ok((None, None)) };
         let (args, vocab) = (self.args, first.spec().vocab_size());
+        let field = args.judge.text_field.as_deref();
         let evaluation = if args.no_judge {
             None
         } else {
             let judge = &args.judge;
-            Some(text::tokens(&judge.eval_text, BuiltIn::Evaluation, tokenizer, vocab, LEAST_EVAL_TOKENS, judge.eval_tokens)?)
+            Some(text::tokens((&judge.eval_text, field), BuiltIn::Evaluation, tokenizer, vocab, LEAST_EVAL_TOKENS, judge.eval_tokens)?)
         };
         let wanted = !args.no_calibration && (!args.calibration.is_empty() || prepared.iter().any(Prepared::wants_calibration));
         let calibration = if wanted && (evaluation.is_some() || !args.calibration.is_empty()) {
-            Some(text::tokens(&args.calibration, BuiltIn::Calibration, tokenizer, vocab, LEAST_CALIBRATION_TOKENS, CALIBRATION_TOKENS)?)
+            Some(text::tokens((&args.calibration, field), BuiltIn::Calibration, tokenizer, vocab, LEAST_CALIBRATION_TOKENS, CALIBRATION_TOKENS)?)
         } else {
             None
         };

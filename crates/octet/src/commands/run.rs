@@ -60,10 +60,8 @@ impl Session<'_> {
             (Some(_), false) => self.chat_ids(&self.opening(prompt))?,
             _ => self.model.tokenizer.encode(prompt, true)?,
         };
-        if !self.global.json && self.model.chat.is_none() {
-            ui::stream(prompt)?;
-        }
-        let generation = self.generate(&ids)?;
+        let echo = if self.model.chat.is_none() { prompt } else { "" };
+        let generation = self.generate(&ids, echo)?;
         if self.global.json {
             super::say_json(&self.document(prompt, &generation))?;
         } else {
@@ -95,7 +93,7 @@ impl Session<'_> {
             } else {
                 self.model.tokenizer.encode(line, true)?
             };
-            let generation = self.generate(&ids)?;
+            let generation = self.generate(&ids, "")?;
             ui::say("");
             self.stats(&generation);
             messages.push(Message::new("assistant", generation.text.trim()));
@@ -118,18 +116,22 @@ impl Session<'_> {
         Ok(self.model.tokenizer.encode(&chat.render(messages, true)?, false)?)
     }
 
-    fn generate(&self, ids: &[u32]) -> Result<Generation> {
+    /// Generates and streams the text, with `echo` in front once it is known that the prompt can be continued.
+    fn generate(&self, ids: &[u32], echo: &str) -> Result<Generation> {
         let options = GenerateOptions {
             max_tokens: self.args.max_tokens,
             stop: self.args.stop.clone(),
             sampler: self.sampler(),
             ..GenerateOptions::default()
         };
-        let quiet = self.global.json;
+        let (quiet, mut echo) = (self.global.json, Some(echo));
         let generation = generate(self.model, ids, &options, &mut |text| {
-            let shown = quiet || ui::stream(text).is_ok();
+            let shown = quiet || (ui::stream(echo.take().unwrap_or_default()).is_ok() && ui::stream(text).is_ok());
             if shown && !interrupt::asked() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
+        if let (Some(echo), false) = (echo, quiet) {
+            ui::stream(echo)?;
+        }
         Ok(generation)
     }
 

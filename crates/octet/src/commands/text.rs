@@ -1,7 +1,7 @@
 //! Texts to calibrate and to judge on: files, or the built-in ones.
 
-use crate::builtin;
-use anyhow::Result;
+use crate::{args::JudgeArgs, builtin};
+use anyhow::{Result, bail};
 use octet_eval::text::{ReadOptions, Text};
 use octet_runtime::Tokenizer;
 use std::path::PathBuf;
@@ -19,9 +19,32 @@ pub(super) enum BuiltIn {
     Evaluation,
 }
 
-/// Reads `files` (or the built-in text) as at most `most` tokens, at least `needed`.
-pub(super) fn tokens(files: &[PathBuf], built_in: BuiltIn, tokenizer: &Tokenizer, vocab: usize, needed: usize, most: usize) -> Result<Tokens> {
-    let options = ReadOptions { vocab: Some(vocab), ..ReadOptions::default() };
+/// Refuses numbers that judge nothing.
+pub(super) fn check(judge: &JudgeArgs) -> Result<()> {
+    if judge.eval_tokens < 2 {
+        bail!("--eval-tokens {} judges nothing; give some thousands, or leave it out", judge.eval_tokens);
+    }
+    if let Some(context) = judge.context.filter(|&context| context < 2) {
+        bail!("--context {context} leaves no token to predict; give 2 or more, or leave it out");
+    }
+    for (flag, value) in [("--max-ppl-increase", judge.max_ppl_increase), ("--min-speedup", judge.min_speedup)] {
+        if value.is_nan() {
+            bail!("{flag} {value} is no threshold; give a number");
+        }
+    }
+    Ok(())
+}
+
+/// Reads `files` (or the built-in text) as at most `most` tokens, at least `needed`; `field` is that of a JSONL line.
+pub(super) fn tokens(
+    (files, field): (&[PathBuf], Option<&str>),
+    built_in: BuiltIn,
+    tokenizer: &Tokenizer,
+    vocab: usize,
+    needed: usize,
+    most: usize,
+) -> Result<Tokens> {
+    let options = ReadOptions { vocab: Some(vocab), field: field.filter(|_| !files.is_empty()), ..ReadOptions::default() };
     let texts = if files.is_empty() {
         let (name, text) = match built_in {
             BuiltIn::Calibration => ("built-in calibration text", builtin::CALIBRATION),

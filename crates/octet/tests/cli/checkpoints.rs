@@ -89,8 +89,13 @@ fn lying_header_length() {
 
 #[test]
 fn lying_offsets() {
-    let beyond = with_header(|h| h[DOWN]["data_offsets"] = json!([900_000, 940_960]));
-    all_refuse(&beyond, &[DOWN, "900000..940960"]);
+    let beyond = with_header(|h| {
+        let last = h.as_object_mut().unwrap().values_mut().filter(|t| t["data_offsets"].is_array()).max_by_key(|t| t["data_offsets"][1].as_u64());
+        let last = last.unwrap();
+        let start = last["data_offsets"][0].as_u64().unwrap();
+        (last["shape"], last["data_offsets"]) = (json!([1_000_000]), json!([start, start + 4_000_000]));
+    });
+    all_refuse(&beyond, &["model.safetensors", "the file has", "cut short", "download it again"]);
     let swapped = with_header(|h| h[DOWN]["data_offsets"].as_array_mut().unwrap().reverse());
     swapped.refuses("quantize tiny", &[DOWN, "model.safetensors"]);
     let overlapping = with_header(|h| h[NORM]["data_offsets"] = json!([0, 256]));
@@ -118,7 +123,9 @@ fn tensor_of_the_wrong_shape() {
     let turned = with_header(|h| h[DOWN]["shape"] = json!([160, 64]));
     all_refuse(&turned, &[DOWN, "[160, 64]", "[64, 160]", "config"]);
     let norm = with_header(|h| h[NORM]["shape"] = json!([8, 8]));
-    norm.refuses("quantize tiny", &[NORM, "[8, 8]", "[64]"]);
+    for command in ["quantize tiny", "quantize tiny --no-judge", "quantize tiny --dry-run"] {
+        norm.refuses(command, &[NORM, "[8, 8]", "[64]"]);
+    }
     let config = with_config(|c| c["intermediate_size"] = json!(128));
     config.refuses("quantize tiny", &["gate_proj.weight", "[160, 64]", "[128, 64]", "config"]);
 }
@@ -130,11 +137,13 @@ fn missing_and_surplus_tensors() {
         h["model.layers.1.mlp.down_proj.wait"] = tensor;
     });
     all_refuse(&missing, &[DOWN, "missing"]);
-    let surplus = with_config(|c| {
-        c["num_hidden_layers"] = json!(2);
-        c["layer_types"].as_array_mut().unwrap().pop();
+    // A bias that the config does not speak of would be dropped in silence.
+    let surplus = with_header(|h| {
+        let tensor = h.as_object_mut().unwrap().remove(NORM).unwrap();
+        h["model.layers.2.mlp.down_proj.bias"] = tensor;
+        h["model.layers.2.input_layernorm.weight"] = json!({ "dtype": "F32", "shape": [0], "data_offsets": [0, 0] });
     });
-    surplus.refuses("quantize tiny", &["model.layers.2.", "num_hidden_layers"]);
+    surplus.refuses("quantize tiny --no-judge", &["model.layers.2."]);
 }
 
 #[test]
@@ -183,8 +192,10 @@ fn weights_that_are_not_finite() {
     weights.write(&sandbox);
     sandbox.refuses("quantize tiny --no-judge", &[NORM, "2", "64", "NaN"]);
     sandbox.refuses("quantize tiny", &[NORM, "2", "64", "NaN"]);
-    sandbox.refuses("run tiny hello", &["not finite"]);
-    sandbox.refuses("eval tiny", &["not finite"]);
+    sandbox.refuses("quantize tiny --scheme w4a16-g32", &[NORM, "2", "64", "NaN"]);
+    sandbox.refuses("run tiny hello", &["not finite", "octet inspect --check"]);
+    sandbox.refuses("eval tiny", &["not finite", "octet inspect --check"]);
+    sandbox.refuses("inspect tiny --check", &[NORM, "(2)", "not finite", "checkpoint is damaged"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn schemes_nothing_supports() {
     sandbox.refuses("quantize tiny --bits 1", &["w1a16", "2 to 8 bits"]);
     sandbox.refuses("quantize tiny --bits 4 --group-size 100", &["100", "32, 64, 128 or 256"]);
     sandbox.refuses("quantize tiny --scheme w8a16,w8a16-pc", &["same scheme twice", "leave one out"]);
-    sandbox.refuses("quantize tiny --scheme w4a16-g32 --portable --strict", &["160", "--strict"]);
+    sandbox.refuses("quantize tiny --scheme w4a16-g64 --portable --strict", &["down_proj", "64", "--strict"]);
 }
 
 #[test]
@@ -25,14 +25,14 @@ fn recipes_that_make_no_sense() {
         (step("targets = [\"router\"]\nscheme = \"w8a16\""), &["step 1", "\"router\"", "matches nothing", "it has"]),
         (step("targets = [\"layers:7-9\"]\nscheme = \"w8a16\""), &["\"layers:7-9\"", "matches nothing"]),
         (step("targets = [\"linears\"]\nscheme = \"w8a16\"") + &step("targets = [\"linears\"]\nscheme = \"w4a16\""), &["step 1", "decides nothing"]),
-        ("portable = maybe".into(), &["not TOML"]),
+        ("# one\nportable = maybe".into(), &["not TOML: line 2:"]),
         (String::new(), &["[[step]]"]),
     ] {
         sandbox.write("recipe.toml", recipe);
         sandbox.refuses("quantize tiny --recipe recipe.toml", says);
         sandbox.refuses("quantize tiny --recipe recipe.toml --dry-run", says);
     }
-    sandbox.refuses("quantize tiny --recipe absent.toml", &["absent.toml", "cannot read the recipe"]);
+    sandbox.refuses("quantize tiny --recipe absent.toml", &["cannot read the recipe absent.toml", "check the path"]);
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn threads_and_instruction_sets() {
         sandbox.refuses(&format!("{command} --threads 100000"), &["--threads 100000", "leave it out"]);
         let before = sandbox.everything();
         let ended = ended(sandbox.command().env("OCTET_ISA", "avx1024").args(words(command)));
-        let says = ["OCTET_ISA=avx1024", "not an instruction set of this machine", "scalar"];
+        let says = ["OCTET_ISA=avx1024", "not an instruction set of this machine", "choose one of scalar"];
         sandbox.check_refusal(1, &format!("{command} (OCTET_ISA=avx1024)"), &before, &ended, &says);
     }
 }
@@ -66,7 +66,6 @@ fn numbers_out_of_range() {
     let sandbox = Sandbox::new();
     sandbox.refuses("quantize tiny --eval-tokens 0", &["--eval-tokens", "0"]);
     sandbox.refuses("quantize tiny --context 1", &["--context", "1"]);
-    sandbox.refuses("quantize tiny --context 100000", &["100000", "256"]);
     sandbox.refuses("quantize tiny --max-ppl-increase nan", &["--max-ppl-increase", "NaN"]);
     sandbox.refuses("quantize tiny --min-speedup nan", &["--min-speedup", "NaN"]);
     sandbox.refuses("eval tiny --context 0", &["--context", "0"]);
@@ -105,11 +104,11 @@ fn token_ids_that_are_none() {
     sandbox.write("deep.npy", npy("<i8", "(1, 1, 1)", &[0; 8]));
     sandbox.write("cut.npy", npy("<i8", "(4,)", &[0; 8]));
     for (ids, says) in [
-        ("absent.npy", &["absent.npy", "cannot read"][..]),
+        ("absent.npy", &["cannot read absent.npy", "check the path"][..]),
         ("floats.npy", &["floats.npy", "f4"]),
         ("foreign.npy", &["token 320", "vocabulary of 320"]),
-        ("negative.npy", &["-1", "not a token id"]),
-        ("none.npy", &["none.npy", "no token"]),
+        ("negative.npy", &["negative.npy holds -1", "from 0 to 319"]),
+        ("none.npy", &["none.npy holds no token ids", "give at least one"]),
         ("deep.npy", &["deep.npy", "[1, 1, 1]", "expected [batch, tokens]"]),
         ("cut.npy", &["cut.npy"]),
     ] {
@@ -117,7 +116,7 @@ fn token_ids_that_are_none() {
     }
     sandbox.write("here.npy", "");
     sandbox.refuses("logits tiny --ids ids.npy here.npy", &["here.npy exists", "--force"]);
-    sandbox.refuses("logits tiny --ids ids.npy no/where.npy", &["no/where.npy"]);
+    sandbox.refuses("logits tiny --ids ids.npy no/where.npy", &["cannot write no/where.npy", "check the path"]);
 }
 
 #[test]

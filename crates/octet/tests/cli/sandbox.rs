@@ -123,17 +123,19 @@ impl Sandbox {
         assert_eq!(ended.code, Some(code), "octet {what}: {ended:?}");
         let lines: Vec<&str> = ended.stderr.lines().filter(|line| line.starts_with("error:")).collect();
         assert_eq!(lines.len(), 1, "octet {what}: not one error\n{}", ended.stderr);
-        let last = ended.stderr.trim_end();
-        assert!(code == 2 || last.ends_with(lines[0]), "octet {what}: something follows the error\n{}", ended.stderr);
+        let said = ended.stderr.trim_end();
+        assert!(code == 2 || said.ends_with(lines[0]), "octet {what}: something follows the error\n{said}");
+        // Wrong usage is explained over several lines.
+        let sentence = if code == 2 { said } else { lines[0] };
         for word in says {
-            assert!(lines[0].contains(word), "octet {what}: {:?} does not say {word:?}", lines[0]);
+            assert!(sentence.contains(word), "octet {what}: {sentence:?} does not say {word:?}");
         }
         assert!(ended.stdout.is_empty(), "octet {what}: stdout {:?}", ended.stdout);
         let after = self.everything();
         let changed: Vec<_> = after.iter().filter(|(path, bytes)| before.get(*path) != Some(bytes)).map(|(path, _)| path).collect();
         let gone: Vec<_> = before.keys().filter(|path| !after.contains_key(*path)).collect();
         assert!(changed.is_empty() && gone.is_empty(), "octet {what}: left or changed {changed:?}, removed {gone:?}");
-        self.record(what, code, lines[0]);
+        self.record(what, code, &sentence.split_whitespace().collect::<Vec<_>>().join(" "));
     }
 
     /// Adds a line to the table that `OCTET_REFUSALS` names, to read all messages side by side.
@@ -142,6 +144,7 @@ impl Sandbox {
         let here = format!("{}/", self.dir.path().canonicalize().unwrap().display());
         let test = std::thread::current().name().unwrap_or_default().to_string();
         let message = message.replace(&here, "").replace('|', "\\|");
+        let what: String = what.chars().take(120).collect();
         let line = format!("| {test} | `octet {what}` | {code} | {message} |\n");
         fs::File::options().create(true).append(true).open(table).unwrap().write_all(line.as_bytes()).unwrap();
     }

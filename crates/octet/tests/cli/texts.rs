@@ -45,16 +45,24 @@ fn texts_that_cannot_be_read() {
     sandbox.write("ids.bin", [7u16, 320, 9].iter().cycle().take(6_000).flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>());
     sandbox.write("odd.bin", [0; 6_001]);
     for (text, says) in [
-        ("absent.txt", &["absent.txt"][..]),
+        ("absent.txt", &["absent.txt", "check the path"][..]),
         ("latin.txt", &["latin.txt", "UTF-8"]),
         ("lines.jsonl", &["lines.jsonl, line 2"]),
-        ("fields.jsonl", &["fields.jsonl, line 1", "text"]),
+        ("fields.jsonl", &["fields.jsonl, line 1", "\"text\"", "--text-field"]),
         ("ids.bin", &["ids.bin", "token id 320", "320"]),
-        ("odd.bin", &["odd.bin"]),
-        ("tiny", &["tiny"]),
+        ("odd.bin", &["odd.bin", "6001 bytes", "write it again"]),
+        ("tiny", &["tiny", "check the path"]),
     ] {
         sandbox.refuses(&format!("quantize tiny --eval-text {text}"), says);
         sandbox.refuses(&format!("quantize tiny --scheme w4a16 --no-judge --calibration {text}"), says);
         sandbox.refuses(&format!("eval tiny --eval-text {text}"), says);
     }
+}
+
+#[test]
+fn a_field_of_ones_own() {
+    let sandbox = Sandbox::new();
+    sandbox.write("fields.jsonl", format!("{{\"prompt\": \"{}\"}}\n", prose(2_000, 1)));
+    let measured = sandbox.octet("eval tiny --eval-text fields.jsonl --text-field prompt --json").done().json();
+    assert_eq!(measured["measures"]["text"]["name"], "fields.jsonl");
 }
