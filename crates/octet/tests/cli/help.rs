@@ -1,4 +1,4 @@
-//! What `--help` says: names and flags are meant to stay stable, so a change of theirs shows here.
+//! What `-h` says: names and flags are meant to stay stable, so a change of theirs shows here.
 
 use crate::sandbox::Sandbox;
 
@@ -8,7 +8,7 @@ fn help(args: &str) -> String {
 
 #[test]
 fn the_commands() {
-    insta::assert_snapshot!(help("--help"), @r###"
+    insta::assert_snapshot!(help("-h"), @r###"
 Compress a language model, judge it against the original on this machine, and run it.
 
 Takes a checkpoint folder, gives back a smaller, faster one that is proven good, or an honest refusal.
@@ -54,7 +54,7 @@ Exit codes: 0 done or accepted, 1 error, 2 wrong usage, 3 refused or undecided, 
 
 #[test]
 fn the_flags_of_quantize() {
-    insta::assert_snapshot!(help("quantize --help"), @"");
+    insta::assert_snapshot!(help("quantize -h"), @"");
 }
 
 #[test]

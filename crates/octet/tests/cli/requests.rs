@@ -71,9 +71,9 @@ fn numbers_out_of_range() {
     sandbox.refuses("eval tiny --context 0", &["--context", "0"]);
     sandbox.refuses("run tiny hello -n 0", &["--max-tokens 0", "give 1 or more"]);
     sandbox.refuses("run tiny hello --temperature -1", &["temperature", "-1"]);
-    sandbox.refuses("run tiny hello --temperature 1 --top-p 1.5", &["top_p", "1.5"]);
-    sandbox.refuses("run tiny hello --temperature 1 --min-p 2", &["min_p", "2"]);
-    sandbox.refuses("run tiny hello --repetition-penalty 0", &["repetition_penalty", "0"]);
+    sandbox.refuses("run tiny hello --temperature 1 --top-p 1.5", &["top-p", "1.5"]);
+    sandbox.refuses("run tiny hello --temperature 1 --min-p 2", &["min-p", "2"]);
+    sandbox.refuses("run tiny hello --repetition-penalty 0", &["repetition-penalty", "0"]);
     sandbox.refuses("run tiny hello --context 100000", &["100000", "256"]);
     sandbox.refuses("bench tiny --prefill 0", &["--prefill", "give 1 or more"]);
     sandbox.refuses("bench tiny --decode 0", &["--decode", "give 1 or more"]);
