@@ -33,7 +33,9 @@ pub enum Error {
         needed: usize,
     },
     /// Token ids that the model does not know.
-    #[error("{name} holds token id {id}, but the model's vocabulary ends at {vocab}; the ids were made with another tokenizer")]
+    #[error(
+        "{name} holds token id {id}, but the model's vocabulary ends at {vocab}; the ids were made with another tokenizer, make them again with this model's"
+    )]
     ForeignToken {
         /// The text.
         name: String,
@@ -62,7 +64,7 @@ pub enum Error {
     },
     /// Two models that cannot be compared token by token.
     #[error(
-        "the two models have vocabularies of {base} and {quant} tokens and cannot be compared; the quantized one was not made from this original"
+        "the two models have vocabularies of {base} and {quant} tokens and cannot be compared; the quantized one was not made from this original, give the one it was made from"
     )]
     Vocabularies {
         /// Vocabulary of the original.

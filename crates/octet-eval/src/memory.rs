@@ -21,6 +21,12 @@ impl ProcessMemory {
         fs::read_to_string("/proc/self/status").map_or(Self::default(), |status| Self::parse(&status))
     }
 
+    /// Starts the peak anew, so that what was held before does not count; whether the system can do that.
+    pub fn reset_peak() -> bool {
+        // proc(5): writing 5 to clear_refs resets VmHWM to what is resident now.
+        fs::write("/proc/self/clear_refs", "5").is_ok()
+    }
+
     fn parse(status: &str) -> Self {
         Self { peak_rss: kilobytes(status, "VmHWM"), anonymous_rss: kilobytes(status, "RssAnon") }
     }
@@ -39,19 +45,24 @@ pub fn available_memory() -> Option<u64> {
 fn group_headroom(groups: &str, root: &Path) -> Option<u64> {
     let line = |prefix: &str| groups.lines().find_map(|line| line.split_once(':').filter(|(_, rest)| rest.starts_with(prefix)));
     let (place, limit, usage) = match (line(":"), line("memory:")) {
-        (_, Some((_, rest))) => (root.join("memory").join(rest.trim_start_matches("memory:").trim_start_matches('/')), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        (_, Some((_, rest))) => (
+            root.join("memory").join(rest.trim_start_matches("memory:").trim_start_matches('/')),
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+        ),
         (Some((_, rest)), None) => (root.join(rest.trim_start_matches(':').trim_start_matches('/')), "memory.max", "memory.current"),
         _ => return None,
     };
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let around = place.ancestors().take_while(|dir| dir.starts_with(root));
-    around.filter_map(|dir| {
-        let limit = number(dir.join(limit))?;
-        let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
-        let droppable = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<u64>().ok()).unwrap_or(0);
-        Some(limit.saturating_sub(number(dir.join(usage))?.saturating_sub(droppable)))
-    })
-    .min()
+    around
+        .filter_map(|dir| {
+            let limit = number(dir.join(limit))?;
+            let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+            let droppable = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<u64>().ok()).unwrap_or(0);
+            Some(limit.saturating_sub(number(dir.join(usage))?.saturating_sub(droppable)))
+        })
+        .min()
 }
 
 fn kilobytes(text: &str, name: &str) -> Option<u64> {

@@ -2,13 +2,12 @@
 
 use crate::{Error, Result};
 use octet_formats::{
-    compressed_tensors,
+    Folder, compressed_tensors,
     safetensors::{TensorSpec, Writer},
-    Folder,
 };
 use octet_quant::{Action, Line, Plan, Sink, SinkError};
 use octet_tensor::{Granularity, QMatrix, Scheme, Tensor};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
@@ -22,7 +21,8 @@ const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 const HEAD: &str = "lm_head";
 
 /// Files of a model folder that hold the weights or what octet writes itself: everything else is copied byte for byte.
-const OWN_FILES: [&str; 5] = ["config.json", "model.safetensors.index.json", "quantization_config.json", "validation_report.json", "README.md"];
+const OWN_FILES: [&str; 5] =
+    ["config.json", "model.safetensors.index.json", "quantization_config.json", "validation_report.json", "README.md"];
 
 /// Receives quantized rows and kept tensors and writes them where they belong.
 pub(crate) struct Artefact {
@@ -134,7 +134,7 @@ pub(crate) fn companions(input: &Folder) -> Result<Vec<(String, octet_tensor::By
 
 /// Writes a JSON file, two spaces deep, as the ecosystem's own tools do.
 pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
-    fs::write(path, pretty(value)?).map_err(Error::write(path.to_path_buf()))
+    fs::write(path, pretty(value)?).map_err(Error::write(path))
 }
 
 fn pretty(value: &Value) -> Result<String> {
@@ -143,7 +143,7 @@ fn pretty(value: &Value) -> Result<String> {
 
 /// Bytes of everything in `dir`.
 pub(crate) fn folder_bytes(dir: &Path) -> Result<u64> {
-    let entries = fs::read_dir(dir).map_err(Error::write(dir.to_path_buf()))?;
+    let entries = fs::read_dir(dir).map_err(Error::write(dir))?;
     Ok(entries.filter_map(|entry| entry.ok()?.metadata().ok()).filter(fs::Metadata::is_file).map(|meta| meta.len()).sum())
 }
 

@@ -1,6 +1,6 @@
 //! Calibration: what flows into every linear when the original reads some text.
 
-use crate::{write::hex, Calibrated, Error, Prepared, Progress, Result};
+use crate::{Calibrated, Error, Prepared, Progress, Result, write::hex};
 use octet_kernels::Engine;
 use octet_model::{ForwardError, KvDtype, LoadOptions, Logits, Model, Step};
 use octet_quant::ImportanceObserver;
@@ -15,8 +15,21 @@ impl Prepared {
     ///
     /// # Errors
     /// If the model cannot run, or `cancel` is set.
-    pub fn calibrate(&self, texts: Vec<String>, ids: &[u32], engine: &Engine, cancel: &AtomicBool, progress: Progress<'_>) -> Result<Calibrated> {
-        let model = Model::load(engine, self.spec.clone(), &self.checkpoint, LoadOptions { activations: None, kv: KvDtype::F16, context: None }, &mut |_, _| {})?;
+    pub fn calibrate(
+        &self,
+        texts: Vec<String>,
+        ids: &[u32],
+        engine: &Engine,
+        cancel: &AtomicBool,
+        progress: Progress<'_>,
+    ) -> Result<Calibrated> {
+        let model = Model::load(
+            engine,
+            self.spec.clone(),
+            &self.checkpoint,
+            LoadOptions { activations: None, kv: KvDtype::F16, context: None },
+            &mut |_, _| {},
+        )?;
         let mut observer = ImportanceObserver::default();
         let (mut out, mut done) = (vec![], 0);
         for window in ids.chunks(WINDOW.min(model.context())) {

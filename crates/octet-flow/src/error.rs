@@ -15,17 +15,19 @@ pub enum Error {
         scheme: String,
     },
     /// The disk has too little space.
-    #[error("{path} has {available} MB free, {needed} MB are needed; free some space or write elsewhere")]
+    #[error("the disk of {path} has {available:.1} MB free, {needed:.1} MB are needed; free some space or write elsewhere")]
     NoSpace {
         /// Where it would be written.
         path: String,
         /// Megabytes needed.
-        needed: u64,
+        needed: f64,
         /// Megabytes there.
-        available: u64,
+        available: f64,
     },
     /// There is too little memory to judge.
-    #[error("judging {what} needs {needed} MB of memory, {available} MB are available to this process; free some, raise the container's limit, or quantize with --no-judge and judge elsewhere")]
+    #[error(
+        "judging {what} needs {needed} MB of memory, {available} MB are available to this process; free some, raise the container's limit, or quantize with --no-judge and judge elsewhere"
+    )]
     NoMemory {
         /// What would be loaded.
         what: String,

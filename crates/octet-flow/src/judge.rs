@@ -1,17 +1,17 @@
 //! The verdict: a written artefact, re-opened, against the original.
 
-use crate::{artefact, Error, Progress, Result};
+use crate::{Error, Progress, Result, artefact};
 use octet_eval::{
+    Measures, Report, SixteenBit, Windows,
     gates::{self, Gate, Thresholds},
     health::{self, HealthOptions, HealthRun},
-    integrity::{same_bytes, same_logits, Check},
+    integrity::{Check, same_bytes, same_logits},
     machine::Machine,
-    memory::{available_memory, ProcessMemory},
+    memory::{ProcessMemory, available_memory},
     report::{Memory, TextInfo},
     score,
     size::QuantizedMatrices,
     speed::{self, SpeedOptions},
-    Measures, Report, SixteenBit, Windows,
 };
 use octet_formats::{Checkpoint, Folder};
 use octet_kernels::Engine;
@@ -245,7 +245,12 @@ fn check_memory(what: &str, needed: u64) -> Result<()> {
 }
 
 /// A progress callback of octet-eval that reports as stage `name` and stops when asked.
-fn stage<'a>(name: &'a str, detail: &'a str, cancel: &'a AtomicBool, progress: Progress<'a>) -> impl FnMut(usize, usize) -> ControlFlow<()> + 'a {
+fn stage<'a>(
+    name: &'a str,
+    detail: &'a str,
+    cancel: &'a AtomicBool,
+    progress: Progress<'a>,
+) -> impl FnMut(usize, usize) -> ControlFlow<()> + 'a {
     move |done, total| {
         progress(name, done as u64, total as u64, detail);
         flow(cancel)

@@ -14,7 +14,7 @@ mod summary;
 mod write;
 
 pub use error::{Error, Result};
-pub use judge::{judge, JudgeSettings, Judged, Original};
+pub use judge::{JudgeSettings, Judged, Original, judge};
 pub use prepare::{Prepared, QuantizeSettings};
 pub use summary::{Summary, Variant};
 pub use write::{Calibrated, Staged};

@@ -1,7 +1,7 @@
 //! Several variants of one model, compared: `quantization_summary.json`.
 
 use crate::Result;
-use octet_eval::{gates::Status, Report};
+use octet_eval::{Report, gates::Status};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 

@@ -1,13 +1,13 @@
 //! The staged artefact: written beside its target under a hidden name, renamed only when it is accepted.
 
 use crate::{
-    artefact::{self, Artefact},
     Error, Prepared, Progress, Result,
+    artefact::{self, Artefact},
 };
-use octet_formats::staging::{available_bytes, Staging};
+use octet_formats::staging::{Staging, available_bytes};
 use octet_kernels::Engine;
 use octet_quant::{Importance, Run, TensorReport};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{
     path::{Path, PathBuf},
@@ -75,7 +75,7 @@ impl Prepared {
         let dir = staging.path();
         let described = self.describe(calibrated);
         let forecast_bytes = artefact::forecast(&self.input, self.checkpoint.config(), &self.plan, &described)?;
-        check_space(&dir, forecast_bytes)?;
+        check_space(staging.target(), forecast_bytes)?;
         tracing::info!(target = %target.display(), bytes = forecast_bytes, "staging");
         let mut sink = Artefact::create(&dir, &self.plan)?;
         let importance = calibrated.map(|c| &c.importance);
@@ -91,7 +91,10 @@ impl Prepared {
         sink.finish()?;
         for report in reports.iter().filter(|report| report.scheme.is_some()) {
             let (name, error, largest) = (&report.name, report.error.relative(), report.error.max_error);
-            tracing::debug!("{name}: relative squared error {error:.3e}, largest error {largest:.3e}, {:.3} bits a weight", report.bits_per_weight);
+            tracing::debug!(
+                "{name}: relative squared error {error:.3e}, largest error {largest:.3e}, {:.3} bits a weight",
+                report.bits_per_weight
+            );
         }
         artefact::write_json(&dir.join("config.json"), &artefact::config(self.checkpoint.config(), &self.plan))?;
         artefact::copy_companions(&dir, &self.input)?;
@@ -137,11 +140,11 @@ impl Staged {
     }
 }
 
-fn check_space(dir: &Path, bytes: u64) -> Result<()> {
-    let megabytes = |b: u64| b.div_ceil(1_000_000);
-    match available_bytes(dir) {
+fn check_space(target: &Path, bytes: u64) -> Result<()> {
+    let megabytes = |b: u64| b as f64 / 1e6;
+    match available_bytes(target) {
         Some(free) if free < bytes => {
-            Err(Error::NoSpace { path: dir.display().to_string(), available: free / 1_000_000, needed: megabytes(bytes) })
+            Err(Error::NoSpace { path: target.display().to_string(), available: megabytes(free), needed: megabytes(bytes) })
         }
         _ => Ok(()),
     }

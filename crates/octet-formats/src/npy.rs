@@ -129,7 +129,7 @@ impl Array<'_> {
     fn elements<const N: usize, T>(&self, convert: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
         if self.count.checked_mul(N) != Some(self.data.len()) {
             return refuse(format!(
-                "the shape {:?} of {} does not fit {} bytes of data; it is cut short",
+                "the shape {:?} of {} does not fit {} bytes of data; it is cut short, save it again",
                 self.shape,
                 self.descr,
                 self.data.len()

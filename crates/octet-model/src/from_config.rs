@@ -23,7 +23,7 @@ impl ArchSpec {
     /// result is not understood.
     pub fn from_config(config: &Value) -> Result<Self, ConfigError> {
         let map = config.as_object().ok_or(ConfigError::NotAnObject)?;
-        let bare = Reader::new(map, "any", &[]);
+        let bare = Reader::new(map, "such", &[]);
         let model_type = bare.text("model_type")?.value().ok_or_else(|| bare.missing("model_type"))?;
         let family = families::find(model_type)?;
         let reader = Reader::new(map, family.name, family.aliases);

@@ -189,18 +189,20 @@ fn quantize(site: &Site, scheme: Scheme, solver: SolverChoice) -> Action {
     // Looking up a row involves no activations, so a table that is not the head as well has none to quantize.
     let only_looked_up = site.linear.role == Role::Embedding && !is_tied(&site.linear);
     let scheme = if only_looked_up { lookup(scheme) } else { scheme };
-    Action::Quantize { scheme, scale_dtype: scale_dtype(site.dtype), solver }
+    Action::Quantize { scheme, scale_dtype: scale_dtype(site.dtype, scheme.weights.granularity), solver }
 }
 
 fn keep(site: &Site, reason: String) -> Action {
     Action::Keep { dtype: kept_dtype(site.dtype), reason }
 }
 
-/// Scales have the type of the weights they replace; wider types than F32 and FP8 have none of their own.
-fn scale_dtype(stored: Dtype) -> Dtype {
-    match stored {
-        Dtype::F16 => Dtype::F16,
-        Dtype::F32 | Dtype::F64 => Dtype::F32,
+/// Scales have the type of the weights they replace, but no more than 16 bits where every group of a row has one: in 32
+/// they would cost a whole bit a weight at group 32, and rounding them to 11 significant bits costs nothing that codes
+/// chosen for the rounded scale do not make good.
+fn scale_dtype(stored: Dtype, granularity: Granularity) -> Dtype {
+    match (stored, granularity) {
+        (Dtype::F32 | Dtype::F64, Granularity::PerChannel) => Dtype::F32,
+        (Dtype::F16 | Dtype::F32 | Dtype::F64, _) => Dtype::F16,
         _ => Dtype::Bf16,
     }
 }

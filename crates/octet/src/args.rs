@@ -88,7 +88,7 @@ pub(crate) struct Quantize {
     /// A recipe file (TOML) of ordered steps
     #[arg(long, value_name = "FILE")]
     pub(crate) recipe: Option<PathBuf>,
-    /// Calibration text: plain text, .jsonl or .bin token ids [default: built-in text for pocket, none otherwise]
+    /// Calibration text: plain text, .jsonl or .bin token ids [default: built-in text]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) calibration: Vec<PathBuf>,
     /// Do not measure activations, even when there is calibration text

@@ -20,8 +20,5 @@ macro_rules! files {
 
 /// The model's folder, in memory.
 pub(crate) fn folder() -> Folder {
-    Folder::memory(
-        NAME,
-        files!("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
-    )
+    Folder::memory(NAME, files!("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"))
 }

@@ -1,6 +1,6 @@
 //! What this process may use: cores (affinity and cgroup quota respected), and the instruction set asked for.
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result, bail};
 use octet_kernels::{Engine, Isa};
 use std::{collections::BTreeSet, env, fs, num::NonZeroUsize};
 
@@ -11,8 +11,12 @@ const MOST_THREADS: usize = 1024;
 /// (or the one `OCTET_ISA` names).
 pub(crate) fn engine(threads: Option<usize>) -> Result<Engine> {
     let threads = match threads {
-        Some(n) if n > MOST_THREADS => bail!("--threads {n} is more than the {MOST_THREADS} this build allows; leave it out to use every physical core"),
-        Some(n) => NonZeroUsize::new(n).context("--threads 0 computes nothing; give 1 or more, or leave it out to use every physical core")?,
+        Some(n) if n > MOST_THREADS => {
+            bail!("--threads {n} is more than the {MOST_THREADS} this build allows; leave it out to use every physical core")
+        }
+        Some(n) => {
+            NonZeroUsize::new(n).context("--threads 0 computes nothing; give 1 or more, or leave it out to use every physical core")?
+        }
         None => default_threads(),
     };
     let isa = isa()?;
@@ -25,7 +29,9 @@ pub(crate) fn isa() -> Result<Isa> {
     let Some(wanted) = env::var("OCTET_ISA").ok().filter(|v| !v.is_empty()) else { return Ok(Isa::best()) };
     let there: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
     let known = wanted.parse::<Isa>().ok().filter(|isa| Isa::available().contains(isa));
-    known.with_context(|| format!("OCTET_ISA={wanted} is not an instruction set of this machine; unset it or choose one of {}", there.join(", ")))
+    known.with_context(|| {
+        format!("OCTET_ISA={wanted} is not an instruction set of this machine; unset it or choose one of {}", there.join(", "))
+    })
 }
 
 /// Physical cores among the CPUs this process may run on, no more than its cgroup's CPU quota.

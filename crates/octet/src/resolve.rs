@@ -1,7 +1,7 @@
 //! From what a user types to a model folder: a path, the built-in model, or a name in the local Hugging Face cache.
 
 use crate::builtin;
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result, bail};
 use octet_formats::Folder;
 use std::{
     env,
@@ -30,7 +30,9 @@ pub(crate) fn resolve(model: &str) -> Result<Folder> {
     }
     let looked = cache_roots().iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", ");
     if is_hub_name(model) {
-        bail!("{model} is neither a folder nor in the local Hugging Face cache ({looked}); download it first, for instance with `hf download {model}`, or give a folder");
+        bail!(
+            "{model} is neither a folder nor in the local Hugging Face cache ({looked}); download it first, for instance with `hf download {model}`, or give a folder"
+        );
     }
     bail!("there is no folder {model}; give a checkpoint folder, `pocket` for the built-in model, or org/name from the Hugging Face cache");
 }

@@ -45,7 +45,7 @@ pub enum HeaderError {
         file: usize,
     },
     /// The header is longer than any real one.
-    #[error("the header claims {0} bytes, more than the {MAX_HEADER} allowed; this is not a safetensors file")]
+    #[error("the header claims {0} bytes, more than the {MAX_HEADER} allowed; this is not a safetensors file, download it again")]
     TooLong(u64),
     /// The header is not the JSON it should be.
     #[error("the header is not the expected JSON ({0}); download the file again")]
@@ -54,7 +54,9 @@ pub enum HeaderError {
     #[error("the tensor {0} is described twice; write the file again with unique names")]
     Duplicate(String),
     /// An element type octet does not know.
-    #[error("the tensor {name} has the unknown dtype {dtype:?}; octet reads F64 F32 F16 BF16 F8_E4M3 F8_E5M2, the integers and BOOL; convert it to one of them")]
+    #[error(
+        "the tensor {name} has the unknown dtype {dtype:?}; octet reads F64 F32 F16 BF16 F8_E4M3 F8_E5M2, the integers and BOOL; convert it to one of them"
+    )]
     UnknownDtype {
         /// The tensor.
         name: String,
@@ -74,7 +76,9 @@ pub enum HeaderError {
         found: u64,
     },
     /// Offsets that leave the file or are the wrong way round.
-    #[error("the tensor {name} lies at bytes {start}..{end}, the file has {data} bytes of data; it is cut short, download it again")]
+    #[error(
+        "the tensor {name} lies at bytes {start}..{end}, the file has {data} bytes of data; it is cut short or damaged, download it again"
+    )]
     Outside {
         /// The tensor.
         name: String,
@@ -87,7 +91,8 @@ pub enum HeaderError {
     },
     /// Tensors that overlap or leave a hole between them.
     #[error(
-        "the tensor {name} starts at byte {start} of the data, expected {expected}; tensors must follow each other without overlap or hole"
+        "the tensor {name} starts at byte {start} of the data, expected {expected}; tensors follow each other without overlap or hole in a sound file, \
+         download it again"
     )]
     NotContiguous {
         /// The tensor.

@@ -2,15 +2,15 @@
 
 use super::say_json;
 use crate::{
+    Ended,
     args::{Bench, Global},
     interrupt, machine, resolve,
     ui::{self, Progress},
-    Ended,
 };
-use anyhow::{bail, Result};
+use anyhow::{Result, bail};
 use octet_eval::memory::ProcessMemory;
 use octet_formats::Checkpoint;
-use octet_kernels::{limits, Engine, KvDtype};
+use octet_kernels::{Engine, KvDtype, limits};
 use octet_model::{ArchSpec, LoadOptions, Logits, Model, Role, Step};
 use octet_tensor::{Matrix, WeightSource};
 use serde::Serialize;
@@ -80,6 +80,7 @@ pub(crate) fn bench(args: &Bench, global: &Global) -> Result<Ended> {
 }
 
 fn one(name: &str, args: &Bench, engine: &Engine, progress: &mut Progress) -> Result<Figures> {
+    let fresh = ProcessMemory::reset_peak();
     let started = Instant::now();
     let checkpoint = Checkpoint::open(&resolve::resolve(name)?)?;
     let mut spec = ArchSpec::from_config(checkpoint.config())?;
@@ -88,34 +89,38 @@ fn one(name: &str, args: &Bench, engine: &Engine, progress: &mut Progress) -> Re
     let model = Model::load(engine, spec, &checkpoint, LoadOptions { activations: None, kv: KvDtype::F16, context: None }, &mut |_, _| {})?;
     let load_ms = started.elapsed().as_secs_f64() * 1e3;
     let steps = (args.prefill.len() + 2) as u64;
-    progress.update(name, 0, steps, "limits of this machine");
+    let mut prefill_times = vec![];
+    for (i, &tokens) in args.prefill.iter().enumerate() {
+        progress.update(name, i as u64, steps, &format!("prefill {tokens}"));
+        let tokens = tokens.min(model.context());
+        prefill_times.push((tokens, median(args.repetitions.get(), || prefill_seconds(&model, tokens))?));
+    }
+    progress.update(name, steps - 2, steps, "decode");
+    let tokens = args.decode.min(model.context().saturating_sub(1)).max(1);
+    let step_seconds = median(args.repetitions.get(), || decode_seconds(&model, tokens))? / tokens as f64;
+    // Before the limits, whose buffer is as large as the weights.
+    let peak_rss = ProcessMemory::now().peak_rss.filter(|_| fresh);
+    progress.update(name, steps - 1, steps, "limits of this machine");
     let limits = Limits {
         read_gb_s: limits::streaming_read_gb_s(engine, (work.bytes as usize).max(1 << 20)),
         int8_gop_s: limits::int8_gop_s(engine),
         f32_gflop_s: limits::f32_gflop_s(engine),
     };
-    let mut prefill = vec![];
-    for (i, &tokens) in args.prefill.iter().enumerate() {
-        progress.update(name, i as u64 + 1, steps, &format!("prefill {tokens}"));
-        let tokens = tokens.min(model.context());
-        let seconds = median(args.repetitions.get(), || prefill_seconds(&model, tokens))?;
+    let prefill = prefill_times.into_iter().map(|(tokens, seconds)| {
         let gop_s = 2.0 * work.parameters as f64 * tokens as f64 / seconds / 1e9;
-        prefill.push(Prefill { tokens, tok_s: tokens as f64 / seconds, gop_s, share: gop_s / limits.int8_gop_s });
-    }
-    progress.update(name, steps - 1, steps, "decode");
-    let tokens = args.decode.min(model.context().saturating_sub(1)).max(1);
-    let seconds = median(args.repetitions.get(), || decode_seconds(&model, tokens))? / tokens as f64;
-    let gb_s = work.bytes as f64 / seconds / 1e9;
-    let decode = vec![Decode { context: 0, batch: 1, tok_s: 1.0 / seconds, gb_s, share: gb_s / limits.read_gb_s }];
+        Prefill { tokens, tok_s: tokens as f64 / seconds, gop_s, share: gop_s / limits.int8_gop_s }
+    });
+    let gb_s = work.bytes as f64 / step_seconds / 1e9;
+    let decode = Decode { context: 0, batch: 1, tok_s: 1.0 / step_seconds, gb_s, share: gb_s / limits.read_gb_s };
     Ok(Figures {
         model: name.into(),
         scheme: checkpoint.quantization().and_then(|q| q.main_scheme()).map_or_else(|| work.dtype.clone(), |s| s.to_string()),
         threads: engine.threads(),
         isa: engine.isa().to_string(),
-        prefill,
-        decode,
+        prefill: prefill.collect(),
+        decode: vec![decode],
         load_ms,
-        peak_rss_mb: ProcessMemory::now().peak_rss.map(|b| b as f64 / 1e6),
+        peak_rss_mb: peak_rss.map(|b| b as f64 / 1e6),
         limits,
         kernels: engine.kernel_calls().into_iter().map(|(name, calls)| (name.to_string(), calls)).collect(),
     })

@@ -2,14 +2,14 @@
 
 use super::say_json;
 use crate::{
+    Ended,
     args::Global,
     machine,
     ui::{self, Progress},
-    Ended,
 };
 use anyhow::Result;
 use octet_eval::machine::Machine;
-use octet_kernels::{limits, Isa};
+use octet_kernels::{Isa, limits};
 
 /// Buffer sizes of the streaming reads: one that caches hold, one that they do not.
 const SMALL: usize = 8 << 20;

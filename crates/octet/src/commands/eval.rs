@@ -5,13 +5,13 @@ use super::{
     text::{self, BuiltIn},
 };
 use crate::{
+    Ended,
     args::{Eval, Global},
     interrupt, machine, resolve,
     ui::{self, Progress},
-    Ended,
 };
 use anyhow::Result;
-use octet_eval::{report::TextInfo, score, Measures, Windows};
+use octet_eval::{Measures, Windows, report::TextInfo, score};
 use octet_runtime::{OpenOptions, TextModel};
 use std::ops::ControlFlow;
 
@@ -27,7 +27,14 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
     let base = args.base.as_deref().map(open).transpose()?;
     let reader = base.as_ref().unwrap_or(&model);
     let judge = &args.judge;
-    let tokens = text::tokens((&judge.eval_text, judge.text_field.as_deref()), BuiltIn::Evaluation, &reader.tokenizer, reader.vocab(), LEAST_TOKENS, judge.eval_tokens)?;
+    let tokens = text::tokens(
+        (&judge.eval_text, judge.text_field.as_deref()),
+        BuiltIn::Evaluation,
+        &reader.tokenizer,
+        reader.vocab(),
+        LEAST_TOKENS,
+        judge.eval_tokens,
+    )?;
     let windows = Windows::of(reader, &tokens.ids, judge.context)?;
     let info = TextInfo::of(tokens.names.join(", "), &windows);
     let mut progress = Progress::new();
@@ -54,9 +61,18 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
 
 fn show(model: &str, base: Option<&str>, m: &Measures) {
     if let Some(t) = &m.text {
-        ui::say(&format!("{} tokens of {}, {} windows of {} tokens{}", t.tokens, t.name, t.windows, t.context, if t.bos { ", BOS in front of each" } else { "" }));
+        ui::say(&format!(
+            "{} tokens of {}, {} windows of {} tokens{}",
+            t.tokens,
+            t.name,
+            t.windows,
+            t.context,
+            if t.bos { ", BOS in front of each" } else { "" }
+        ));
     }
-    let interval = |ci: Option<[f64; 2]>, places: usize| ci.map_or(String::new(), |[low, high]| format!("  95 % interval {low:.places$} to {high:.places$}"));
+    let interval = |ci: Option<[f64; 2]>, places: usize| {
+        ci.map_or(String::new(), |[low, high]| format!("  95 % interval {low:.places$} to {high:.places$}"))
+    };
     if let Some(ppl) = &m.ppl {
         ui::say(&format!("perplexity        {:.4}{}  ({})", ppl.base, interval(ppl.base_ci95, 3), base.unwrap_or(model)));
         if let Some(quant) = ppl.quant {

@@ -2,15 +2,16 @@
 
 use super::say_json;
 use crate::{
+    Ended,
     args::{Global, Inspect},
-    resolve, ui, Ended,
+    resolve, ui,
 };
-use anyhow::{bail, Result};
+use anyhow::{Result, bail};
 use octet_formats::Checkpoint;
 use octet_kernels::KvDtype;
 use octet_model::{ArchSpec, Role};
 use octet_tensor::{Matrix, WeightSource};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
 /// Runs the command.
 pub(crate) fn inspect(args: &Inspect, global: &Global) -> Result<Ended> {
@@ -59,7 +60,7 @@ fn check_weights(checkpoint: &Checkpoint) -> Result<()> {
     }
     let more = if damaged.len() > 16 { ", ..." } else { "" };
     let first = damaged[..damaged.len().min(16)].join(", ");
-    bail!("{} tensors hold values that are not finite: {first}{more}; the checkpoint is damaged, get it again", damaged.len())
+    bail!("some values are not finite, in {first}{more}; the checkpoint is damaged, get it again")
 }
 
 /// What there is to know without running anything.
@@ -114,14 +115,21 @@ impl Facts {
 
     fn show(&self, model: &str) {
         let short = self.context.min(2048);
-        ui::say(&format!("{model}: {}, {} layers, hidden {}, vocabulary {}, context {}", self.family, self.layers, self.hidden, self.vocab, self.context));
+        ui::say(&format!(
+            "{model}: {}, {} layers, hidden {}, vocabulary {}, context {}",
+            self.family, self.layers, self.hidden, self.vocab, self.context
+        ));
         ui::say(&format!("  parameters    {:.1} M", self.parameters as f64 / 1e6));
         ui::say(&format!("  weights       {} on disk, {:.2} bits a weight of the linears", ui::bytes(self.stored_bytes), self.linear_bits));
         if let Some((format, scheme)) = &self.quantization {
             ui::say(&format!("  quantization  {scheme} ({format})"));
         }
         ui::say(&format!("  KV cache      {} a token in f16", ui::bytes(self.kv_bytes_per_token as u64)));
-        ui::say(&format!("  running       {} at {short} tokens, {} at the full context", ui::bytes(self.run_bytes(short)), ui::bytes(self.run_bytes(self.context))));
+        ui::say(&format!(
+            "  running       {} at {short} tokens, {} at the full context",
+            ui::bytes(self.run_bytes(short)),
+            ui::bytes(self.run_bytes(self.context))
+        ));
     }
 
     fn document(&self, model: &str) -> Value {
@@ -143,5 +151,9 @@ impl Facts {
 }
 
 fn tensors(checkpoint: &Checkpoint) -> Value {
-    checkpoint.entries().iter().map(|e| json!({ "name": e.name, "dtype": e.dtype.name(), "shape": e.shape, "bytes": e.bytes, "file": e.shard })).collect()
+    checkpoint
+        .entries()
+        .iter()
+        .map(|e| json!({ "name": e.name, "dtype": e.dtype.name(), "shape": e.shape, "bytes": e.bytes, "file": e.shard }))
+        .collect()
 }

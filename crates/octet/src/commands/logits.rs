@@ -1,13 +1,13 @@
 //! `octet logits`: raw logits for given token ids.
 
 use crate::{
+    Ended,
     args::{Global, Logits, LogitsActivations},
     interrupt, machine, resolve,
     ui::{self, Progress},
-    Ended,
 };
-use anyhow::{bail, Context, Result};
-use octet_formats::{npy, Checkpoint};
+use anyhow::{Context, Result, bail};
+use octet_formats::{Checkpoint, npy};
 use octet_kernels::KvDtype;
 use octet_model::{ArchSpec, LoadOptions, Model, Step};
 use octet_tensor::Activations;
@@ -22,7 +22,7 @@ pub(crate) fn logits(args: &Logits, global: &Global) -> Result<Ended> {
     let (batch, tokens) = match shape[..] {
         [batch, tokens] => (batch, tokens),
         [tokens] => (1, tokens),
-        _ => bail!("{} has shape {shape:?}, expected [batch, tokens] or [tokens]", args.ids.display()),
+        _ => bail!("{} has shape {shape:?}, expected [batch, tokens] or [tokens]; reshape it", args.ids.display()),
     };
     if ids.is_empty() {
         bail!("{} holds no token ids; give at least one", args.ids.display());
@@ -30,7 +30,14 @@ pub(crate) fn logits(args: &Logits, global: &Global) -> Result<Ended> {
     let engine = machine::engine(global.threads)?;
     let checkpoint = Checkpoint::open(&resolve::resolve(&args.model)?)?;
     let spec = ArchSpec::from_config(checkpoint.config())?;
-    let ids = ids.iter().map(|&id| u32::try_from(id).ok().with_context(|| format!("{} holds {id}, which is no token id; ids run from 0 to {}", args.ids.display(), spec.vocab_size() - 1))).collect::<Result<Vec<u32>>>()?;
+    let ids = ids
+        .iter()
+        .map(|&id| {
+            u32::try_from(id).ok().with_context(|| {
+                format!("{} holds {id}, which is no token id; ids run from 0 to {}", args.ids.display(), spec.vocab_size() - 1)
+            })
+        })
+        .collect::<Result<Vec<u32>>>()?;
     let activations = (args.activations == LogitsActivations::Exact).then_some(Activations::Exact);
     // f32 keys and values: this command exists to be compared with other implementations.
     let options = LoadOptions { activations, kv: KvDtype::F32, context: None };

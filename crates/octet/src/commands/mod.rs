@@ -11,8 +11,9 @@ mod text;
 mod verdict;
 
 use crate::{
+    Ended,
     args::{Cli, Command},
-    ui, Ended,
+    ui,
 };
 use anyhow::Result;
 use clap::CommandFactory;

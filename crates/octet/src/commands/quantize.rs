@@ -6,13 +6,13 @@ use super::{
     verdict,
 };
 use crate::{
+    Ended,
     args::{Global, Preset, Quantize},
     interrupt, machine, resolve,
     ui::{self, Progress},
-    Ended,
 };
-use anyhow::{bail, Context, Result};
-use octet_eval::{gates::Status, gates::Thresholds, overlap::Overlap, report::REPORT_FILE, Report};
+use anyhow::{Context, Result, bail};
+use octet_eval::{Report, gates::Status, gates::Thresholds, overlap::Overlap, report::REPORT_FILE};
 use octet_flow::{Calibrated, JudgeSettings, Original, Prepared, QuantizeSettings, Summary, Variant};
 use octet_formats::Folder;
 use octet_kernels::Engine;
@@ -107,19 +107,30 @@ impl Session<'_> {
             return self.dry_run(asked, &prepared);
         }
         let targets: Vec<PathBuf> = asked.iter().map(|one| self.target(&one.label(), asked.len() > 1)).collect();
-        for (prepared, target) in prepared.iter().zip(&targets) {
-            prepared.check_target(target, self.args.force)?;
-        }
-        if let Some(parent) = self.args.out.as_ref().filter(|_| asked.len() > 1) {
+        // Several variants share a folder of their own; it goes again if none of them comes to be.
+        let shared = self.args.out.as_ref().filter(|out| asked.len() > 1 && !out.exists());
+        if let Some(parent) = shared {
             std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        }
+        let ended = self.variants(&prepared, &targets);
+        if let (Some(parent), true) = (shared, ended.is_err()) {
+            // Only an empty folder is removed.
+            let _ = std::fs::remove_dir(parent);
+        }
+        ended
+    }
+
+    fn variants(&mut self, prepared: &[Prepared], targets: &[PathBuf]) -> Result<Ended> {
+        for (prepared, target) in prepared.iter().zip(targets) {
+            prepared.check_target(target, self.args.force)?;
         }
         let tokenizer = if self.args.no_judge && self.args.calibration.is_empty() { None } else { Some(Tokenizer::open(&self.input)?) };
         let (evaluation, calibration) = match &tokenizer {
-            Some(tokenizer) => self.texts(tokenizer, &prepared)?,
+            Some(tokenizer) => self.texts(tokenizer, prepared)?,
             None => (None, None),
         };
         let calibrated = match &calibration {
-            Some(tokens) => Some(self.calibrate(tokens, &prepared)?),
+            Some(tokens) => Some(self.calibrate(tokens, prepared)?),
             None => None,
         };
         let settings = evaluation.map(|tokens| self.judge_settings(tokens));
@@ -128,7 +139,7 @@ impl Session<'_> {
             None => None,
         };
         let mut outcomes = vec![];
-        for (prepared, target) in prepared.iter().zip(&targets) {
+        for (prepared, target) in prepared.iter().zip(targets) {
             let judging = original.as_mut().zip(settings.as_ref());
             outcomes.push(self.one(prepared, target, calibrated.as_ref(), judging)?);
         }
@@ -189,7 +200,14 @@ impl Session<'_> {
         };
         let wanted = !args.no_calibration && (!args.calibration.is_empty() || prepared.iter().any(Prepared::wants_calibration));
         let calibration = if wanted && (evaluation.is_some() || !args.calibration.is_empty()) {
-            Some(text::tokens((&args.calibration, field), BuiltIn::Calibration, tokenizer, vocab, LEAST_CALIBRATION_TOKENS, CALIBRATION_TOKENS)?)
+            Some(text::tokens(
+                (&args.calibration, field),
+                BuiltIn::Calibration,
+                tokenizer,
+                vocab,
+                LEAST_CALIBRATION_TOKENS,
+                CALIBRATION_TOKENS,
+            )?)
         } else {
             None
         };

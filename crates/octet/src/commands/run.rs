@@ -1,12 +1,13 @@
 //! `octet run`: text from a model, streamed; a conversation without a prompt.
 
 use crate::{
+    Ended,
     args::{Global, Run},
-    interrupt, machine, resolve, ui, Ended,
+    interrupt, machine, resolve, ui,
 };
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result, bail};
 use octet_kernels::Engine;
-use octet_runtime::{generate, FinishReason, GenerateOptions, Generation, Message, OpenOptions, SamplerConfig, TextModel};
+use octet_runtime::{FinishReason, GenerateOptions, Generation, Message, OpenOptions, SamplerConfig, TextModel, generate};
 use std::{
     io::{IsTerminal, Read},
     ops::ControlFlow,
@@ -39,7 +40,7 @@ fn prompt_text(args: &Run) -> Result<Option<String>> {
         return Ok(args.prompt.clone());
     }
     let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).context("the prompt on stdin is not UTF-8 text")?;
+    std::io::stdin().read_to_string(&mut text).context("the prompt on stdin is not UTF-8 text; convert it first")?;
     if text.trim().is_empty() {
         bail!("there is no prompt on stdin; give one as an argument, for instance `octet run {} \"Hello\"`", args.model);
     }

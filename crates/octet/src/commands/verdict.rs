@@ -3,13 +3,13 @@
 use crate::ui;
 use anyhow::Result;
 use octet_eval::{
-    gates::{Gate, Outcome, Status},
     Report,
+    gates::{Gate, Outcome, Status},
 };
 use octet_flow::Summary;
 use octet_quant::{Action, Forecast, Plan};
-use octet_runtime::{generate, GenerateOptions, TextModel};
-use serde_json::{json, Value};
+use octet_runtime::{GenerateOptions, TextModel, generate};
+use serde_json::{Value, json};
 use std::{ops::ControlFlow, path::Path};
 
 /// Tokens of the prompt and of the continuation shown as a sample.
@@ -53,11 +53,23 @@ pub(super) fn screen(model: &str, report: &Report, path: Option<&Path>, refusal:
     }
     if let Some(size) = &m.size {
         let (now, was) = (ui::bytes(size.folder_bytes), ui::bytes(size.base_bytes));
-        lines.push(format!("  size        {now}, {:.2}x smaller than 16-bit ({was}); linears {:.2} bits a weight", 1.0 / size.ratio, size.bits_per_weight));
+        lines.push(format!(
+            "  size        {now}, {:.2}x smaller than 16-bit ({was}); linears {:.2} bits a weight",
+            1.0 / size.ratio,
+            size.bits_per_weight
+        ));
     }
     if let Some(speed) = &m.speed {
-        let phase = |p: &octet_eval::speed::PhaseSpeed| format!("{:.0} tok/s{}", p.quant_tok_s, p.ratio.map_or(String::new(), |r| format!(" ({:.2}x 16-bit)", r.estimate)));
-        lines.push(format!("  speed       decode {}, prefill {}; {} threads, {}", phase(&speed.decode), phase(&speed.prefill), speed.threads, speed.isa));
+        let phase = |p: &octet_eval::speed::PhaseSpeed| {
+            format!("{:.0} tok/s{}", p.quant_tok_s, p.ratio.map_or(String::new(), |r| format!(" ({:.2}x 16-bit)", r.estimate)))
+        };
+        lines.push(format!(
+            "  speed       decode {}, prefill {}; {} threads, {}",
+            phase(&speed.decode),
+            phase(&speed.prefill),
+            speed.threads,
+            speed.isa
+        ));
     }
     lines.push(String::new());
     lines.extend(report.gates.iter().map(gate_line));
@@ -100,7 +112,11 @@ fn gate_figures(gate: &Gate) -> String {
     };
     // A note says why; where all is well the figures suffice.
     let explain = gate.outcome != Outcome::Passed || (gate.name == "speed" && gate.note.contains("from cache"));
-    if explain && !gate.note.is_empty() && !gate.note.starts_with("reported") { format!("{figures}\n{:26}{}", "", wrap(&gate.note)) } else { figures }
+    if explain && !gate.note.is_empty() && !gate.note.starts_with("reported") {
+        format!("{figures}\n{:26}{}", "", wrap(&gate.note))
+    } else {
+        figures
+    }
 }
 
 /// Breaks a note into lines that fit beside the gates' names.

@@ -90,7 +90,8 @@ fn lying_header_length() {
 #[test]
 fn lying_offsets() {
     let beyond = with_header(|h| {
-        let last = h.as_object_mut().unwrap().values_mut().filter(|t| t["data_offsets"].is_array()).max_by_key(|t| t["data_offsets"][1].as_u64());
+        let last =
+            h.as_object_mut().unwrap().values_mut().filter(|t| t["data_offsets"].is_array()).max_by_key(|t| t["data_offsets"][1].as_u64());
         let last = last.unwrap();
         let start = last["data_offsets"][0].as_u64().unwrap();
         (last["shape"], last["data_offsets"]) = (json!([1_000_000]), json!([start, start + 4_000_000]));
@@ -195,7 +196,7 @@ fn weights_that_are_not_finite() {
     sandbox.refuses("quantize tiny --scheme w4a16-g32", &[NORM, "2", "64", "NaN"]);
     sandbox.refuses("run tiny hello", &["not finite", "octet inspect --check"]);
     sandbox.refuses("eval tiny", &["not finite", "octet inspect --check"]);
-    sandbox.refuses("inspect tiny --check", &[NORM, "(2)", "not finite", "checkpoint is damaged"]);
+    sandbox.refuses("inspect tiny --check", &["not finite", NORM, "(2)", "checkpoint is damaged"]);
 }
 
 #[test]

@@ -163,11 +163,25 @@ fn force_replaces_a_model() {
 }
 
 #[test]
+fn several_schemes_share_a_folder() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("variants")).unwrap();
+    sandbox.octet("quantize tiny variants/ --scheme w8a16,w4a16-g32-asym --no-judge").done();
+    assert_eq!(sandbox.names("variants"), ["tiny-w4a16-g32-asym", "tiny-w8a16"]);
+    // One that exists is refused before any is written.
+    sandbox.refuses("quantize tiny variants --scheme w8a8,w8a16 --no-judge", &["tiny-w8a16", "exists already", "--force"]);
+}
+
+#[test]
 fn any_number_of_threads_writes_the_same_bytes() {
     let sandbox = Sandbox::new();
     sandbox.write("notes.txt", crate::sandbox::prose(5_000, 3));
     let calibration = "tiny --calibration notes.txt --no-judge";
-    let runs = ["pocket --no-judge --scheme w8a8".into(), format!("{calibration} --scheme w4a16-g32-asym"), format!("{calibration} --scheme w4a8 --portable")];
+    let runs = [
+        "pocket --no-judge --scheme w8a8".into(),
+        format!("{calibration} --scheme w4a16-g32-asym"),
+        format!("{calibration} --scheme w4a8 --portable"),
+    ];
     for run in runs {
         for threads in [1, 2, 3] {
             sandbox.octet(&format!("quantize {run} --threads {threads}").replacen(" --", &format!(" t{threads} --"), 1)).done();

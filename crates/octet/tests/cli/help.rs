@@ -9,9 +9,7 @@ fn help(args: &str) -> String {
 #[test]
 fn the_commands() {
     insta::assert_snapshot!(help("-h"), @r###"
-Compress a language model, judge it against the original on this machine, and run it.
-
-Takes a checkpoint folder, gives back a smaller, faster one that is proven good, or an honest refusal.
+Compress a language model, judge it against the original on this machine, and run it
 
 Usage: octet [OPTIONS] <COMMAND>
 
@@ -27,20 +25,11 @@ Commands:
   help         Print this message or the help of the given subcommand(s)
 
 Options:
-      --threads <N>
-          Threads to compute with [default: the physical cores this process may use]
-
-      --json
-          Print one JSON document on stdout; progress goes to stderr
-
-  -v, --verbose...
-          Say more (-v: steps, -vv: details) on stderr
-
-  -h, --help
-          Print help (see a summary with '-h')
-
-  -V, --version
-          Print version
+      --threads <N>  Threads to compute with [default: the physical cores this process may use]
+      --json         Print one JSON document on stdout; progress goes to stderr
+  -v, --verbose...   Say more (-v: steps, -vv: details) on stderr
+  -h, --help         Print help (see more with '--help')
+  -V, --version      Print version
 
 Examples:
   octet quantize pocket                      compress and judge the built-in model
@@ -54,7 +43,48 @@ Exit codes: 0 done or accepted, 1 error, 2 wrong usage, 3 refused or undecided, 
 
 #[test]
 fn the_flags_of_quantize() {
-    insta::assert_snapshot!(help("quantize -h"), @"");
+    insta::assert_snapshot!(help("quantize -h"), @r###"
+Compress a model, re-open what was written, judge it against the original
+
+Usage: octet quantize [OPTIONS] <MODEL> [OUT]
+
+Arguments:
+  <MODEL>  A checkpoint folder, `pocket` (built in), or org/name from the local Hugging Face cache
+  [OUT]    Where to write [default: ./<model>-<scheme>]
+
+Options:
+      --scheme <S>                  Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>]
+      --preset <PRESET>             Named choice of scheme [default: w8] [possible values: w8, w8a8, w4]
+      --bits <N>                    Bits a weight, 2 to 8 (with --group-size: the same as a scheme)
+      --group-size <N>              Weights that share a scale: 32, 64, 128 or 256
+      --recipe <FILE>               A recipe file (TOML) of ordered steps
+      --calibration <FILE>...       Calibration text: plain text, .jsonl or .bin token ids [default: built-in text]
+      --no-calibration              Do not measure activations, even when there is calibration text
+      --portable                    Keep embedding and head in 16 bits, so that transformers and vLLM load the folder unchanged
+      --dry-run                     Print the plan with forecast size, memory and time; write nothing
+      --threads <N>                 Threads to compute with [default: the physical cores this process may use]
+      --json                        Print one JSON document on stdout; progress goes to stderr
+      --no-judge                    Write without judging (the folder says so)
+      --force                       Replace an existing output folder
+  -v, --verbose...                  Say more (-v: steps, -vv: details) on stderr
+      --strict                      Turn whatever the plan would note and skip into an error, and the fidelity gate into a blocking one
+      --eval-text <FILE>...         Text to judge on: plain text, .jsonl or .bin token ids [default: built-in text]
+      --text-field <NAME>           Field of a .jsonl line that holds the text [default: text, else messages]
+      --eval-tokens <N>             Judge on at most this many tokens [default: 102400]
+      --context <N>                 Window length in tokens [default: 2048, or less where the model or 100 windows of the text ask for it]
+      --seed <N>                    Seed of everything drawn at random [default: 0]
+      --max-ppl-increase <PERCENT>  Gate: largest accepted perplexity increase in percent (upper end of the 95 % interval) [default: 2]
+      --min-speedup <RATIO>         Gate: smallest accepted decode speed-up over 16 bits where memory is the bound [default: 1.5]
+  -h, --help                        Print help (see more with '--help')
+  -V, --version                     Print version
+
+Examples:
+  octet quantize pocket
+  octet quantize pocket --scheme w8a16,w4a16-g32     several schemes, compared
+  octet quantize ./model ./out --scheme w4a16-g64-asym --calibration notes.txt --eval-text wiki.test.raw
+  octet quantize ./model --dry-run                   the plan, with forecast size, memory and time
+  octet quantize ./model --portable                  embedding and head stay 16-bit: loads in transformers and vLLM
+"###);
 }
 
 #[test]

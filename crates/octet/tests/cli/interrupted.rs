@@ -73,3 +73,18 @@ fn two_runs_do_not_share_an_output() {
     assert_eq!(first.wait().unwrap().code(), Some(130));
     assert_eq!(sandbox.names(""), ["tiny", "tiny-w8a8"]);
 }
+
+#[test]
+fn ctrl_c_ends_a_measurement() {
+    let sandbox = Sandbox::empty();
+    let mut octet = Command::new(env!("CARGO_BIN_EXE_octet"));
+    octet.args(["eval", "pocket", "--threads", "1"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = octet.current_dir(sandbox.path("")).spawn().unwrap();
+    // Long enough for the handler to be there, far too short for forty thousand tokens.
+    sleep(Duration::from_millis(400));
+    send(&child, Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut said = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said, "");
+}

@@ -50,7 +50,8 @@ fn an_output_that_touches_the_input() {
     fs::create_dir(sandbox.path("outer")).unwrap();
     write_tiny(&sandbox.path("outer/tiny"));
     for force in ["", " --force"] {
-        sandbox.refuses(&format!("quantize outer/tiny outer/tiny{force}"), &["outer/tiny", "it is the input", "choose another output folder"]);
+        sandbox
+            .refuses(&format!("quantize outer/tiny outer/tiny{force}"), &["outer/tiny", "it is the input", "choose another output folder"]);
         sandbox.refuses(&format!("quantize outer/tiny outer/tiny/out{force}"), &["inside the input", "choose a folder outside"]);
         sandbox.refuses(&format!("quantize outer/tiny outer{force}"), &["outer", "lies inside it", "choose another output folder"]);
     }
@@ -77,4 +78,27 @@ fn a_disk_that_fills_up() {
         let what = format!("quantize tiny out --scheme {scheme} (files limited to {kilobytes} kB)");
         sandbox.check_refusal(1, &what, &before, &ended, &["model.safetensors", "ulimit -f", "write elsewhere"]);
     }
+}
+
+/// A disk too small for the forecast is refused before anything is written to it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_too_small() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("disk")).unwrap();
+    let inside = |script: &str| {
+        let mut unshare = assert_cmd::Command::new("unshare");
+        let script = format!("mount -t tmpfs -o size=100k tmpfs disk && {script}");
+        unshare.current_dir(sandbox.path("")).args(["-rm", "sh", "-c", &script, env!("CARGO_BIN_EXE_octet")]);
+        unshare.output().map(|output| (output.status.code(), String::from_utf8(output.stderr).unwrap()))
+    };
+    if !inside("true").is_ok_and(|(code, _)| code == Some(0)) {
+        println!("skipped: this user may not mount a file system in a namespace of its own");
+        return;
+    }
+    let before = sandbox.everything();
+    let (code, stderr) = inside("\"$0\" quantize tiny disk/out --no-judge; code=$?; test -z \"$(ls -A disk)\" && exit $code").unwrap();
+    let ended = crate::sandbox::Ended { code, stdout: String::new(), stderr };
+    let what = "quantize tiny disk/out (a disk of 100 kB)";
+    sandbox.check_refusal(1, what, &before, &ended, &["disk/out has 0.1 MB free, 0.2 MB are needed", "free some space"]);
 }

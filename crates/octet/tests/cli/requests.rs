@@ -6,7 +6,9 @@ use std::fs;
 #[test]
 fn schemes_nothing_supports() {
     let sandbox = Sandbox::new();
-    for (scheme, why) in [("w9a16", "2 to 8 bits"), ("w4a4", "a16 or a8"), ("w4a16-g100", "group"), ("int8", "start like w8a16"), ("w8a16-left", "\"left\"")] {
+    for (scheme, why) in
+        [("w9a16", "2 to 8 bits"), ("w4a4", "a16 or a8"), ("w4a16-g100", "group"), ("int8", "start like w8a16"), ("w8a16-left", "\"left\"")]
+    {
         sandbox.refuses(&format!("quantize tiny --scheme {scheme}"), &[scheme, why, "write it like w8a16"]);
     }
     sandbox.refuses("quantize tiny --bits 1", &["w1a16", "2 to 8 bits"]);
@@ -24,7 +26,10 @@ fn recipes_that_make_no_sense() {
         (step("targets = [\"linears\"]\nscheme = \"w9a16\""), &["step 1", "w9a16"]),
         (step("targets = [\"router\"]\nscheme = \"w8a16\""), &["step 1", "\"router\"", "matches nothing", "it has"]),
         (step("targets = [\"layers:7-9\"]\nscheme = \"w8a16\""), &["\"layers:7-9\"", "matches nothing"]),
-        (step("targets = [\"linears\"]\nscheme = \"w8a16\"") + &step("targets = [\"linears\"]\nscheme = \"w4a16\""), &["step 1", "decides nothing"]),
+        (
+            step("targets = [\"linears\"]\nscheme = \"w8a16\"") + &step("targets = [\"linears\"]\nscheme = \"w4a16\""),
+            &["step 1", "decides nothing"],
+        ),
         ("# one\nportable = maybe".into(), &["not TOML: line 2:"]),
         (String::new(), &["[[step]]"]),
     ] {
@@ -73,7 +78,7 @@ fn numbers_out_of_range() {
     sandbox.refuses("run tiny hello --temperature -1", &["temperature", "-1"]);
     sandbox.refuses("run tiny hello --temperature 1 --top-p 1.5", &["top-p", "1.5"]);
     sandbox.refuses("run tiny hello --temperature 1 --min-p 2", &["min-p", "2"]);
-    sandbox.refuses("run tiny hello --repetition-penalty 0", &["repetition-penalty", "0"]);
+    sandbox.refuses("run tiny hello --repetition-penalty 0", &["repetition penalty", "0"]);
     sandbox.refuses("run tiny hello --context 100000", &["100000", "256"]);
     sandbox.refuses("bench tiny --prefill 0", &["--prefill", "give 1 or more"]);
     sandbox.refuses("bench tiny --decode 0", &["--decode", "give 1 or more"]);

@@ -72,13 +72,22 @@ fn artefacts_run_are_inspected_and_measured() {
 fn inspect_tells_what_a_model_is() {
     let sandbox = Sandbox::new();
     let facts = sandbox.octet("inspect tiny --json --tensors --graph").done().json();
-    assert_eq!((&facts["family"], &facts["layers"], &facts["vocabulary"], &facts["context"]), (&json!("qwen3"), &json!(3), &json!(320), &json!(256)));
+    assert_eq!(
+        (&facts["family"], &facts["layers"], &facts["vocabulary"], &facts["context"]),
+        (&json!("qwen3"), &json!(3), &json!(320), &json!(256))
+    );
     assert_eq!((&facts["quantization"], &facts["linear_bits_per_weight"]), (&Value::Null, &json!(32.0)));
     let bytes: u64 = facts["tensors"].as_array().unwrap().iter().map(|t| t["bytes"].as_u64().unwrap()).sum();
     assert_eq!(facts["stored_bytes"], json!(bytes));
     assert!(facts["graph"].as_array().unwrap().len() > 5);
     let shown = sandbox.octet("inspect pocket").done().stdout;
-    insta::assert_snapshot!(shown, @"");
+    insta::assert_snapshot!(shown, @r###"
+pocket: qwen3, 4 layers, hidden 256, vocabulary 4096, context 2048
+  parameters    4.2 M
+  weights       8.4 MB on disk, 16.00 bits a weight of the linears
+  KV cache      2.0 kB a token in f16
+  running       12.6 MB at 2048 tokens, 12.6 MB at the full context
+"###);
 }
 
 #[test]
@@ -153,4 +162,23 @@ fn completions_name_the_commands() {
     for word in ["_octet", "quantize", "--eval-text", "--max-ppl-increase"] {
         assert!(script.contains(word), "{word}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn names_from_the_hugging_face_cache() {
+    let sandbox = Sandbox::new();
+    let repo = "hf/hub/models--some-org--some-model";
+    fs::create_dir_all(sandbox.path(repo).join("snapshots/abc")).unwrap();
+    fs::create_dir(sandbox.path(repo).join("refs")).unwrap();
+    sandbox.write(&format!("{repo}/refs/main"), "abc\n");
+    for name in sandbox.names("tiny") {
+        std::os::unix::fs::symlink(sandbox.path("tiny").join(&name), sandbox.path(repo).join("snapshots/abc").join(&name)).unwrap();
+    }
+    for (variable, value) in [("HF_HOME", "hf"), ("HF_HUB_CACHE", "hf/hub")] {
+        let facts = ended(sandbox.command().env(variable, value).args(words("inspect some-org/some-model --json"))).done().json();
+        assert_eq!(facts["family"], json!("qwen3"));
+    }
+    ended(sandbox.command().env("HF_HOME", "hf").args(words("quantize some-org/some-model --no-judge"))).done();
+    assert_eq!(sandbox.names(""), ["hf", "some-model-w8a16", "tiny"]);
 }

@@ -185,7 +185,8 @@ pub(crate) fn words(args: &str) -> Vec<String> {
 pub(crate) fn write_tiny(dir: &Path) {
     let (fixture, pocket) = (octet_testkit::fixtures().join("arch/qwen3"), pocket());
     fs::create_dir(dir).unwrap();
-    for (from, names) in [(&fixture, ["config.json", "model.safetensors"]), (&pocket, ["tokenizer_config.json", "generation_config.json"])] {
+    for (from, names) in [(&fixture, ["config.json", "model.safetensors"]), (&pocket, ["tokenizer_config.json", "generation_config.json"])]
+    {
         for name in names {
             fs::copy(from.join(name), dir.join(name)).unwrap();
         }

@@ -7,7 +7,9 @@ fn empty_texts() {
     let sandbox = Sandbox::new();
     sandbox.write("empty.txt", "");
     sandbox.write("blank.txt", " \n\n");
-    for (text, flag) in [("empty.txt", "--eval-text"), ("blank.txt", "--eval-text"), ("empty.txt", "--calibration"), ("blank.txt", "--calibration")] {
+    for (text, flag) in
+        [("empty.txt", "--eval-text"), ("blank.txt", "--eval-text"), ("empty.txt", "--calibration"), ("blank.txt", "--calibration")]
+    {
         sandbox.refuses(&format!("quantize tiny --scheme w4a16 {flag} {text}"), &[text, "tokens", "needed"]);
     }
     sandbox.refuses("eval tiny --eval-text empty.txt", &["empty.txt", "tokens", "needed"]);
