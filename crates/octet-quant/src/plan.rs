@@ -8,7 +8,7 @@ use crate::{
     recipe::{is_tied, lookup, role_name},
 };
 use octet_model::{LinearSite, Role};
-use octet_tensor::{Activations, Dtype, Scheme};
+use octet_tensor::{Activations, Dtype, Granularity, Scheme};
 
 /// One explicit line a tensor, in the order they are written.
 #[derive(Clone, Debug, PartialEq)]
