@@ -212,7 +212,7 @@ fn numbers_that_are_not_finite_are_refused_and_not_an_error() {
 
 #[test]
 fn health_refuses_a_loop_prone_model_and_accepts_eight_bits() {
-    let options = HealthOptions { tokens: 80, ..HealthOptions::default() };
+    let options = HealthOptions { prompts: 32, tokens: 128, ..HealthOptions::default() };
     let prompts = health::prompts(&text_ids(), BASE.tokenizer.leading_bos(), &options);
     let run = |model: &TextModel| health::run(model, &prompts, &options, &mut |_, _| CONTINUE).unwrap();
     let base = run(&BASE);
