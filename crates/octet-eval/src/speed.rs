@@ -99,7 +99,7 @@ pub struct Speed {
 
 /// Measures decode and prefill of both models in alternating pairs; `tokens` are any tokens of their vocabulary.
 ///
-/// `base` should be the original in 16 bits (see [`crate::sixteen_bit`]), `base_bytes` its weights in bytes.
+/// `base` should be the original in 16 bits (see [`crate::SixteenBit`]), `base_bytes` its weights in bytes.
 ///
 /// # Errors
 /// If there are no tokens, a model fails, or `progress` breaks off.

@@ -125,6 +125,8 @@ pub fn judge(
     check_memory(scheme, checkpoint.entries().iter().map(|e| e.bytes as u64).sum())?;
     let model = TextModel::open(&folder, engine, OpenOptions::default())?;
     let (mut measures, mut gates) = bench.quality(&model, &checkpoint)?;
+    // Before speed is measured, whose streaming buffers are not what the models need.
+    let process = ProcessMemory::now();
     gates.extend(bench.size(&folder, &checkpoint, forecast, &mut measures)?);
     gates.push(bench.speed(&model, &mut measures)?);
     gates.push(bench.health(&model, &mut measures)?);
@@ -132,7 +134,7 @@ pub fn judge(
     measures.memory = Some(Memory {
         base_weights: Some(bench.original.text.model.resident_bytes() as u64),
         quant_weights: Some(model.model.resident_bytes() as u64),
-        process: ProcessMemory::now(),
+        process,
     });
     let report = Report::new(scheme.into(), gates, false, measures, Machine::of(engine), settings.command.clone());
     Ok(Judged { report, model })

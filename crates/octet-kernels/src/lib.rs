@@ -1,7 +1,7 @@
 //! Every hot loop of octet: matrix products over packed weights, attention, norms and the element-wise operations
 //! between them, on the best instruction set of this CPU and a resident pool of threads.
 //!
-//! How it is held together: an algorithm is written once, over the sixteen lanes of [`simd::Simd`], and each
+//! How it is held together: an algorithm is written once, over the sixteen lanes of `simd::Simd`, and each
 //! instruction set is one file of `simd/` that says what those lanes are. Scalar is the specification: products of
 //! integers are equal to it bit for bit, everything in floating point within a stated tolerance. A value of an
 //! instruction set's type exists only where the CPU was seen to have it, so kernels are safe code; `unsafe` is left to

@@ -1,4 +1,5 @@
 //! The command line: what can be asked for. Names and flags are meant to stay stable.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "these comments are what --help prints, plain text")]
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{num::NonZeroUsize, path::PathBuf};
@@ -100,7 +101,7 @@ pub(crate) struct Quantize {
     /// Print the plan with forecast size, memory and time; write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Write without judging (the folder says so)
+    /// Write without judging: the folder then has no validation_report.json
     #[arg(long)]
     pub(crate) no_judge: bool,
     /// Replace an existing output folder

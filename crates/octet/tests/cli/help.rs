@@ -64,7 +64,7 @@ Options:
       --dry-run                     Print the plan with forecast size, memory and time; write nothing
       --threads <N>                 Threads to compute with [default: the physical cores this process may use]
       --json                        Print one JSON document on stdout; progress goes to stderr
-      --no-judge                    Write without judging (the folder says so)
+      --no-judge                    Write without judging: the folder then has no validation_report.json
       --force                       Replace an existing output folder
   -v, --verbose...                  Say more (-v: steps, -vv: details) on stderr
       --strict                      Turn whatever the plan would note and skip into an error, and the fidelity gate into a blocking one
