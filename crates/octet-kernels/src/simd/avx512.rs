@@ -193,6 +193,8 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn prefetch(self, at: &[u8], ahead: usize) {
-        intrinsic!(_mm_prefetch::<_MM_HINT_T0>(at.as_ptr().wrapping_add(ahead).cast()));
+        // Into the second level: with the first as target its few fill buffers are what bounds a stream from memory
+        // (decoding 4-bit codes: 85 % of a streaming read against 98 %).
+        intrinsic!(_mm_prefetch::<_MM_HINT_T1>(at.as_ptr().wrapping_add(ahead).cast()));
     }
 }
