@@ -69,8 +69,17 @@ impl Original {
         let parameters = parameters(&checkpoint);
         let decoded = checkpoint.entries().iter().any(|e| e.dtype == Dtype::F8E4m3);
         let wide = checkpoint.entries().iter().any(|e| matches!(e.dtype, Dtype::F32 | Dtype::F64) && e.shape.len() == 2);
-        // FP8 runs as a decoded copy, wider floats are compared in 16 bits: both are held beside the mapped file.
-        check_memory(folder.name(), if decoded || wide { 2 * parameters } else { 0 })?;
+        // FP8 runs as a decoded F32 copy, wider floats are compared in 16 bits: both are held beside the mapped file.
+        check_memory(
+            folder.name(),
+            if decoded {
+                4 * parameters
+            } else if wide {
+                2 * parameters
+            } else {
+                0
+            },
+        )?;
         let text = TextModel::open(folder, engine, OpenOptions::default())?;
         let sixteen = if wide {
             let spec = ArchSpec::from_config(checkpoint.config())?;

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use octet_formats::Checkpoint;
 use octet_kernels::KvDtype;
 use octet_model::{ArchSpec, Role};
-use octet_tensor::{Matrix, WeightSource};
+use octet_tensor::{Dtype, Matrix, WeightSource};
 use serde_json::{Value, json};
 
 /// Runs the command.
@@ -72,6 +72,7 @@ struct Facts {
     context: usize,
     parameters: u64,
     stored_bytes: u64,
+    decoded_bytes: u64,
     linear_bits: f64,
     quantization: Option<(String, String)>,
     activations: Option<String>,
@@ -80,11 +81,17 @@ struct Facts {
 
 impl Facts {
     fn of(checkpoint: &Checkpoint, spec: &ArchSpec) -> octet_tensor::Result<Self> {
-        let (mut parameters, mut linear_bytes, mut linear_weights) = (0u64, 0u64, 0u64);
+        let (mut parameters, mut linear_bytes, mut linear_weights, mut decoded_bytes) = (0u64, 0u64, 0u64, 0u64);
         for site in spec.linear_sites() {
             let matrix = checkpoint.matrix(&site.module)?;
             let weights = (site.rows * site.cols) as u64;
             parameters += weights;
+            // FP8 and F64 weights run as a decoded F32 copy.
+            if let Some(Matrix::Float(float)) = &matrix
+                && matches!(float.dtype(), Dtype::F8E4m3 | Dtype::F64)
+            {
+                decoded_bytes += 4 * weights;
+            }
             if !matches!(site.role, Role::Embedding | Role::Head | Role::Router) {
                 linear_weights += weights;
                 linear_bytes += matrix.as_ref().map_or(0, Matrix::stored_bytes) as u64;
@@ -101,6 +108,7 @@ impl Facts {
             context: spec.context(),
             parameters,
             stored_bytes: checkpoint.entries().iter().map(|e| e.bytes as u64).sum(),
+            decoded_bytes,
             linear_bits: 8.0 * linear_bytes as f64 / linear_weights.max(1) as f64,
             quantization: stored.map(|q| (format!("{} {}", q.method, q.format), scheme.map_or("mixed".into(), |s| s.to_string()))),
             activations: scheme.map(|s| format!("{:?}", s.activations)),
@@ -108,9 +116,9 @@ impl Facts {
         })
     }
 
-    /// Bytes that running it with a context of `tokens` takes: weights, keys and values.
+    /// Bytes that running it with a context of `tokens` takes: weights (mapped, and the decoded copy of FP8), keys and values.
     fn run_bytes(&self, tokens: usize) -> u64 {
-        self.stored_bytes + (self.kv_bytes_per_token * tokens) as u64
+        self.stored_bytes + self.decoded_bytes + (self.kv_bytes_per_token * tokens) as u64
     }
 
     fn show(&self, model: &str) {
