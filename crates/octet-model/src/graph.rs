@@ -180,6 +180,18 @@ impl<L, P> Node<L, P> {
         }
     }
 
+    /// The linears of the node, to be changed.
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut L> {
+        match self {
+            Self::Embed { table, .. } => vec![table],
+            Self::Linears(group) => group.linears.iter_mut().collect(),
+            Self::Experts { router, experts, .. } => {
+                std::iter::once(router).chain(experts.iter_mut().flat_map(|e| [&mut e.gate, &mut e.up, &mut e.down])).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// The small tensors of the node that are not biases of linears.
     pub fn params(&self) -> Vec<&P> {
         match self {

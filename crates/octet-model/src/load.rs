@@ -7,7 +7,7 @@ use crate::{
 };
 use octet_kernels::{Engine, PackedLinear};
 use octet_tensor::{Activations, Error, FloatMatrix, Matrix, Tensor, WeightSource};
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 /// Buffers of other frameworks that checkpoints carry along and that no forward pass reads.
 const BUFFERS: &[&str] = &[".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
@@ -43,6 +43,23 @@ impl Loader<'_> {
         nodes.iter().map(load).collect()
     }
 
+    /// Loads the weights of `linear` again, leaving biases as they are.
+    pub(crate) fn refill(&self, loaded: &mut LoadedLinear, linear: &Linear) -> Result<(), LoadError> {
+        let matrix = matrix(self.source, linear)?;
+        for (part, (_, rows)) in loaded.parts.iter_mut().zip(&linear.parts) {
+            part.weights = self.part(&matrix, linear, rows)?;
+        }
+        Ok(())
+    }
+
+    /// Some rows of a matrix, packed.
+    fn part(&self, matrix: &Matrix, linear: &Linear, rows: &Range<usize>) -> Result<Arc<PackedLinear>, LoadError> {
+        let whole = *rows == (0..matrix.rows());
+        let part = if whole { Some(matrix.clone()) } else { matrix.slice_rows(rows.clone()) };
+        let part = part.ok_or_else(|| shape_error(&linear.site.module, linear, [matrix.rows(), matrix.cols()]))?;
+        Ok(Arc::new(PackedLinear::pack(self.engine, &part, self.activations)?))
+    }
+
     fn linear(&self, linear: &Linear) -> Result<LoadedLinear, LoadError> {
         if let (true, Some(shared)) = (linear.tied, &self.embedding) {
             let parts = linear.parts.iter().map(|(to, _)| LoadedPart { weights: Arc::clone(shared), bias: None, to: *to });
@@ -52,10 +69,7 @@ impl Loader<'_> {
         let bias = linear.bias.as_ref().map(|bias| self.param(bias)).transpose()?;
         let mut parts = Vec::with_capacity(linear.parts.len());
         for (to, rows) in &linear.parts {
-            let whole = *rows == (0..matrix.rows());
-            let part = if whole { Some(matrix.clone()) } else { matrix.slice_rows(rows.clone()) };
-            let part = part.ok_or_else(|| shape_error(&linear.site.module, linear, [matrix.rows(), matrix.cols()]))?;
-            let weights = Arc::new(PackedLinear::pack(self.engine, &part, self.activations)?);
+            let weights = self.part(&matrix, linear, rows)?;
             parts.push(LoadedPart { weights, bias: bias.as_ref().map(|b| b[rows.clone()].to_vec()), to: *to });
         }
         Ok(LoadedLinear { parts })

@@ -8,8 +8,8 @@ use crate::{
     workspace::Workspace,
 };
 use octet_kernels::{AttentionJob, Engine, KvCache, MatmulJob, PackedLinear};
-use octet_tensor::{Activations, WeightSource};
-use std::sync::Arc;
+use octet_tensor::{Activations, Matrix, Tensor, WeightSource};
+use std::{ops::Range, sync::Arc};
 
 /// The embedding, one block or the head of a model, loaded.
 ///
@@ -80,10 +80,76 @@ impl Stage {
         caches: &mut [&mut KvCache],
         tap: Option<&mut dyn Tap>,
     ) -> Result<(), ForwardError> {
+        self.run_nodes(0..self.nodes.len(), engine, ws, caches, tap)?;
+        if self.place == Place::Head { self.check(ws.slot(Slot::Logits)) } else { Ok(()) }
+    }
+
+    /// As [`Stage::run`] for some of its nodes (see [`crate::Phase`]).
+    ///
+    /// # Errors
+    /// If the residual stream is not finite afterwards; the error names the stage.
+    pub fn run_nodes(
+        &self,
+        nodes: Range<usize>,
+        engine: &Engine,
+        ws: &mut Workspace,
+        caches: &mut [&mut KvCache],
+        tap: Option<&mut dyn Tap>,
+    ) -> Result<(), ForwardError> {
         let mut pass = Pass { engine, ws, caches, tap };
-        self.nodes.iter().for_each(|node| pass.node(node));
-        let result = pass.ws.slot(if self.place == Place::Head { Slot::Logits } else { Slot::Hidden });
+        self.nodes.get(nodes).into_iter().flatten().for_each(|node| pass.node(node));
+        self.check(ws.slot(Slot::Hidden))
+    }
+
+    /// Shows `tap` the inputs of the linears of a node whose predecessors ran. The products are not computed, except where
+    /// one linear of the node reads what another one makes (experts).
+    pub fn show(&self, node: usize, engine: &Engine, ws: &mut Workspace, tap: &mut dyn Tap) {
+        match self.nodes.get(node) {
+            Some(Node::Linears(group)) => tap.input(group.input, ws.slot(group.from), ws.rows()),
+            Some(node) => Pass { engine, ws, caches: &mut [], tap: Some(tap) }.node(node),
+            None => {}
+        }
+    }
+
+    /// Puts `matrix` in the place of the weights of `module`, which this stage of `graph` uses; it runs as stored from now on.
+    ///
+    /// # Errors
+    /// If the stage has no such module, or the matrix another shape.
+    pub fn replace(&mut self, engine: &Engine, graph: &BlockGraph, module: &str, matrix: Matrix) -> Result<(), LoadError> {
+        let source = Single { module, matrix };
+        let loader = Loader { engine, source: &source, activations: None, embedding: None };
+        for (node, plain) in self.nodes.iter_mut().zip(nodes_at(graph, self.place)) {
+            for (loaded, linear) in node.linears_mut().into_iter().zip(plain.linears()) {
+                if linear.site.module == module {
+                    return loader.refill(loaded, linear);
+                }
+            }
+        }
+        Err(octet_tensor::Error::Missing { name: module.into() }.into())
+    }
+
+    fn check(&self, result: &[f32]) -> Result<(), ForwardError> {
         if all_finite(result) { Ok(()) } else { Err(ForwardError::NonFinite { place: self.place }) }
+    }
+}
+
+/// One matrix as a source.
+struct Single<'a> {
+    module: &'a str,
+    matrix: Matrix,
+}
+
+impl WeightSource for Single<'_> {
+    fn matrix(&self, module: &str) -> octet_tensor::Result<Option<Matrix>> {
+        Ok((module == self.module).then(|| self.matrix.clone()))
+    }
+
+    fn tensor(&self, _name: &str) -> octet_tensor::Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    fn names(&self) -> Vec<String> {
+        vec![format!("{}.weight", self.module)]
     }
 }
 

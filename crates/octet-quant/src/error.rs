@@ -71,6 +71,34 @@ pub enum Error {
         /// Inputs the statistics cover.
         found: usize,
     },
+    /// A solver that cannot do without calibration.
+    #[error("{module} is to be solved by {solver}, which needs calibration; give text with --calibration, or use the solver rtn")]
+    NeedsCalibration {
+        /// The tensor.
+        module: String,
+        /// The solver.
+        solver: &'static str,
+    },
+    /// A Hessian that no damping makes positive definite.
+    #[error(
+        "the Hessian of {module} is not positive definite even with {damping} of its mean diagonal added; give more or other calibration text"
+    )]
+    NotPositiveDefinite {
+        /// The tensor.
+        module: String,
+        /// The last damping tried, as a share of the mean diagonal.
+        damping: f64,
+    },
+    /// Activations that are not finite.
+    #[error(
+        "{place} received values that are not finite ({input}); the weights are damaged or overflow, check them with `octet inspect --check`"
+    )]
+    NonFiniteInput {
+        /// The layer.
+        place: String,
+        /// Which of its inputs.
+        input: String,
+    },
     /// The weights cannot be read.
     #[error(transparent)]
     Tensor(#[from] octet_tensor::Error),

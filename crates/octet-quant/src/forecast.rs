@@ -1,7 +1,7 @@
 //! What carrying out a plan will cost, and how fast this machine solves.
 
 use crate::{
-    Action, Error, Plan, RowsMut, Solver, SolverChoice, TensorJob,
+    Action, Error, Plan, RowsMut, Rtn, Solver, SolverChoice, TensorJob,
     chunks::{Chunks, buffer_bytes},
 };
 use octet_kernels::Engine;
@@ -74,9 +74,17 @@ fn work(action: &Action) -> Option<Work> {
 fn measure(work: Work, engine: &Engine) -> Result<f64, Error> {
     let (rows, cols) = SAMPLE;
     let weights = sample(rows * cols);
-    let solver = work.solver.rtn();
-    let job =
-        TensorJob { module: "the sample", shape: SAMPLE, scheme: work.scheme, scale_dtype: work.scale_dtype, importance: None, engine };
+    // Every solver begins with the search for scales.
+    let solver = work.solver.rtn().unwrap_or(Rtn::USUAL);
+    let job = TensorJob {
+        module: "the sample",
+        shape: SAMPLE,
+        scheme: work.scheme,
+        scale_dtype: work.scale_dtype,
+        importance: None,
+        hessian: None,
+        engine,
+    };
     let ready = solver.prepare(job)?;
     let scales = rows * work.scheme.groups(cols);
     let once = |_| {

@@ -18,13 +18,15 @@ mod plan;
 mod recipe;
 mod report;
 mod solve;
+mod statistics;
 
 pub use error::Error;
 pub use forecast::{Forecast, SolveRates};
 pub use inventory::{Inventory, OtherTensor, Site};
-pub use observe::{Importance, ImportanceObserver, InputStatistics};
+pub use observe::{Importance, ImportanceObserver, SiteImportance};
 pub use pipeline::{Progress, Run, Sink, SinkError};
 pub use plan::{Action, Line, Plan};
-pub use recipe::{Flags, Precision, Recipe, SolverChoice, Step, Target};
+pub use recipe::{ActOrder, Flags, GptqSettings, Precision, Recipe, SolverChoice, Step, Target};
 pub use report::{ErrorSums, TensorReport};
 pub use solve::{RowSolver, RowsMut, Rtn, Solver, TensorJob};
+pub use statistics::{Hessian, InputStatistics};

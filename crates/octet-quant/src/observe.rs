@@ -34,7 +34,7 @@ impl Tap for ImportanceObserver {
 impl ImportanceObserver {
     /// What was seen, ready for solvers.
     pub fn finish(self) -> Importance {
-        let one = |(site, seen): (InputSite, Seen)| (site, InputStatistics::new(&seen));
+        let one = |(site, seen): (InputSite, Seen)| (site, SiteImportance::new(&seen));
         Importance { sites: self.sums.into_iter().map(one).collect() }
     }
 }
@@ -42,12 +42,12 @@ impl ImportanceObserver {
 /// Importance of every input of every distinct linear input.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Importance {
-    sites: BTreeMap<InputSite, InputStatistics>,
+    sites: BTreeMap<InputSite, SiteImportance>,
 }
 
 /// What calibration tells about one linear input.
 #[derive(Clone, Debug, PartialEq)]
-pub struct InputStatistics {
+pub struct SiteImportance {
     /// Mean square of each input divided by the mean of them all, and no less than a thousandth: text that leaves an
     /// input dark must not make its weights worthless.
     pub importance: Vec<f32>,
@@ -60,7 +60,7 @@ pub struct InputStatistics {
 /// The least importance an input can have, of the mean.
 const FLOOR: f64 = 1e-3;
 
-impl InputStatistics {
+impl SiteImportance {
     fn new(seen: &Seen) -> Self {
         let mean = seen.squares.iter().sum::<f64>() / seen.squares.len().max(1) as f64;
         let dead = seen.squares.iter().filter(|&&v| v == 0.0).count();
@@ -77,7 +77,7 @@ impl Importance {
     }
 
     /// Everything that is known, by input.
-    pub fn sites(&self) -> impl Iterator<Item = (InputSite, &InputStatistics)> {
+    pub fn sites(&self) -> impl Iterator<Item = (InputSite, &SiteImportance)> {
         self.sites.iter().map(|(site, seen)| (*site, seen))
     }
 

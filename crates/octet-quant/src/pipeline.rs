@@ -113,13 +113,16 @@ impl Run<'_> {
     ) -> Result<ErrorSums, Error> {
         let Action::Quantize { scheme, scale_dtype, solver } = line.action else { return Ok(ErrorSums::default()) };
         let matrix = matrix(self.source, site)?;
-        let solver = solver.rtn();
+        let Some(solver) = solver.rtn() else {
+            return Err(Error::NeedsCalibration { module: line.name.clone(), solver: solver.name() });
+        };
         let job = TensorJob {
             module: &line.name,
             shape: (site.rows, site.cols),
             scheme: scheme.weights,
             scale_dtype,
             importance: self.importance.and_then(|importance| importance.of(site.input)),
+            hessian: None,
             engine: self.engine,
         };
         let ready = solver.prepare(job)?;

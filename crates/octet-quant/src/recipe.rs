@@ -1,12 +1,14 @@
 //! What the user asks for: ordered steps over groups of tensors.
 
 mod parse;
+mod solver;
 mod target;
 
+pub use solver::{ActOrder, GptqSettings, SolverChoice};
 pub use target::Target;
 pub(crate) use target::{is_tied, role_name};
 
-use crate::{Error, Rtn};
+use crate::Error;
 use octet_tensor::{Activations, Scheme, WeightScheme};
 use std::fmt;
 
@@ -48,38 +50,6 @@ impl Step {
     }
 }
 
-/// A solver and its settings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SolverChoice {
-    /// Round-to-nearest with a search of so many scale candidates (`None`: the usual number, 8 and fewer: a quick search).
-    Rtn {
-        /// Candidates of the first pass.
-        candidates: Option<usize>,
-    },
-}
-
-impl SolverChoice {
-    /// The solver's settings.
-    pub fn rtn(self) -> Rtn {
-        match self {
-            Self::Rtn { candidates: None } => Rtn::USUAL,
-            // Eight and fewer is the quick search, which does not look around what it finds.
-            Self::Rtn { candidates: Some(candidates) } if candidates <= 8 => Rtn { candidates, ..Rtn::FAST },
-            Self::Rtn { candidates: Some(candidates) } => Rtn { candidates, ..Rtn::USUAL },
-        }
-    }
-}
-
-impl fmt::Display for SolverChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Rtn { candidates } = self;
-        match candidates {
-            Some(n) => write!(f, "rtn({n})"),
-            None => f.write_str("rtn"),
-        }
-    }
-}
-
 /// What happens to the embedding or the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
@@ -100,8 +70,8 @@ pub struct Flags {
     pub head: Option<Precision>,
     /// As [`Recipe::portable`].
     pub portable: bool,
-    /// Candidates of the scale search, as in [`SolverChoice::Rtn`].
-    pub candidates: Option<usize>,
+    /// What chooses the codes of the linears; embedding and head are rounded to nearest.
+    pub solver: SolverChoice,
 }
 
 impl Recipe {
@@ -119,8 +89,9 @@ impl Recipe {
     /// # Errors
     /// If a tied model is asked for an embedding and a head that differ.
     pub fn from_flags(flags: &Flags, tied: bool) -> Result<Self, Error> {
-        let Flags { scheme, portable, candidates, .. } = *flags;
-        let solver = SolverChoice::Rtn { candidates };
+        let Flags { scheme, portable, solver, .. } = *flags;
+        let (SolverChoice::Rtn { candidates } | SolverChoice::Gptq(GptqSettings { candidates, .. })) = solver;
+        let rounded = SolverChoice::Rtn { candidates };
         let usual = if portable {
             Precision::Keep
         } else {
@@ -135,18 +106,18 @@ impl Recipe {
             (embedding, head) if tied => [head.or(embedding).unwrap_or(usual); 2].into(),
             (embedding, head) => (embedding.unwrap_or(usual), head.unwrap_or(usual)),
         };
-        let step = |names: &[&str], precision: Precision| {
+        let step = |names: &[&str], precision: Precision, solver: SolverChoice| {
             let targets = names.iter().map(|name| Target::named(name)).collect();
             match precision {
                 Precision::Keep => Step::Keep { targets },
                 Precision::Quantize(scheme) => Step::Quantize { targets, scheme, solver },
             }
         };
-        let mut steps = vec![step(&["linears"], Precision::Quantize(scheme))];
+        let mut steps = vec![step(&["linears"], Precision::Quantize(scheme), solver)];
         if embedding == head {
-            steps.push(step(&["embedding", "head"], head));
+            steps.push(step(&["embedding", "head"], head, rounded));
         } else {
-            steps.extend([step(&["embedding"], embedding), step(&["head"], head)]);
+            steps.extend([step(&["embedding"], embedding, rounded), step(&["head"], head, rounded)]);
         }
         Ok(Self { steps, portable })
     }
@@ -169,8 +140,12 @@ impl fmt::Display for Recipe {
             let targets: Vec<String> = step.targets().iter().map(|target| parse::quoted(target.as_str())).collect();
             let action = if matches!(step, Step::Keep { .. }) { "keep" } else { "quantize" };
             write!(f, "\n[[step]]\naction = \"{action}\"\ntargets = [{}]\n", targets.join(", "))?;
-            if let Step::Quantize { scheme, solver: SolverChoice::Rtn { candidates }, .. } = step {
-                write!(f, "scheme = \"{scheme}\"\nsolver = \"rtn\"\n")?;
+            if let Step::Quantize { scheme, solver, .. } = step {
+                write!(f, "scheme = \"{scheme}\"\nsolver = \"{}\"\n", solver.name())?;
+                if let SolverChoice::Gptq(GptqSettings { act_order, damping, refine, .. }) = solver {
+                    write!(f, "act_order = \"{}\"\ndamping = {damping:?}\nrefine = {refine}\n", act_order.name())?;
+                }
+                let (SolverChoice::Rtn { candidates } | SolverChoice::Gptq(GptqSettings { candidates, .. })) = solver;
                 if let Some(candidates) = candidates {
                     writeln!(f, "candidates = {candidates}")?;
                 }

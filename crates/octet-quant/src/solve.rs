@@ -6,7 +6,7 @@ mod rtn;
 
 pub use rtn::Rtn;
 
-use crate::{Error, ErrorSums};
+use crate::{Error, ErrorSums, Hessian};
 use octet_kernels::Engine;
 use octet_tensor::{Dtype, Granularity, WeightScheme};
 
@@ -23,6 +23,8 @@ pub struct TensorJob<'a> {
     pub scale_dtype: Dtype,
     /// Importance of each input, mean 1 (mean square of what flows in), or `None` without calibration.
     pub importance: Option<&'a [f32]>,
+    /// The Hessian of the input, where the solver asked for it and calibration reached it.
+    pub hessian: Option<&'a Hessian>,
     /// Kernels to solve with.
     pub engine: &'a Engine,
 }
@@ -62,4 +64,9 @@ pub trait Solver: Sync {
 pub trait RowSolver: Sync {
     /// Quantizes finite `weights` `[rows, cols]` into `out` and says what error that leaves.
     fn solve(&self, weights: &[f32], out: RowsMut<'_>) -> ErrorSums;
+
+    /// What a report should say about this tensor, such as damping that had to be raised.
+    fn remark(&self) -> Option<String> {
+        None
+    }
 }

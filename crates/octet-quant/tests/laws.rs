@@ -34,6 +34,7 @@ impl Case<'_> {
             scheme: self.scheme,
             scale_dtype: self.scale_dtype,
             importance: self.importance,
+            hessian: None,
             engine: engine(),
         };
         let groups = self.scheme.groups(self.cols);

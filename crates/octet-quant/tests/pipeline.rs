@@ -4,7 +4,9 @@
 
 use octet_kernels::{Engine, Isa};
 use octet_model::{InputKind, InputSite, LinearSite, Role};
-use octet_quant::{Error, Flags, ImportanceObserver, Inventory, Plan, Progress, Recipe, Run, Sink, SinkError, SolveRates, TensorReport};
+use octet_quant::{
+    Error, Flags, ImportanceObserver, Inventory, Plan, Progress, Recipe, Run, Sink, SinkError, SolveRates, SolverChoice, TensorReport,
+};
 use octet_tensor::{Bytes, Dtype, FloatMatrix, Matrix, QMatrix, Result as TensorResult, Tensor, WeightSource};
 use std::{
     collections::BTreeMap,
@@ -111,7 +113,8 @@ fn engine(threads: usize) -> Engine {
 }
 
 fn recipe(scheme: &str, portable: bool) -> Recipe {
-    let flags = Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, candidates: Some(8) };
+    let flags =
+        Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, solver: SolverChoice::Rtn { candidates: Some(8) } };
     Recipe::from_flags(&flags, true).unwrap()
 }
 

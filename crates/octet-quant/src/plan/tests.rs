@@ -35,7 +35,7 @@ fn inventory(tied: bool) -> Inventory {
 }
 
 fn flags(scheme: &str, portable: bool) -> Flags {
-    Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, candidates: None }
+    Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, solver: SolverChoice::Rtn { candidates: None } }
 }
 
 fn plan(flags: &Flags, tied: bool) -> Plan {

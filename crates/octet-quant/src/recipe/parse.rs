@@ -1,12 +1,15 @@
 //! Recipes from TOML, by hand: so that an unknown key is answered with the keys there are.
 
-use super::{Recipe, SolverChoice, Step, Target};
+use super::{ActOrder, GptqSettings, Recipe, SolverChoice, Step, Target};
 use crate::Error;
 use octet_tensor::Scheme;
 use toml::{Table, Value};
 
 /// Wider searches than this only cost time (see the solver's tests).
 const MOST_CANDIDATES: i64 = 256;
+
+/// More passes of refinement than this find nothing.
+const MOST_REFINEMENTS: i64 = 100;
 
 pub(super) fn recipe(text: &str) -> Result<Recipe, Error> {
     let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
@@ -38,8 +41,8 @@ fn step(place: &str, value: Value) -> Result<Step, Error> {
             let scheme = string(&mut table, place, "scheme")?;
             let Some(scheme) = scheme else { return fail(format!("{place} has no scheme; add one such as scheme = \"w4a16-g128\"")) };
             let scheme: Scheme = scheme.parse().map_err(|error| Error::Recipe(format!("{place}: {error}")))?;
-            let solver = solver(&mut table, place)?;
-            no_more(&table, &format!("{place} (quantize)"), "action, targets, scheme, solver and candidates")?;
+            let (solver, keys) = solver(&mut table, place)?;
+            no_more(&table, &format!("{place} (quantize)"), keys)?;
             Ok(Step::Quantize { targets, scheme, solver })
         }
         Some("keep") => {
@@ -52,17 +55,43 @@ fn step(place: &str, value: Value) -> Result<Step, Error> {
     }
 }
 
-fn solver(table: &mut Table, place: &str) -> Result<SolverChoice, Error> {
-    match string(table, place, "solver")?.as_deref() {
-        None | Some("rtn") => {}
-        Some(other) => return fail(format!("{place} has the solver {other:?}; there is \"rtn\"")),
-    }
+/// The solver of a step and the keys that may stand beside it.
+fn solver(table: &mut Table, place: &str) -> Result<(SolverChoice, &'static str), Error> {
+    let name = string(table, place, "solver")?;
     let candidates = match table.remove("candidates") {
         None => None,
         Some(Value::Integer(n @ 1..=MOST_CANDIDATES)) => Some(n as usize),
         Some(other) => return fail(format!("{place}: candidates must be a number from 1 to {MOST_CANDIDATES}, not {other}")),
     };
-    Ok(SolverChoice::Rtn { candidates })
+    match name.as_deref() {
+        None | Some("rtn") => Ok((SolverChoice::Rtn { candidates }, "action, targets, scheme, solver and candidates")),
+        Some("gptq") => {
+            let settings = gptq(table, place, candidates)?;
+            Ok((SolverChoice::Gptq(settings), "action, targets, scheme, solver, act_order, damping, refine and candidates"))
+        }
+        Some(other) => fail(format!("{place} has the solver {other:?}; there are \"rtn\" and \"gptq\"")),
+    }
+}
+
+fn gptq(table: &mut Table, place: &str, candidates: Option<usize>) -> Result<GptqSettings, Error> {
+    let mut settings = GptqSettings { candidates, ..GptqSettings::USUAL };
+    if let Some(name) = string(table, place, "act_order")? {
+        let Some(order) = ActOrder::ALL.into_iter().find(|order| order.name() == name) else {
+            return fail(format!("{place} has the act_order {name:?}; there are \"static\", \"desc\" and \"none\""));
+        };
+        settings.act_order = order;
+    }
+    settings.damping = match table.remove("damping") {
+        None => settings.damping,
+        Some(Value::Float(share)) if share > 0.0 && share <= 1.0 => share,
+        Some(other) => return fail(format!("{place}: damping must be a share above 0.0 and up to 1.0, not {other}")),
+    };
+    settings.refine = match table.remove("refine") {
+        None => settings.refine,
+        Some(Value::Integer(passes @ 0..=MOST_REFINEMENTS)) => passes as usize,
+        Some(other) => return fail(format!("{place}: refine must be a number of passes from 0 to {MOST_REFINEMENTS}, not {other}")),
+    };
+    Ok(settings)
 }
 
 fn targets(table: &mut Table, place: &str) -> Result<Vec<Target>, Error> {
@@ -121,15 +150,21 @@ mod tests {
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsmooth=0.5"), @r#"the recipe makes no sense: step 1 (quantize) has the unknown key "smooth"; the keys are action, targets, scheme, solver and candidates"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w9a16'"), @r#"the recipe makes no sense: step 1: there is no scheme "w9a16": "9" is not a width of 2 to 8 bits; write it like w8a16, w8a8, w4a16-g128-sym or w4a8-g64-asym (bits 2-8, group 32, 64, 128 or 256)"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['heads']\nscheme='w8a16'"), @r#"the recipe makes no sense: step 1: there is no target "heads"; name linears, embedding, head, a role (q, k, v, qkv, o, gate, up, gate_up, down, expert_gate, expert_up, expert_down, experts, router), layers:0-3, a module path with * or ?, or re: and a regular expression; join several with &"#);
-        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='gptq'"), @r#"the recipe makes no sense: step 1 has the solver "gptq"; there is "rtn""#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='magic'"), @r#"the recipe makes no sense: step 1 has the solver "magic"; there are "rtn" and "gptq""#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='gptq'\nact_order='up'"), @r#"the recipe makes no sense: step 1 has the act_order "up"; there are "static", "desc" and "none""#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='gptq'\ndamping=0.0"), @"the recipe makes no sense: step 1: damping must be a share above 0.0 and up to 1.0, not 0.0");
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nrefine=1"), @r#"the recipe makes no sense: step 1 (quantize) has the unknown key "refine"; the keys are action, targets, scheme, solver and candidates"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\ncandidates=0"), @"the recipe makes no sense: step 1: candidates must be a number from 1 to 256, not 0");
         assert!(error("step = [").contains("it is not TOML"));
     }
 
     #[test]
     fn flags_and_their_toml_say_the_same() {
-        for (scheme, portable, tied) in [("w8a8", false, true), ("w4a16-g32-asym", true, false), ("w4a16", false, false)] {
-            let flags = Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, candidates: Some(8) };
+        let gptq = GptqSettings { act_order: ActOrder::Descending, damping: 0.1, refine: 0, candidates: Some(32) };
+        let solvers = [SolverChoice::Rtn { candidates: Some(8) }, SolverChoice::Gptq(gptq), SolverChoice::Gptq(GptqSettings::USUAL)];
+        let cases = [("w8a8", false, true), ("w4a16-g32-asym", true, false), ("w4a16", false, false)];
+        for ((scheme, portable, tied), solver) in cases.into_iter().zip(solvers) {
+            let flags = Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, solver };
             let made = Recipe::from_flags(&flags, tied).unwrap();
             assert_eq!(recipe(&made.to_string()).unwrap(), made);
         }

@@ -27,6 +27,15 @@ impl Rtn {
 
     /// The usual search: one pass and a look around; wider ones find less than 0.1 dB more (see the tests).
     pub const USUAL: Self = Self { candidates: 16, refinements: 1 };
+
+    /// The search with so many candidates: eight and fewer is the quick one, which does not look around what it finds.
+    pub fn with(candidates: Option<usize>) -> Self {
+        match candidates {
+            None => Self::USUAL,
+            Some(candidates) if candidates <= 8 => Self { candidates, ..Self::FAST },
+            Some(candidates) => Self { candidates, ..Self::USUAL },
+        }
+    }
 }
 
 impl Solver for Rtn {

@@ -16,7 +16,7 @@ use octet_eval::{Report, gates::Status, gates::Thresholds, overlap::Overlap, rep
 use octet_flow::{Calibrated, JudgeSettings, Original, Prepared, QuantizeSettings, Summary, Variant};
 use octet_formats::Folder;
 use octet_kernels::Engine;
-use octet_quant::{Flags, Recipe};
+use octet_quant::{Flags, Recipe, SolverChoice};
 use octet_runtime::Tokenizer;
 use octet_tensor::Scheme;
 use std::path::{Path, PathBuf};
@@ -152,7 +152,13 @@ impl Session<'_> {
             let recipe = match asked {
                 Asked::Recipe { recipe, .. } => recipe.clone(),
                 Asked::Scheme(scheme) => {
-                    let flags = Flags { scheme: *scheme, embedding: None, head: None, portable: args.portable, candidates: None };
+                    let flags = Flags {
+                        scheme: *scheme,
+                        embedding: None,
+                        head: None,
+                        portable: args.portable,
+                        solver: SolverChoice::Rtn { candidates: None },
+                    };
                     Recipe::from_flags(&flags, spec.head().tied)?
                 }
             };

@@ -1,0 +1,97 @@
+//! Which solver chooses the codes, with its settings.
+
+use crate::Rtn;
+use std::fmt;
+
+/// A solver and its settings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SolverChoice {
+    /// Round-to-nearest with a search of so many scale candidates (`None`: the usual number, 8 and fewer: a quick search).
+    Rtn {
+        /// Candidates of the first pass.
+        candidates: Option<usize>,
+    },
+    /// GPTQ: errors of a column are made good by the columns that follow it. Needs calibration.
+    Gptq(GptqSettings),
+}
+
+/// Settings of GPTQ (Frantar et al., arXiv 2210.17323).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GptqSettings {
+    /// In which order columns are swept.
+    pub act_order: ActOrder,
+    /// Added to the Hessian's diagonal, as a share of its mean; raised where that is not enough.
+    pub damping: f64,
+    /// Passes of refinement after the sweep.
+    pub refine: usize,
+    /// Candidates of the scale search, as in [`SolverChoice::Rtn`].
+    pub candidates: Option<usize>,
+}
+
+impl GptqSettings {
+    /// Static order, 1 % damping, the usual refinement.
+    pub const USUAL: Self = Self { act_order: ActOrder::Static, damping: 0.01, refine: 3, candidates: None };
+}
+
+/// In which order GPTQ sweeps columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActOrder {
+    /// Scales first, then columns by descending activity; storage stays as it is.
+    Static,
+    /// Columns by descending activity, groups of columns that follow each other in that order (`g_idx`).
+    Descending,
+    /// As they are stored.
+    None,
+}
+
+impl ActOrder {
+    /// All orders.
+    pub const ALL: [Self; 3] = [Self::Static, Self::Descending, Self::None];
+
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Descending => "desc",
+            Self::None => "none",
+        }
+    }
+}
+
+impl SolverChoice {
+    /// The settings of round-to-nearest, `None` for a solver that needs more than single rows.
+    pub fn rtn(self) -> Option<Rtn> {
+        match self {
+            Self::Rtn { candidates } => Some(Rtn::with(candidates)),
+            Self::Gptq(_) => None,
+        }
+    }
+
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rtn { .. } => "rtn",
+            Self::Gptq(_) => "gptq",
+        }
+    }
+
+    /// Whether it cannot do without calibration.
+    pub fn needs_hessian(self) -> bool {
+        matches!(self, Self::Gptq(_))
+    }
+}
+
+impl fmt::Display for SolverChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rtn { candidates: Some(n) } => write!(f, "rtn({n})"),
+            Self::Rtn { candidates: None } => f.write_str("rtn"),
+            Self::Gptq(gptq) if *gptq == GptqSettings::USUAL => f.write_str("gptq"),
+            Self::Gptq(GptqSettings { act_order, damping, refine, candidates }) => {
+                write!(f, "gptq({} order, damping {damping}, refine {refine}", act_order.name())?;
+                candidates.map_or(Ok(()), |n| write!(f, ", {n} candidates"))?;
+                f.write_str(")")
+            }
+        }
+    }
+}
