@@ -33,10 +33,26 @@ kernels! {
     W8A8 = "w8a8",
     /// Codes of four bits, int8 activations.
     W4A8 = "w4a8",
+    /// Codes of two bits, int8 activations.
+    W2A8 = "w2a8",
+    /// Codes of three bits, int8 activations.
+    W3A8 = "w3a8",
+    /// Codes of five bits, int8 activations.
+    W5A8 = "w5a8",
+    /// Codes of six bits, int8 activations.
+    W6A8 = "w6a8",
     /// Codes of a byte, float activations.
     W8A16 = "w8a16",
     /// Codes of four bits, float activations.
     W4A16 = "w4a16",
+    /// Codes of two bits, float activations.
+    W2A16 = "w2a16",
+    /// Codes of three bits, float activations.
+    W3A16 = "w3a16",
+    /// Codes of five bits, float activations.
+    W5A16 = "w5a16",
+    /// Codes of six bits, float activations.
+    W6A16 = "w6a16",
     /// F32 weights.
     F32 = "f32",
     /// F16 weights.

@@ -1,109 +1,263 @@
-//! The two ways codes lie in a line, as the kernels' inner loops see them: an octet of inputs at a time.
+//! The ways codes lie in memory, as the kernels' inner loops see them: an octet of inputs (eight) at a time.
+//!
+//! Four octets of sixteen rows with codes of b bits take b lines of 64 bytes. Codes of a byte (seven and eight bits) are
+//! two lines an octet, those of four bits one. Other widths are cut into planes, as [`planes`] says: the low four (or
+//! two) bits of all codes first, the one or two bits above them in lines of their own, merged in registers.
+//!
+//! A 16-entry table of int8 values (NF4 and the like) is one more `Codes`: nibbles whose [`Codes::load`] sends both
+//! words through a byte shuffle ([`Simd`] needs one method for it) and is not `SMALL`, its values stored + 128.
 
 use super::layout::Line;
 use crate::simd::{LANES, Simd, unroll};
 
+/// Octets that are stored together where codes are cut into planes.
+pub(crate) const CHUNK: usize = 4;
+
+/// Bits a code of `bits` bits takes in memory: codes of seven bits take a byte.
+pub(crate) fn stored_bits(bits: u32) -> usize {
+    if bits == 7 { 8 } else { bits as usize }
+}
+
+/// Inputs that a run of codes of so many stored bits is filled up to: a chunk where codes are cut into planes, else an octet.
+pub(crate) fn unit(bits: usize) -> usize {
+    if matches!(bits, 4 | 8) { 8 } else { 8 * CHUNK }
+}
+
+/// The planes that codes of so many stored bits are cut into: the first bit, and the number of bits, of each.
+pub(crate) const fn planes(bits: usize) -> &'static [(usize, usize)] {
+    match bits {
+        2 => &[(0, 2)],
+        3 => &[(0, 2), (2, 1)],
+        4 => &[(0, 4)],
+        5 => &[(0, 4), (4, 1)],
+        6 => &[(0, 4), (4, 2)],
+        _ => &[(0, 8)],
+    }
+}
+
+/// Where a plane that starts at bit `first` and has `bits` bits holds word `word` (four inputs) of a row's codes: the
+/// line, counted from the first of its chunk, and the bit of each byte. Planes of a chunk follow each other.
+#[inline(always)]
+pub(crate) const fn place(first: usize, bits: usize, word: usize) -> (usize, usize) {
+    (first + word * bits / 8, word * bits % 8)
+}
+
+/// Runs a body for every octet of a chunk, unrolled.
+macro_rules! each_octet {
+    ($codes:ident, $octet:ident, $body:expr) => {{
+        {
+            let $octet = 0;
+            $body
+        }
+        if const { $codes::OCTETS > 1 } {
+            const { assert!($codes::OCTETS == 1 || $codes::OCTETS == 4) };
+            {
+                let $octet = 1;
+                $body
+            }
+            {
+                let $octet = 2;
+                $body
+            }
+            {
+                let $octet = 3;
+                $body
+            }
+        }
+    }};
+}
+pub(crate) use each_octet;
+
 /// How codes of sixteen rows are stored.
 pub(crate) trait Codes {
-    /// Eight consecutive inputs of sixteen rows.
-    type Octet: Copy;
-    /// Bytes of an octet.
-    const BYTES: usize;
+    /// Some octets (eight consecutive inputs of sixteen rows) that are stored together.
+    type Chunk: Copy;
+    /// How many octets that is.
+    const OCTETS: usize;
     /// Whether no code exceeds 127, however many bits it has.
     const SMALL: bool;
+    /// Whether codes become floats through a table of sixteen values.
+    const TABLE: bool;
 
-    /// Lines as octets.
-    fn octets(lines: &[Line]) -> &[Self::Octet];
-    /// The codes of inputs 0..4 and 4..8.
-    fn load<S: Simd>(s: S, octet: &Self::Octet) -> [S::W; 2];
-    /// A table of the values of four-bit codes; anything where codes are not looked up.
-    fn table<S: Simd>(s: S, zero: Option<u8>) -> S::F;
-    /// Code minus zero point of all inputs of the octet, `zero` being the same lanes where [`Codes::table`] has it not.
-    fn values<S: Simd>(s: S, octet: &Self::Octet, table: S::F, zero: Option<S::F>) -> [S::F; 8];
-    /// Asks for the octet `ahead` bytes on.
-    fn prefetch<S: Simd>(s: S, octet: &Self::Octet, ahead: usize);
+    /// Lines as chunks.
+    fn chunks(lines: &[Line]) -> &[Self::Chunk];
+    /// The codes of inputs 0..4 and 4..8 of octet `octet` of the chunk.
+    fn load<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize) -> [S::W; 2];
+    /// Code minus zero point of all inputs of octet `octet`, `zero` being the same lanes where `table`, made by [`table`], has it not.
+    fn values<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, table: S::F, zero: Option<S::F>) -> [S::F; 8];
+    /// Asks for octet `octet` of the chunk `ahead` bytes on.
+    fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, ahead: usize);
 }
 
 /// A code a byte; `SMALL` where none exceeds 127.
 pub(crate) struct Bytes<const SMALL: bool>;
 /// Two codes a byte.
 pub(crate) struct Nibbles;
+/// Codes of two, three, five or six bits.
+pub(crate) struct Planes<const BITS: usize>;
+
+/// The values of codes up to fifteen, `zero` taken away.
+#[inline(always)]
+pub(crate) fn table<S: Simd>(s: S, zero: u8) -> S::F {
+    let mut table = [0.0; LANES];
+    for (code, value) in table.iter_mut().enumerate() {
+        *value = code as f32 - f32::from(zero);
+    }
+    s.load(&table)
+}
 
 impl<const SMALL: bool> Codes for Bytes<SMALL> {
-    type Octet = [Line; 2];
-    const BYTES: usize = 128;
+    type Chunk = [Line; 2];
+    const OCTETS: usize = 1;
     const SMALL: bool = SMALL;
+    const TABLE: bool = false;
 
     #[inline(always)]
-    fn octets(lines: &[Line]) -> &[Self::Octet] {
+    fn chunks(lines: &[Line]) -> &[Self::Chunk] {
         lines.as_chunks().0
     }
     #[inline(always)]
-    fn load<S: Simd>(s: S, octet: &Self::Octet) -> [S::W; 2] {
-        [s.codes(&octet[0].0), s.codes(&octet[1].0)]
+    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize) -> [S::W; 2] {
+        [s.codes(&chunk[0].0), s.codes(&chunk[1].0)]
     }
     #[inline(always)]
-    fn table<S: Simd>(s: S, _: Option<u8>) -> S::F {
-        s.splat(0.0)
+    fn values<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, _: S::F, zero: Option<S::F>) -> [S::F; 8] {
+        floats(s, Self::load(s, chunk, octet), zero)
     }
     #[inline(always)]
-    fn values<S: Simd>(s: S, octet: &Self::Octet, _: S::F, zero: Option<S::F>) -> [S::F; 8] {
-        let zero = zero.unwrap_or(s.splat(0.0));
-        let mut out = [zero; 8];
-        unroll!(j < 8, { out[j] = s.sub(s.code(s.codes(&octet[j / 4].0), j % 4), zero) });
-        out
+    fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {
+        s.prefetch(&chunk[0].0, ahead);
+        s.prefetch(&chunk[1].0, ahead);
     }
-    #[inline(always)]
-    fn prefetch<S: Simd>(s: S, octet: &Self::Octet, ahead: usize) {
-        s.prefetch(&octet[0].0, ahead);
-        s.prefetch(&octet[1].0, ahead);
-    }
+}
+
+/// Codes as floats, `zero` taken away.
+#[inline(always)]
+fn floats<S: Simd>(s: S, words: [S::W; 2], zero: Option<S::F>) -> [S::F; 8] {
+    let zero = zero.unwrap_or(s.splat(0.0));
+    let mut out = [zero; 8];
+    unroll!(j < 8, { out[j] = s.sub(s.code(words[j / 4], j % 4), zero) });
+    out
 }
 
 impl Codes for Nibbles {
-    type Octet = Line;
-    const BYTES: usize = 64;
+    type Chunk = Line;
+    const OCTETS: usize = 1;
     const SMALL: bool = true;
+    const TABLE: bool = true;
 
     #[inline(always)]
-    fn octets(lines: &[Line]) -> &[Self::Octet] {
+    fn chunks(lines: &[Line]) -> &[Self::Chunk] {
         lines
     }
     #[inline(always)]
-    fn load<S: Simd>(s: S, octet: &Self::Octet) -> [S::W; 2] {
-        s.nibbles(&octet.0)
+    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize) -> [S::W; 2] {
+        s.nibbles(&chunk.0)
     }
     #[inline(always)]
-    fn table<S: Simd>(s: S, zero: Option<u8>) -> S::F {
-        let zero = f32::from(zero.unwrap_or(0));
-        let mut table = [0.0; LANES];
-        for (code, value) in table.iter_mut().enumerate() {
-            *value = code as f32 - zero;
-        }
-        s.load(&table)
-    }
-    #[inline(always)]
-    fn values<S: Simd>(s: S, octet: &Self::Octet, table: S::F, zero: Option<S::F>) -> [S::F; 8] {
-        let raw = s.codes(&octet.0);
+    fn values<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, table: S::F, zero: Option<S::F>) -> [S::F; 8] {
+        let raw = s.codes(&chunk.0);
         let mut out = [table; 8];
         unroll!(j < 8, { out[j] = s.lookup(raw, j, table) });
-        if let Some(zero) = zero {
-            unroll!(j < 8, { out[j] = s.sub(out[j], zero) });
-        }
-        out
+        less(s, out, zero)
     }
     #[inline(always)]
-    fn prefetch<S: Simd>(s: S, octet: &Self::Octet, ahead: usize) {
-        s.prefetch(&octet.0, ahead);
+    fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {
+        s.prefetch(&chunk.0, ahead);
     }
 }
 
-/// Unpacks lines of two codes a byte into lines of one.
 #[inline(always)]
-pub(crate) fn unpack<S: Simd>(s: S, packed: &[Line], out: &mut [Line]) {
-    for (packed, out) in packed.iter().zip(out.as_chunks_mut::<2>().0) {
-        let [low, high] = s.nibbles(&packed.0);
-        s.store_codes(low, &mut out[0].0);
-        s.store_codes(high, &mut out[1].0);
+fn less<S: Simd>(s: S, mut values: [S::F; 8], zero: Option<S::F>) -> [S::F; 8] {
+    if let Some(zero) = zero {
+        unroll!(j < 8, { values[j] = s.sub(values[j], zero) });
+    }
+    values
+}
+
+/// The bits of word `word` that are in one plane, where they belong.
+#[inline(always)]
+fn part<S: Simd>(s: S, chunk: &[Line], (first, bits): (usize, usize), word: usize) -> S::W {
+    let (line, bit) = place(first, bits, word);
+    s.field(s.codes(&chunk[line].0), bit, first, bits)
+}
+
+impl<const BITS: usize> Codes for Planes<BITS> {
+    type Chunk = [Line; BITS];
+    const OCTETS: usize = CHUNK;
+    const SMALL: bool = true;
+    const TABLE: bool = BITS <= 4;
+
+    #[inline(always)]
+    fn chunks(lines: &[Line]) -> &[Self::Chunk] {
+        lines.as_chunks().0
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize) -> [S::W; 2] {
+        let planes = const { planes(BITS) };
+        let mut words = [s.codes(&Line::ZERO.0); 2];
+        unroll!(half < 2, {
+            words[half] = part(s, chunk, planes[0], 2 * octet + half);
+            if planes.len() > 1 {
+                words[half] = s.or(words[half], part(s, chunk, planes[1], 2 * octet + half));
+            }
+        });
+        words
+    }
+    #[inline(always)]
+    fn values<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, table: S::F, zero: Option<S::F>) -> [S::F; 8] {
+        let words = Self::load(s, chunk, octet);
+        if const { !Self::TABLE } {
+            return floats(s, words, zero);
+        }
+        let mut out = [table; 8];
+        unroll!(j < 8, { out[j] = s.lookup(words[j / 4], j % 4, table) });
+        less(s, out, zero)
+    }
+    #[inline(always)]
+    fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, ahead: usize) {
+        // A chunk's lines are shared out among its octets.
+        unroll!(i < 2, {
+            if octet + i * CHUNK < BITS {
+                s.prefetch(&chunk[octet + i * CHUNK].0, ahead);
+            }
+        });
+    }
+}
+
+/// Unpacks codes into lines of one a byte.
+#[inline(always)]
+pub(crate) fn unpack<S: Simd, C: Codes>(s: S, packed: &[Line], out: &mut [Line]) {
+    for (chunk, out) in C::chunks(packed).iter().zip(out.chunks_exact_mut(2 * C::OCTETS)) {
+        each_octet!(C, octet, {
+            let [low, high] = C::load(s, chunk, octet);
+            s.store_codes(low, &mut out[2 * octet].0);
+            s.store_codes(high, &mut out[2 * octet + 1].0);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planes_use_every_bit_of_a_chunk_once() {
+        for bits in [2, 3, 4, 5, 6, 8] {
+            let mut used = vec![0u8; bits];
+            let mut covered = 0;
+            for &(first, width) in planes(bits) {
+                assert_eq!(first, covered);
+                covered += width;
+                for word in 0..2 * CHUNK {
+                    let (line, bit) = place(first, width, word);
+                    let mask = ((1u32 << width) - 1) << bit;
+                    assert_eq!(u32::from(used[line]) & mask, 0);
+                    used[line] |= mask as u8;
+                }
+            }
+            assert_eq!(covered, bits);
+            assert!(used.iter().all(|&bits| bits == 255));
+        }
     }
 }

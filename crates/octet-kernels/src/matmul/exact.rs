@@ -2,7 +2,7 @@
 
 use super::{
     Scratch,
-    codes::{Bytes, Codes, Nibbles},
+    codes::{Bytes, Codes, Nibbles, Planes, each_octet, table},
     float::{self, Panels},
     inputs::{Prepared, tiles},
     ints::Ints,
@@ -30,26 +30,28 @@ pub(crate) struct ExactProduct<'a> {
 /// One block of rows by `T` tokens, `D` accumulators each.
 #[inline(always)]
 fn tile<S: Simd, C: Codes, const D: usize, const T: usize>(s: S, ints: &Ints, block: usize, x: &[f32]) -> [S::F; T] {
-    let octets = C::octets(ints.block(block));
+    let chunks = C::chunks(ints.block(block));
     let inputs = x.as_chunks::<T>().0.as_chunks::<8>().0;
     let mut total = [s.splat(0.0); T];
-    let (table, offset) = (C::table(s, None), s.splat(f32::from(ints.offset)));
-    let centred = C::table(s, Some(ints.offset));
+    let (plain, centred, offset) = (table(s, 0), table(s, ints.offset), s.splat(f32::from(ints.offset)));
     for segment in 0..ints.segments.count() {
         let range = ints.segments.octets(segment);
         let at = ints.group_at(block, segment);
         let mut acc = [[s.splat(0.0); T]; D];
         let zeros = ints.zeros(at).map(|zeros| s.to_f(s.load_u8(zeros)));
-        for (octet, x) in octets[range.clone()].iter().zip(&inputs[range]) {
-            C::prefetch(s, octet, PREFETCH);
-            let values = match zeros {
-                Some(zeros) => C::values(s, octet, table, Some(zeros)),
-                // A table has the common zero point in it already.
-                None if C::BYTES == 64 => C::values(s, octet, centred, None),
-                None => C::values(s, octet, table, Some(offset)),
-            };
-            unroll!(j < 8, {
-                unroll!(t < T, { acc[j % D][t] = s.fma(values[j], s.splat(x[j][t]), acc[j % D][t]) });
+        let chunks = &chunks[range.start / C::OCTETS..range.end / C::OCTETS];
+        for (chunk, x) in chunks.iter().zip(inputs[range].chunks_exact(C::OCTETS)) {
+            each_octet!(C, octet, {
+                C::prefetch(s, chunk, octet, PREFETCH);
+                let values = match zeros {
+                    Some(zeros) => C::values(s, chunk, octet, plain, Some(zeros)),
+                    // A table has the common zero point in it already.
+                    None if C::TABLE => C::values(s, chunk, octet, centred, None),
+                    None => C::values(s, chunk, octet, plain, Some(offset)),
+                };
+                unroll!(j < 8, {
+                    unroll!(t < T, { acc[j % D][t] = s.fma(values[j], s.splat(x[octet][j][t]), acc[j % D][t]) });
+                });
             });
         }
         let scales = ints.scales(s, at);
@@ -65,16 +67,19 @@ fn tile<S: Simd, C: Codes, const D: usize, const T: usize>(s: S, ints: &Ints, bl
 /// The weights of a block as floats, `[padded inputs]` of sixteen rows.
 #[inline(always)]
 fn dequantize<S: Simd, C: Codes>(s: S, ints: &Ints, block: usize, out: &mut [[f32; LANES]]) {
-    let octets = C::octets(ints.block(block));
-    let (table, offset) = (C::table(s, None), s.splat(f32::from(ints.offset)));
+    let chunks = C::chunks(ints.block(block));
+    let (table, offset) = (table(s, 0), s.splat(f32::from(ints.offset)));
     for segment in 0..ints.segments.count() {
         let range = ints.segments.octets(segment);
         let at = ints.group_at(block, segment);
         let (scales, zeros) = (ints.scales(s, at), ints.zeros(at).map_or(offset, |zeros| s.to_f(s.load_u8(zeros))));
-        for (octet, out) in octets[range.clone()].iter().zip(&mut out.as_chunks_mut::<8>().0[range]) {
-            for (value, out) in C::values(s, octet, table, Some(zeros)).into_iter().zip(out) {
-                s.store(s.mul(value, scales), out);
-            }
+        let chunks = &chunks[range.start / C::OCTETS..range.end / C::OCTETS];
+        for (chunk, out) in chunks.iter().zip(out.as_chunks_mut::<8>().0[range].chunks_exact_mut(C::OCTETS)) {
+            each_octet!(C, octet, {
+                for (value, out) in C::values(s, chunk, octet, table, Some(zeros)).into_iter().zip(&mut out[octet]) {
+                    s.store(s.mul(value, scales), out);
+                }
+            });
         }
     }
 }
@@ -128,11 +133,19 @@ impl Op for ExactProduct<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        match (self.direct, self.ints.nibbles) {
-            (true, true) => self.direct::<S, Nibbles>(s),
-            (true, false) => self.direct::<S, Bytes<false>>(s),
-            (false, true) => self.blocked::<S, Nibbles>(s),
-            (false, false) => self.blocked::<S, Bytes<false>>(s),
+        match (self.direct, self.ints.bits) {
+            (true, 2) => self.direct::<S, Planes<2>>(s),
+            (true, 3) => self.direct::<S, Planes<3>>(s),
+            (true, 4) => self.direct::<S, Nibbles>(s),
+            (true, 5) => self.direct::<S, Planes<5>>(s),
+            (true, 6) => self.direct::<S, Planes<6>>(s),
+            (true, _) => self.direct::<S, Bytes<false>>(s),
+            (false, 2) => self.blocked::<S, Planes<2>>(s),
+            (false, 3) => self.blocked::<S, Planes<3>>(s),
+            (false, 4) => self.blocked::<S, Nibbles>(s),
+            (false, 5) => self.blocked::<S, Planes<5>>(s),
+            (false, 6) => self.blocked::<S, Planes<6>>(s),
+            (false, _) => self.blocked::<S, Bytes<false>>(s),
         }
     }
 }

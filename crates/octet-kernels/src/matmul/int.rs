@@ -5,7 +5,7 @@
 
 use super::{
     DIRECT_TOKENS, Scratch,
-    codes::{Bytes, Codes, Nibbles, unpack},
+    codes::{Bytes, Codes, Nibbles, Planes, each_octet, unpack},
     inputs::{CodeTile, Prepared, tiles},
     ints::Ints,
     layout::Line,
@@ -32,8 +32,9 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
     for segment in 0..ints.segments.count() {
         let range = ints.segments.octets(segment);
         let words = &words[range.clone()];
-        let mut octets = [&[][..]; R];
-        unroll!(r < R, { octets[r] = &C::octets(lines[r])[range.clone()][..words.len()] });
+        let mut chunks = [&[][..]; R];
+        let range = range.start / C::OCTETS..range.end / C::OCTETS;
+        unroll!(r < R, { chunks[r] = &C::chunks(lines[r])[range.clone()][..words.len() / C::OCTETS] });
         let sums: &[i32; T] = &x.sums.as_chunks::<T>().0[segment];
         let mut acc = [[[s.splat_i(0); T]; R]; D];
         unroll!(r < R, {
@@ -43,20 +44,10 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
             };
             unroll!(t < T, { acc[0][r][t] = s.mul_i(zeros, s.splat_i(-sums[t])) });
         });
-        for i in 0..words.len() {
-            let mut w = [[s.codes(&Line::ZERO.0); 2]; R];
-            unroll!(r < R, {
-                w[r] = C::load(s, &octets[r][i]);
-                if const { R == 1 } {
-                    C::prefetch(s, &octets[r][i], PREFETCH);
-                }
-            });
-            unroll!(half < 2, {
-                unroll!(t < T, {
-                    let a = s.quad(&words[i][half][t]);
-                    unroll!(r < R, { acc[half % D][r][t] = dot::<S, C>(s, acc[half % D][r][t], w[r][half], a) });
-                });
-            });
+        for (i, words) in words.chunks_exact(C::OCTETS).enumerate() {
+            let mut chunk = [&chunks[0][i]; R];
+            unroll!(r < R, { chunk[r] = &chunks[r][i] });
+            each_octet!(C, octet, add_octet::<S, C, D, R, T>(s, &mut acc, chunk, &words[octet], octet));
         }
         let mut sums = [[s.splat(0.0); T]; R];
         unroll!(r < R, {
@@ -76,6 +67,30 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
         scale_tokens(s, &mut total, &x.scales.as_chunks::<T>().0[0]);
     }
     total
+}
+
+/// Adds the products of one octet.
+#[inline(always)]
+fn add_octet<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
+    s: S,
+    acc: &mut [[[S::I; T]; R]; D],
+    chunk: [&C::Chunk; R],
+    words: &[[[i8; 4]; T]; 2],
+    octet: usize,
+) {
+    let mut w = [[s.codes(&Line::ZERO.0); 2]; R];
+    unroll!(r < R, {
+        w[r] = C::load(s, chunk[r], octet);
+        if const { R == 1 } {
+            C::prefetch(s, chunk[r], octet, PREFETCH);
+        }
+    });
+    unroll!(half < 2, {
+        unroll!(t < T, {
+            let a = s.quad(&words[half][t]);
+            unroll!(r < R, { acc[half % D][r][t] = dot::<S, C>(s, acc[half % D][r][t], w[r][half], a) });
+        });
+    });
 }
 
 #[inline(always)]
@@ -149,6 +164,19 @@ impl IntProduct<'_> {
         if const { S::INT_TILE.0 == 2 } { self.blocked_by::<S, C, 2>(s) } else { self.blocked_by::<S, C, 1>(s) }
     }
 
+    /// Unpacks a block where codes do not take a byte; tiles are compiled once, whatever was unpacked.
+    #[inline(always)]
+    fn unpack<S: Simd>(&self, s: S, block: usize, out: &mut [Line]) {
+        let packed = self.ints.block(block);
+        match self.ints.bits {
+            2 => unpack::<S, Planes<2>>(s, packed, out),
+            3 => unpack::<S, Planes<3>>(s, packed, out),
+            4 => unpack::<S, Nibbles>(s, packed, out),
+            5 => unpack::<S, Planes<5>>(s, packed, out),
+            _ => unpack::<S, Planes<6>>(s, packed, out),
+        }
+    }
+
     #[inline(always)]
     fn blocked_by<S: Simd, C: Codes, const R: usize>(&mut self, s: S) {
         let lines = 2 * self.ints.segments.all_octets();
@@ -156,10 +184,10 @@ impl IntProduct<'_> {
         for first in self.blocks.clone().step_by(R) {
             let blocks = std::array::from_fn(|r| (first + r).min(self.blocks.end - 1));
             let mut panels = [&[][..]; R];
-            if self.ints.nibbles {
+            if self.ints.bits < 8 {
                 scratch.resize(scratch.len().max(R * lines), Line::ZERO);
                 for r in 0..R {
-                    unpack(s, self.ints.block(blocks[r]), &mut scratch[r * lines..(r + 1) * lines]);
+                    self.unpack(s, blocks[r], &mut scratch[r * lines..(r + 1) * lines]);
                 }
                 (0..R).for_each(|r| panels[r] = &scratch[r * lines..(r + 1) * lines]);
             } else {
@@ -177,8 +205,13 @@ impl Op for IntProduct<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        if self.direct && self.ints.nibbles {
-            return self.direct::<S, Nibbles>(s);
+        match self.ints.bits {
+            2 if self.direct => return self.direct::<S, Planes<2>>(s),
+            3 if self.direct => return self.direct::<S, Planes<3>>(s),
+            4 if self.direct => return self.direct::<S, Nibbles>(s),
+            5 if self.direct => return self.direct::<S, Planes<5>>(s),
+            6 if self.direct => return self.direct::<S, Planes<6>>(s),
+            _ => {}
         }
         if const { S::FAST_SMALL_CODES } && self.ints.small {
             return if self.direct { self.direct::<S, Bytes<true>>(s) } else { self.blocked::<S, Bytes<true>>(s) };

@@ -1,12 +1,14 @@
 //! Quantized weights as kernels read them.
 //!
 //! Codes are stored unsigned (code + 2^(bits − 1)), sixteen rows interleaved: a line of 64 bytes holds four consecutive
-//! inputs of each of 16 rows, so that lanes are rows and a product needs no horizontal sums. Codes of four bits and
-//! fewer are stored two a byte: the low halves of a line are one run of four inputs, the high halves the next. Codes of
-//! five to seven bits take a byte for now. Zero points are stored unsigned likewise; a symmetric matrix has the same
+//! inputs of each of 16 rows, so that lanes are rows and a product needs no horizontal sums. Codes of two to six bits are
+//! stored densely, in planes of such lines (`codes.rs`); codes of seven bits take a byte. Zero points are stored unsigned likewise; a symmetric matrix has the same
 //! one, 2^(bits − 1), everywhere. The zero point never enters the inner loop: Σ (code − zero) · a = Σ code · a − zero · Σ a.
 
-use super::layout::{Line, Segments};
+use super::{
+    codes::{self, CHUNK},
+    layout::{Line, Segments},
+};
 use crate::{
     Engine,
     parallel::Shared,
@@ -20,8 +22,8 @@ use std::sync::{Mutex, PoisonError};
 pub(crate) struct Ints {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    /// Whether two codes share a byte.
-    pub(crate) nibbles: bool,
+    /// Bits a stored code takes.
+    pub(crate) bits: usize,
     /// Whether every stored code is at most 127.
     pub(crate) small: bool,
     /// What was added to codes to make them unsigned: the zero point of symmetric weights.
@@ -53,16 +55,16 @@ impl Ints {
             Activations::Int8PerToken | Activations::Exact => usize::MAX,
         };
         let group = scheme.group_size(cols);
-        let segments = Segments::of_groups(cols, group, activation_group);
-        let (blocks, groups, bits) = (rows.div_ceil(LANES), scheme.groups(cols), scheme.bits.get());
-        let nibbles = bits <= 4;
-        let lines = blocks * segments.all_octets() * if nibbles { 1 } else { 2 };
+        let bits = codes::stored_bits(scheme.bits.get());
+        let segments = Segments::of_groups(cols, group, activation_group).filled_to(codes::unit(bits));
+        let (blocks, groups) = (rows.div_ceil(LANES), scheme.groups(cols));
+        let lines = blocks * segments.all_octets() * bits / CHUNK;
         let mut packed = Self {
             rows,
             cols,
-            nibbles,
-            small: bits < 8,
-            offset: 1 << (bits - 1),
+            bits,
+            small: scheme.bits.get() < 8,
+            offset: 1 << (scheme.bits.get() - 1),
             segments,
             segments_a_group: if group >= cols { segments.count().max(1) } else { group / segments.size() },
             groups,
@@ -131,13 +133,14 @@ impl Ints {
                 for (octet, codes) in octets.zip(whole.iter().chain(tail)) {
                     let bytes: [u8; 8] = bytemuck::cast(*codes);
                     let [low, high]: [[u8; 4]; 2] = bytemuck::cast(bytes);
-                    let (low, high) = (shift(low, offset), shift(high, offset));
-                    let at = lane * 4..lane * 4 + 4;
-                    if self.nibbles {
-                        lines[octet].0[at].copy_from_slice(&(low | high << 4).to_ne_bytes());
-                    } else {
-                        lines[2 * octet].0[at.clone()].copy_from_slice(&low.to_ne_bytes());
-                        lines[2 * octet + 1].0[at].copy_from_slice(&high.to_ne_bytes());
+                    for (half, word) in [low, high].into_iter().enumerate() {
+                        let word = shift(word, offset);
+                        for &(first, bits) in codes::planes(self.bits) {
+                            let (line, bit) = codes::place(first, bits, 2 * (octet % CHUNK) + half);
+                            let line = &mut lines[octet / CHUNK * self.bits + line].0.as_chunks_mut::<4>().0[lane];
+                            let part = (word >> first & u32::from_ne_bytes([(0xff >> (8 - bits)) as u8; 4])) << bit;
+                            *line = (u32::from_ne_bytes(*line) | part).to_ne_bytes();
+                        }
                     }
                 }
             }
@@ -157,7 +160,7 @@ impl Ints {
     }
 
     fn lines_a_block(&self) -> usize {
-        self.segments.all_octets() * if self.nibbles { 1 } else { 2 }
+        self.segments.all_octets() * self.bits / CHUNK
     }
 
     /// The codes of block `block`.
@@ -204,9 +207,12 @@ impl Ints {
             let (scale, zero) = (self.scales.get(at, lane), self.zeros(at).map_or(self.offset, |z| z[lane]));
             for k in self.segments.inputs(segment) {
                 let position = self.segments.position(k);
-                let (octet, j) = (position / 8, position % 8);
-                let byte = |line: usize| lines[line].0[lane * 4 + j % 4];
-                let code = if self.nibbles { byte(octet) >> (j / 4 * 4) & 15 } else { byte(2 * octet + j / 4) };
+                let (chunk, word) = (position / (8 * CHUNK), position / 4 % (2 * CHUNK));
+                let mut code = 0;
+                for &(first, bits) in codes::planes(self.bits) {
+                    let (line, bit) = codes::place(first, bits, word);
+                    code |= (lines[chunk * self.bits + line].0[lane * 4 + position % 4] >> bit & (0xff >> (8 - bits))) << first;
+                }
                 out[k] = scale * (i32::from(code) - i32::from(zero)) as f32;
             }
         }

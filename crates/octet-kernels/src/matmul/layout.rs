@@ -21,19 +21,29 @@ unsafe impl bytemuck::Zeroable for Line {}
 unsafe impl bytemuck::Pod for Line {}
 
 /// How the inputs of a row are laid out: segments that share a weight scale and an activation scale, each filled up
-/// with zeros to whole octets (runs of eight inputs, two words of four).
+/// with zeros to whole octets (runs of eight inputs, two words of four) or, where that is the unit codes are stored in,
+/// whole chunks of four octets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segments {
     cols: usize,
     size: usize,
     count: usize,
+    /// Inputs that segments are filled up to a multiple of.
+    unit: usize,
 }
 
 impl Segments {
     /// Segments of `size` inputs in rows of `cols`; the last may be shorter.
     pub(crate) fn new(cols: usize, size: usize) -> Self {
         let size = size.clamp(1, cols.max(1));
-        Self { cols, size, count: cols.div_ceil(size) }
+        Self { cols, size, count: cols.div_ceil(size), unit: 8 }
+    }
+
+    /// The same segments, each filled up to a multiple of `unit` inputs.
+    pub(crate) fn filled_to(self, unit: usize) -> Self {
+        // Where nothing needs filling the unit says nothing: such segments are equal, and matrices share their inputs.
+        let whole = self.size.is_multiple_of(unit) && self.cols.is_multiple_of(unit);
+        Self { unit: if whole { 8 } else { unit }, ..self }
     }
 
     /// The segments on whose ends every group of weights (`weight_group` inputs) and of activations ends.
@@ -53,7 +63,7 @@ impl Segments {
     /// One segment, or as many as the same padding asks for: what float inputs are laid out by, so that matrices with
     /// different groups share them.
     pub(crate) fn padding_only(self) -> Self {
-        if self.size.is_multiple_of(8) { Self::new(self.cols, self.cols) } else { self }
+        if self.size.is_multiple_of(self.unit) { Self::new(self.cols, self.cols).filled_to(self.unit) } else { self }
     }
 
     /// Number of segments.
@@ -74,8 +84,8 @@ impl Segments {
     /// Octets of segment `segment`.
     #[inline(always)]
     pub(crate) fn octets(&self, segment: usize) -> Range<usize> {
-        let start = segment * self.size.div_ceil(8);
-        start..start + (self.cols.min((segment + 1) * self.size) - segment * self.size).div_ceil(8)
+        let start = segment * self.filled(self.size) / 8;
+        start..start + self.filled(self.cols.min((segment + 1) * self.size) - segment * self.size) / 8
     }
 
     /// Octets of a whole row.
@@ -85,7 +95,13 @@ impl Segments {
 
     /// Where input `k` lies in the padded row.
     pub(crate) fn position(&self, k: usize) -> usize {
-        k / self.size * self.size.next_multiple_of(8) + k % self.size
+        k / self.size * self.filled(self.size) + k % self.size
+    }
+
+    /// Inputs that a segment of `inputs` inputs takes.
+    #[inline(always)]
+    fn filled(&self, inputs: usize) -> usize {
+        inputs.next_multiple_of(self.unit)
     }
 }
 
@@ -106,18 +122,21 @@ mod tests {
         assert_eq!(Segments::of_groups(256, 128, 96).size(), 32);
         assert_eq!(Segments::of_groups(100_000, usize::MAX, usize::MAX).size(), MAX_SEGMENT);
         assert_eq!(Segments::new(0, 4).all_octets(), 0);
+        assert_eq!(Segments::new(1024, 128).filled_to(32), Segments::new(1024, 128));
+        assert_eq!((Segments::new(100, 40).filled_to(32).all_octets(), Segments::new(40, 40).filled_to(32).position(39)), (20, 39));
     }
 
     proptest! {
         #[test]
-        fn segments_cover_every_input_once(cols in 1usize..300, w in 1usize..320, a in 1usize..320) {
-            let s = Segments::of_groups(cols, w, a);
+        fn segments_cover_every_input_once(cols in 1usize..300, w in 1usize..320, a in 1usize..320, chunks: bool) {
+            let s = Segments::of_groups(cols, w, a).filled_to(if chunks { 32 } else { 8 });
             let mut next = 0;
             for i in 0..s.count() {
                 let inputs = s.inputs(i);
                 prop_assert_eq!(inputs.start, next);
                 prop_assert_eq!(s.octets(i).start * 8, s.position(inputs.start));
                 prop_assert!(s.octets(i).end * 8 > s.position(inputs.end - 1));
+                prop_assert!(!chunks || s.octets(i).len().is_multiple_of(4));
                 prop_assert_eq!(inputs.start / w, (inputs.end - 1) / w);
                 prop_assert_eq!(inputs.start / a, (inputs.end - 1) / a);
                 next = inputs.end;

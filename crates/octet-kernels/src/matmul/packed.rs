@@ -102,10 +102,22 @@ impl PackedLinear {
 
     pub(crate) fn kernel(&self) -> Kernel {
         match &self.body {
-            Body::Int { ints, .. } if ints.nibbles => Kernel::W4A8,
-            Body::Int { .. } => Kernel::W8A8,
-            Body::Exact(ints) if ints.nibbles => Kernel::W4A16,
-            Body::Exact(_) => Kernel::W8A16,
+            Body::Int { ints, .. } => match ints.bits {
+                2 => Kernel::W2A8,
+                3 => Kernel::W3A8,
+                4 => Kernel::W4A8,
+                5 => Kernel::W5A8,
+                6 => Kernel::W6A8,
+                _ => Kernel::W8A8,
+            },
+            Body::Exact(ints) => match ints.bits {
+                2 => Kernel::W2A16,
+                3 => Kernel::W3A16,
+                4 => Kernel::W4A16,
+                5 => Kernel::W5A16,
+                6 => Kernel::W6A16,
+                _ => Kernel::W8A16,
+            },
             Body::Dense(dense) => match dense.dtype {
                 Dtype::F16 => Kernel::F16,
                 Dtype::Bf16 => Kernel::Bf16,

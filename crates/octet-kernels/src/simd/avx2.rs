@@ -216,6 +216,19 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         });
     }
     #[inline(always)]
+    fn field(self, w: I, from: usize, to: usize, bits: usize) -> I {
+        // What a shift carries from one byte to the next is masked away.
+        let mask = (((1u32 << bits) - 1) << to) as u8;
+        intrinsic!({
+            let (left, right) = (_mm256_set1_epi32(to.saturating_sub(from) as i32), _mm256_set1_epi32(from.saturating_sub(to) as i32));
+            w.map(|w| _mm256_and_si256(_mm256_srlv_epi32(_mm256_sllv_epi32(w, left), right), _mm256_set1_epi8(mask as i8)))
+        })
+    }
+    #[inline(always)]
+    fn or(self, a: I, b: I) -> I {
+        each!(_mm256_or_si256(a, b))
+    }
+    #[inline(always)]
     fn code(self, w: I, j: usize) -> F {
         intrinsic!({
             let (by, byte) = (_mm256_set1_epi32(8 * j as i32), _mm256_set1_epi32(255));

@@ -171,6 +171,23 @@ impl Simd for Avx512 {
         intrinsic!(_mm512_storeu_si512(to.as_mut_ptr().cast(), w));
     }
     #[inline(always)]
+    fn field(self, w: __m512i, from: usize, to: usize, bits: usize) -> __m512i {
+        // What a shift carries from one byte to the next is masked away.
+        let mask = (((1u32 << bits) - 1) << to) as u8;
+        intrinsic!({
+            let moved = if from < to {
+                _mm512_sllv_epi32(w, _mm512_set1_epi32((to - from) as i32))
+            } else {
+                _mm512_srlv_epi32(w, _mm512_set1_epi32((from - to) as i32))
+            };
+            _mm512_and_si512(moved, _mm512_set1_epi8(mask as i8))
+        })
+    }
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        intrinsic!(_mm512_or_si512(a, b))
+    }
+    #[inline(always)]
     fn code(self, w: __m512i, j: usize) -> __m512 {
         intrinsic!({
             let byte = _mm512_and_si512(_mm512_srlv_epi32(w, _mm512_set1_epi32(8 * j as i32)), _mm512_set1_epi32(255));

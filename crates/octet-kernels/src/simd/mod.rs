@@ -6,57 +6,31 @@
 
 /// A loop over a register tile's constant, at most 12, that is unrolled whatever the optimizer thinks of it: a loop that is
 /// left over keeps the tile's accumulators in memory.
+///
+/// Every copy of the body is checked by the compiler, and loops nest, so bounds that are known to be small (block rows `R`,
+/// accumulators `D`, literals) make few copies.
 macro_rules! unroll {
+    ($i:ident < 2, $body:block) => { unroll!(@copies $i, 2, $body, 0 1) };
+    ($i:ident < R, $body:block) => {{
+        const { assert!(R <= 4) };
+        unroll!(@copies $i, R, $body, 0 1 2 3)
+    }};
+    ($i:ident < D, $body:block) => {{
+        const { assert!(D <= 4) };
+        unroll!(@copies $i, D, $body, 0 1 2 3)
+    }};
+    ($i:ident < 8, $body:block) => { unroll!(@copies $i, 8, $body, 0 1 2 3 4 5 6 7) };
     ($i:ident < $n:expr, $body:block) => {{
-        if const { 0 < $n } {
-            const { assert!($n <= 12) };
-            let $i: usize = 0;
-            $body
-        }
-        if const { 1 < $n } {
-            let $i: usize = const { if 1 < $n { 1 } else { 0 } };
-            $body
-        }
-        if const { 2 < $n } {
-            let $i: usize = const { if 2 < $n { 2 } else { 0 } };
-            $body
-        }
-        if const { 3 < $n } {
-            let $i: usize = const { if 3 < $n { 3 } else { 0 } };
-            $body
-        }
-        if const { 4 < $n } {
-            let $i: usize = const { if 4 < $n { 4 } else { 0 } };
-            $body
-        }
-        if const { 5 < $n } {
-            let $i: usize = const { if 5 < $n { 5 } else { 0 } };
-            $body
-        }
-        if const { 6 < $n } {
-            let $i: usize = const { if 6 < $n { 6 } else { 0 } };
-            $body
-        }
-        if const { 7 < $n } {
-            let $i: usize = const { if 7 < $n { 7 } else { 0 } };
-            $body
-        }
-        if const { 8 < $n } {
-            let $i: usize = const { if 8 < $n { 8 } else { 0 } };
-            $body
-        }
-        if const { 9 < $n } {
-            let $i: usize = const { if 9 < $n { 9 } else { 0 } };
-            $body
-        }
-        if const { 10 < $n } {
-            let $i: usize = const { if 10 < $n { 10 } else { 0 } };
-            $body
-        }
-        if const { 11 < $n } {
-            let $i: usize = const { if 11 < $n { 11 } else { 0 } };
-            $body
-        }
+        const { assert!($n <= 12) };
+        unroll!(@copies $i, $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
+    }};
+    (@copies $i:ident, $n:expr, $body:block, $($copy:literal)+) => {{
+        $(
+            if const { $copy < $n } {
+                let $i: usize = const { if $copy < $n { $copy } else { 0 } };
+                $body
+            }
+        )+
     }};
 }
 pub(crate) use unroll;
@@ -144,6 +118,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// 64 bytes of two four-bit codes: the low halves are inputs 0..4, the high halves inputs 4..8.
     fn nibbles(self, from: &[u8; 64]) -> [Self::W; 2];
     fn store_codes(self, w: Self::W, to: &mut [u8; 64]);
+    /// Of every byte the `bits` bits from bit `from` on, moved to bit `to`, the others zero.
+    fn field(self, w: Self::W, from: usize, to: usize, bits: usize) -> Self::W;
+    fn or(self, a: Self::W, b: Self::W) -> Self::W;
     /// Input `j` (0..4) of every row as a float.
     fn code(self, w: Self::W, j: usize) -> Self::F;
     /// Input `j` (0..8) of every row, as [`Simd::nibbles`] numbers them, through a table of 16 values.

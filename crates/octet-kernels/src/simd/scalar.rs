@@ -139,6 +139,14 @@ impl Simd for Scalar {
         *to = w;
     }
     #[inline(always)]
+    fn field(self, w: [u8; 64], from: usize, to: usize, bits: usize) -> [u8; 64] {
+        w.map(|b| (b >> from & ((1u32 << bits) - 1) as u8) << to)
+    }
+    #[inline(always)]
+    fn or(self, a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
     fn code(self, w: [u8; 64], j: usize) -> F {
         std::array::from_fn(|i| f32::from(w[4 * i + j]))
     }
