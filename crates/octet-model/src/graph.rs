@@ -7,7 +7,7 @@ use crate::{
     sites::{InputSite, LinearSite},
     spec::ArchSpec,
 };
-use octet_kernels::{ActivationFn, KvDtype};
+use octet_kernels::{ActivationFn, KvCache, KvDtype};
 use std::ops::Range;
 
 /// A buffer of values, one row a token.
@@ -293,12 +293,14 @@ impl ArchSpec {
         self.graph().other_tensors()
     }
 
-    /// Bytes the keys and values of one token take in all layers.
+    /// Bytes that the caches of a sequence of `tokens` tokens hold in all layers, rounded up to what they grow by.
+    pub fn kv_bytes(&self, tokens: usize, dtype: KvDtype) -> usize {
+        self.layers.iter().map(|l| KvCache::bytes_for(tokens, l.attention.kv_heads, l.attention.head_dim, dtype)).sum()
+    }
+
+    /// Bytes the keys and values of one token take in all layers, in a long sequence.
     pub fn kv_bytes_per_token(&self, dtype: KvDtype) -> usize {
-        let bytes = match dtype {
-            KvDtype::F32 => 4,
-            KvDtype::F16 => 2,
-        };
-        self.layers.iter().map(|l| 2 * l.attention.kv_heads * l.attention.head_dim * bytes).sum()
+        const MANY: usize = 4096;
+        self.kv_bytes(MANY, dtype) / MANY
     }
 }

@@ -7,7 +7,6 @@
 mod cache;
 mod tile;
 
-pub(crate) use cache::Store;
 pub use cache::{KvCache, KvDtype};
 
 use crate::{Engine, counters::Kernel, matmul::with_scratch, parallel::Shared};
@@ -78,7 +77,7 @@ impl Engine {
 impl<'a> Work<'a> {
     fn new(job: &'a mut AttentionJob<'_>) -> Self {
         let (cache, heads) = (job.cache, job.heads);
-        let (kv_heads, dim) = (cache.kv_heads, cache.head_dim);
+        let (kv_heads, dim) = (cache.layout().kv_heads, cache.layout().head_dim);
         let width = heads * dim;
         assert!(heads > 0 && heads.is_multiple_of(kv_heads), "{heads} query heads over {kv_heads} key-value heads");
         assert!(job.q.len().is_multiple_of(width) && job.q.len() == job.out.len(), "queries are [tokens, {width}], outputs too");
@@ -100,7 +99,7 @@ impl<'a> Work<'a> {
     }
 
     fn run(&self, engine: &Engine, task: usize) {
-        let kv_heads = self.tile.cache.kv_heads;
+        let kv_heads = self.tile.cache.layout().kv_heads;
         // The last tokens see the most keys: they go first.
         let (kv_head, run) = (task % kv_heads, self.tasks / kv_heads - 1 - task / kv_heads);
         let first = run * self.tokens_a_task;

@@ -1,6 +1,6 @@
 //! One task of attention: some tokens, the query heads of one key-value head, all the keys they see.
 
-use super::{KvCache, Store};
+use super::{KvCache, KvDtype};
 use crate::{
     matmul::{Scratch, tiles},
     parallel::Shared,
@@ -45,22 +45,22 @@ impl Tile<'_> {
     }
 }
 
-/// Sixteen cached elements.
-trait Cached {
-    fn load<S: Simd>(&self, s: S) -> S::F;
+/// A cached element, sixteen of which make a vector.
+trait Cached: bytemuck::Pod {
+    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::F;
 }
 
-impl Cached for [f32; LANES] {
+impl Cached for f32 {
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S) -> S::F {
-        s.load(self)
+    fn load<S: Simd>(s: S, from: &[f32; LANES]) -> S::F {
+        s.load(from)
     }
 }
 
-impl Cached for [u16; LANES] {
+impl Cached for u16 {
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S) -> S::F {
-        s.load_f16(bytemuck::cast_ref(self))
+    fn load<S: Simd>(s: S, from: &[u16; LANES]) -> S::F {
+        s.load_f16(bytemuck::cast_ref(from))
     }
 }
 
@@ -78,9 +78,9 @@ impl Op for Attend<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match &self.tile.cache.store {
-            Store::F32 { keys, values } => self.over(s, keys, values),
-            Store::F16 { keys, values } => self.over(s, keys, values),
+        match self.tile.cache.layout().dtype {
+            KvDtype::F32 => self.over::<S, f32>(s),
+            KvDtype::F16 => self.over::<S, u16>(s),
         }
     }
 }
@@ -104,7 +104,7 @@ struct Rows<'a> {
 
 impl Attend<'_> {
     #[inline(always)]
-    fn over<S: Simd, V: Cached>(self, s: S, keys: &[V], values: &[V]) {
+    fn over<S: Simd, V: Cached>(self, s: S) {
         let Self { tile, kv_head, tokens, out, scratch } = self;
         let heads = tile.heads;
         let (count, chunks) = (tokens.len() * heads.group, heads.dim.div_ceil(LANES));
@@ -124,15 +124,15 @@ impl Attend<'_> {
         let mut first = seen_first.start / LANES * LANES;
         while first < seen_last.end {
             let last = seen_last.end.min(first + KEYS);
-            let place = KeyRun { first, last, kv_head, kv_heads: tile.cache.kv_heads };
+            let run = KeyRun { cache: tile.cache, first, last, kv_head };
             for (row, width) in tiles(count, S::FLOAT_TILE.1) {
                 match width {
-                    12 => rows.score::<S, V, 12>(s, keys, &place, row, heads.dim),
-                    8 => rows.score::<S, V, 8>(s, keys, &place, row, heads.dim),
-                    6 => rows.score::<S, V, 6>(s, keys, &place, row, heads.dim),
-                    4 => rows.score::<S, V, 4>(s, keys, &place, row, heads.dim),
-                    2 => rows.score::<S, V, 2>(s, keys, &place, row, heads.dim),
-                    _ => rows.score::<S, V, 1>(s, keys, &place, row, heads.dim),
+                    12 => rows.score::<S, V, 12>(s, &run, row, heads.dim),
+                    8 => rows.score::<S, V, 8>(s, &run, row, heads.dim),
+                    6 => rows.score::<S, V, 6>(s, &run, row, heads.dim),
+                    4 => rows.score::<S, V, 4>(s, &run, row, heads.dim),
+                    2 => rows.score::<S, V, 2>(s, &run, row, heads.dim),
+                    _ => rows.score::<S, V, 1>(s, &run, row, heads.dim),
                 }
             }
             for row in 0..count {
@@ -141,12 +141,12 @@ impl Attend<'_> {
             }
             for (row, width) in tiles(count, S::FLOAT_TILE.1) {
                 match width {
-                    12 => rows.weigh::<S, V, 2, 12>(s, values, &place, row, chunks),
-                    8 => rows.weigh::<S, V, 2, 8>(s, values, &place, row, chunks),
-                    6 => rows.weigh::<S, V, 2, 6>(s, values, &place, row, chunks),
-                    4 => rows.weigh::<S, V, 2, 4>(s, values, &place, row, chunks),
-                    2 => rows.weigh::<S, V, 4, 2>(s, values, &place, row, chunks),
-                    _ => rows.weigh::<S, V, 4, 1>(s, values, &place, row, chunks),
+                    12 => rows.weigh::<S, V, 2, 12>(s, &run, row, chunks),
+                    8 => rows.weigh::<S, V, 2, 8>(s, &run, row, chunks),
+                    6 => rows.weigh::<S, V, 2, 6>(s, &run, row, chunks),
+                    4 => rows.weigh::<S, V, 2, 4>(s, &run, row, chunks),
+                    2 => rows.weigh::<S, V, 4, 2>(s, &run, row, chunks),
+                    _ => rows.weigh::<S, V, 4, 1>(s, &run, row, chunks),
                 }
             }
             first = last.next_multiple_of(LANES);
@@ -170,23 +170,29 @@ fn write(tile: &Tile<'_>, kv_head: usize, tokens: &Range<usize>, rows: &Rows<'_>
 }
 
 /// Keys `first..last` of a key-value head; `first` begins a block.
-struct KeyRun {
+struct KeyRun<'a> {
+    cache: &'a KvCache,
     first: usize,
     last: usize,
     kv_head: usize,
-    kv_heads: usize,
 }
 
-impl KeyRun {
+impl KeyRun<'_> {
     #[inline(always)]
     fn blocks(&self) -> usize {
         (self.last - self.first).div_ceil(LANES)
     }
 
-    /// Where block `block` of the run is stored.
+    /// Keys of block `block` of the run.
     #[inline(always)]
-    fn place(&self, block: usize) -> usize {
-        (self.first / LANES + block) * self.kv_heads + self.kv_head
+    fn keys<V: Cached>(&self, block: usize) -> &[[V; LANES]] {
+        self.cache.keys(self.kv_head, self.first / LANES + block)
+    }
+
+    /// Values of block `block` of the run.
+    #[inline(always)]
+    fn values<V: Cached>(&self, block: usize) -> &[[V; LANES]] {
+        self.cache.values(self.kv_head, self.first / LANES + block)
     }
 }
 
@@ -207,25 +213,25 @@ fn load_queries(tile: &Tile<'_>, kv_head: usize, tokens: Range<usize>, widest: u
 impl Rows<'_> {
     /// Scores of a run of keys for `T` rows from `row` on, two blocks of keys at a time.
     #[inline(always)]
-    fn score<S: Simd, V: Cached, const T: usize>(&mut self, s: S, keys: &[V], run: &KeyRun, row: usize, dim: usize) {
+    fn score<S: Simd, V: Cached, const T: usize>(&mut self, s: S, run: &KeyRun<'_>, row: usize, dim: usize) {
         if const { unused(T, S::FLOAT_TILE.1) } {
             return;
         }
         if const { S::FLOAT_TILE.0 == 2 } {
-            self.score_by::<S, V, 2, T>(s, keys, run, row, dim)
+            self.score_by::<S, V, 2, T>(s, run, row, dim)
         } else {
-            self.score_by::<S, V, 1, T>(s, keys, run, row, dim)
+            self.score_by::<S, V, 1, T>(s, run, row, dim)
         }
     }
 
     #[inline(always)]
-    fn score_by<S: Simd, V: Cached, const R: usize, const T: usize>(&mut self, s: S, keys: &[V], run: &KeyRun, row: usize, dim: usize) {
+    fn score_by<S: Simd, V: Cached, const R: usize, const T: usize>(&mut self, s: S, run: &KeyRun<'_>, row: usize, dim: usize) {
         let blocks = run.blocks();
         let q = self.q[row * dim..(row + T) * dim].as_chunks::<T>().0;
         for first in (0..blocks).step_by(R) {
             // Blocks past the last repeat it: their scores are written twice.
             let at: [usize; R] = std::array::from_fn(|r| (first + r).min(blocks - 1));
-            let scores = dot_tile::<S, V, R, T>(s, at.map(|block| &keys[run.place(block) * dim..(run.place(block) + 1) * dim]), q);
+            let scores = dot_tile::<S, V, R, T>(s, at.map(|block| run.keys(block)), q);
             unroll!(r < R, {
                 unroll!(t < T, { s.store(scores[r][t], &mut self.scores[row + t][at[r]]) });
             });
@@ -234,15 +240,15 @@ impl Rows<'_> {
 
     /// Adds a run of values, weighed, to `T` rows from `row` on, `R` vectors of dimensions at a time.
     #[inline(always)]
-    fn weigh<S: Simd, V: Cached, const R: usize, const T: usize>(&mut self, s: S, values: &[V], run: &KeyRun, row: usize, chunks: usize) {
+    fn weigh<S: Simd, V: Cached, const R: usize, const T: usize>(&mut self, s: S, run: &KeyRun<'_>, row: usize, chunks: usize) {
         if const { unused(T, S::FLOAT_TILE.1) } {
             return;
         }
         for chunk in (0..chunks).step_by(R) {
             if const { R * T <= S::FLOAT_TILE.0 * S::FLOAT_TILE.1 } {
-                self.weigh_chunks::<S, V, R, T>(s, values, run, row, chunk, chunks);
+                self.weigh_chunks::<S, V, R, T>(s, run, row, chunk, chunks);
             } else {
-                (chunk..chunks.min(chunk + R)).for_each(|chunk| self.weigh_chunks::<S, V, 1, T>(s, values, run, row, chunk, chunks));
+                (chunk..chunks.min(chunk + R)).for_each(|chunk| self.weigh_chunks::<S, V, 1, T>(s, run, row, chunk, chunks));
             }
         }
     }
@@ -251,8 +257,7 @@ impl Rows<'_> {
     fn weigh_chunks<S: Simd, V: Cached, const R: usize, const T: usize>(
         &mut self,
         s: S,
-        values: &[V],
-        run: &KeyRun,
+        run: &KeyRun<'_>,
         row: usize,
         chunk: usize,
         chunks: usize,
@@ -265,13 +270,13 @@ impl Rows<'_> {
             unroll!(r < R, { acc[r][t] = s.mul(s.load(&self.acc[(row + t) * chunks + at[r]]), decay) });
         });
         for block in 0..run.blocks() {
-            let all = &values[run.place(block) * LANES * chunks..(run.place(block) + 1) * LANES * chunks];
+            let all = run.values::<V>(block);
             let keys = LANES.min(run.last - run.first - block * LANES);
             let mut weights = [&[0.0; LANES]; T];
             unroll!(t < T, { weights[t] = &self.scores[row + t][block] });
             for (key, values) in all.chunks_exact(chunks).take(keys).enumerate() {
                 let mut v = [s.splat(0.0); R];
-                unroll!(r < R, { v[r] = values[at[r]].load(s) });
+                unroll!(r < R, { v[r] = V::load(s, &values[at[r]]) });
                 unroll!(t < T, {
                     let weight = s.splat(weights[t][key]);
                     unroll!(r < R, { acc[r][t] = s.fma(v[r], weight, acc[r][t]) });
@@ -286,12 +291,12 @@ impl Rows<'_> {
 
 /// Dot products of `T` queries with `R` blocks of sixteen keys.
 #[inline(always)]
-fn dot_tile<S: Simd, V: Cached, const R: usize, const T: usize>(s: S, keys: [&[V]; R], q: &[[f32; T]]) -> [[S::F; T]; R] {
+fn dot_tile<S: Simd, V: Cached, const R: usize, const T: usize>(s: S, keys: [&[[V; LANES]]; R], q: &[[f32; T]]) -> [[S::F; T]; R] {
     let mut acc = [[s.splat(0.0); T]; R];
     let keys = keys.map(|k| &k[..q.len()]);
     for d in 0..q.len() {
         let mut k = [s.splat(0.0); R];
-        unroll!(r < R, { k[r] = keys[r][d].load(s) });
+        unroll!(r < R, { k[r] = V::load(s, &keys[r][d]) });
         unroll!(t < T, {
             let q = s.splat(q[d][t]);
             unroll!(r < R, { acc[r][t] = s.fma(k[r], q, acc[r][t]) });

@@ -12,6 +12,7 @@ mod output;
 mod packed;
 
 pub(crate) use inputs::{Inputs, tiles};
+pub(crate) use layout::Line;
 pub use packed::PackedLinear;
 
 use crate::{
@@ -23,7 +24,7 @@ use dense::DenseProduct;
 use exact::ExactProduct;
 use inputs::{Key, Prepared};
 use int::IntProduct;
-use layout::{Line, Segments};
+use layout::Segments;
 use output::Output;
 use packed::Body;
 use std::{cell::Cell, ops::Range};
