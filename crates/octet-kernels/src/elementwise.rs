@@ -1,7 +1,7 @@
 //! Activation functions, gates, sums and soft caps, element by element.
 
 use crate::{
-    Engine,
+    Engine, PackedLinear,
     counters::Kernel,
     simd::{
         LANES, Op, Simd,
@@ -36,6 +36,20 @@ impl Engine {
     /// If the lengths differ.
     pub fn gate(&self, f: ActivationFn, gate: &mut [f32], up: &[f32]) {
         self.map(gate, Some(up), 8, Function::Gate(f));
+    }
+
+    /// The rows `ids` of `table`, one after the other (the embeddings of tokens), into `out` `[ids, cols]`.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` has another length.
+    pub fn lookup(&self, table: &PackedLinear, ids: &[u32], out: &mut [f32]) {
+        let width = table.cols();
+        assert_eq!(out.len(), ids.len() * width, "out is [{}, {width}]", ids.len());
+        self.each_rows(out, width, 8, &|first, out| {
+            for (out, &id) in out.chunks_exact_mut(width).zip(&ids[first..]) {
+                table.read_row(id as usize, out);
+            }
+        });
     }
 
     /// acc = acc + x.
@@ -80,6 +94,24 @@ enum Function {
     Gate(ActivationFn),
     Add,
     SoftCap(f32),
+}
+
+/// out = f(gate) · up over whole vectors; `out` may end sooner.
+pub(crate) struct GateInto<'a> {
+    pub(crate) function: ActivationFn,
+    pub(crate) gate: &'a mut [[f32; LANES]],
+    pub(crate) up: &'a [[f32; LANES]],
+    pub(crate) out: &'a mut [f32],
+}
+
+impl Op for GateInto<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        activations(s, self.function, self.gate, Some(self.up));
+        self.out.copy_from_slice(&self.gate.as_flattened()[..self.out.len()]);
+    }
 }
 
 struct Map<'a> {

@@ -27,5 +27,7 @@ pub use attention::{AttentionJob, KvCache, KvDtype};
 pub use elementwise::ActivationFn;
 pub use engine::{Engine, EngineError};
 pub use isa::{Isa, UnknownIsa};
-pub use matmul::{MatmulJob, PackedLinear};
+pub use matmul::{Gated, MatmulJob, PackedLinear, Source};
+pub use norm::Norm;
+pub use rope::Heads;
 pub use search::{CANDIDATES, Candidate, Candidates, CodeMoments, EncodeError};

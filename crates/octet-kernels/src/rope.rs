@@ -1,10 +1,25 @@
 //! Rotary position embedding.
 
 use crate::{
-    Engine,
+    Engine, Norm,
     counters::Kernel,
+    norm::norm_in_place,
+    parallel::Shared,
     simd::{LANES, Op, Simd},
 };
+
+/// Elements a task of [`Engine::turn`] handles at least.
+const GRAIN: usize = 8 * 1024;
+
+/// Heads that are normed and turned in place.
+pub struct Heads<'a> {
+    /// `[tokens, heads · head_dim]`.
+    pub x: &'a mut [f32],
+    /// How many heads.
+    pub heads: usize,
+    /// What every head is normed by first, over its whole width.
+    pub norm: Option<Norm<'a>>,
+}
 
 impl Engine {
     /// Rotates the heads of `x` `[tokens, heads · head_dim]` (Su et al., arXiv 2104.09864) in half-split pairs:
@@ -15,42 +30,73 @@ impl Engine {
     /// # Panics
     /// If `x` is no whole number of tokens, or the table not of as many, or `rot` odd or more than `head_dim`.
     pub fn rope(&self, x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
-        let width = heads * head_dim;
-        if x.is_empty() {
+        self.turn([Some(Heads { x, heads, norm: None }), None], head_dim, Some(table));
+    }
+
+    /// Norms and then rotates (as [`Engine::rope`], where there is a table) the heads of queries and keys of the same
+    /// tokens, in one pass over them.
+    ///
+    /// # Panics
+    /// As [`Engine::rope`], and if a norm is not as wide as a head.
+    pub fn turn(&self, parts: [Option<Heads<'_>>; 2], head_dim: usize, table: Option<&[f32]>) {
+        let tokens = |part: &Heads<'_>| {
+            let width = part.heads * head_dim;
+            assert!(
+                width > 0 && part.x.len().is_multiple_of(width),
+                "{} elements are no tokens of {} heads of {head_dim}",
+                part.x.len(),
+                part.heads
+            );
+            assert!(part.norm.is_none_or(|norm| norm.weight.len() == head_dim), "a norm of heads is {head_dim} wide");
+            part.norm.iter().for_each(Norm::check);
+            part.x.len() / width
+        };
+        let mut counts = parts.iter().flatten().map(tokens);
+        let count = counts.next().unwrap_or(0);
+        assert!(counts.all(|c| c == count), "queries and keys of the same tokens");
+        if count == 0 {
             return;
         }
-        assert!(width > 0 && x.len().is_multiple_of(width), "{} elements are no tokens of {heads} heads of {head_dim}", x.len());
-        let tokens = x.len() / width;
-        let rot = table.len() / tokens;
-        assert!(table.len() == tokens * rot && rot <= head_dim && rot.is_multiple_of(2), "a table of {} for {tokens} tokens", table.len());
+        let table = table.unwrap_or(&[]);
+        let rot = table.len() / count;
+        assert!(table.len() == count * rot && rot <= head_dim && rot.is_multiple_of(2), "a table of {} for {count} tokens", table.len());
         self.count(Kernel::Rope);
-        if rot == 0 {
-            return;
-        }
-        self.each_rows(x, width, 2, &|first, x| {
-            let table = &table[first * rot..];
-            self.vectorize(Rope { x, width, head_dim, rot, table });
+        let width: usize = parts.iter().flatten().map(|part| part.heads * head_dim).sum();
+        let tokens_a_task = (GRAIN / width).clamp(1, count);
+        let parts = parts.map(|part| part.map(|p| (Shared::new(p.x), p.heads * head_dim, p.norm)));
+        self.run(count.div_ceil(tokens_a_task), &|task| {
+            let (first, last) = (task * tokens_a_task, count.min((task + 1) * tokens_a_task));
+            for (x, width, norm) in parts.iter().flatten() {
+                // SAFETY: tasks are distinct numbers, so their runs of tokens do not overlap.
+                let x = unsafe { x.part(first * width..last * width) };
+                let table = &table[first * rot..last * rot];
+                self.vectorize(Turn { x, width: *width, head_dim, rot, table, norm: *norm });
+            }
         });
     }
 }
 
-struct Rope<'a> {
+struct Turn<'a> {
     x: &'a mut [f32],
     width: usize,
     head_dim: usize,
     rot: usize,
     table: &'a [f32],
+    norm: Option<Norm<'a>>,
 }
 
-impl Op for Rope<'_> {
+impl Op for Turn<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let half = self.rot / 2;
-        for (x, table) in self.x.chunks_exact_mut(self.width).zip(self.table.chunks_exact(self.rot)) {
-            let (cos, sin) = table.split_at(half);
+        for (token, x) in self.x.chunks_exact_mut(self.width).enumerate() {
+            let (cos, sin) = self.table[token * self.rot..(token + 1) * self.rot].split_at(half);
             for head in x.chunks_exact_mut(self.head_dim) {
+                if let Some(norm) = &self.norm {
+                    norm_in_place(s, head, norm);
+                }
                 let (low, high) = head.split_at_mut(half);
                 rotate(s, low, &mut high[..half], cos, sin);
             }

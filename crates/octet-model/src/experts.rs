@@ -6,7 +6,8 @@ use crate::{
     sites::{InputKind, InputSite},
     stage::Pass,
 };
-use octet_kernels::{ActivationFn, MatmulJob};
+use octet_kernels::{ActivationFn, Gated, MatmulJob, Source};
+use smallvec::SmallVec;
 
 /// Who goes where; kept between passes so that its buffers are reused.
 #[derive(Default)]
@@ -64,14 +65,22 @@ impl Mixture<'_> {
         self.tap(pass, InputKind::Expert(index), x, rows);
         let width = |linear: &LoadedLinear| linear.parts.iter().map(|p| p.weights.rows()).sum::<usize>();
         let mut gate = pass.ws.take_sized(Slot::Gate, rows * width(&expert.gate));
-        let mut up = pass.ws.take_sized(Slot::Up, rows * width(&expert.up));
-        product(pass, x, rows, &mut [(&expert.gate.parts, &mut gate), (&expert.up.parts, &mut up)]);
-        pass.engine.gate(self.activation, &mut gate, &up);
+        match (&pass.tap, expert.gate.parts.first(), expert.up.parts.first()) {
+            (None, Some(g), Some(u)) => {
+                let (g, u) = ((&*g.weights, g.bias.as_deref()), (&*u.weights, u.bias.as_deref()));
+                pass.engine.gated(Source::Rows(x), rows, Gated { function: self.activation, gate: g, up: u, out: &mut gate });
+            }
+            _ => {
+                let mut up = pass.ws.take_sized(Slot::Up, rows * width(&expert.up));
+                product(pass, x, rows, &mut [(&expert.gate.parts, &mut gate), (&expert.up.parts, &mut up)]);
+                pass.engine.gate(self.activation, &mut gate, &up);
+                pass.ws.put(Slot::Up, up);
+            }
+        }
         self.tap(pass, InputKind::ExpertDown(index), &gate, rows);
         let mut out = pass.ws.take_sized(Slot::Q, rows * width(&expert.down));
         product(pass, &gate, rows, &mut [(&expert.down.parts, &mut out)]);
         pass.ws.put(Slot::Gate, gate);
-        pass.ws.put(Slot::Up, up);
         out
     }
 
@@ -83,7 +92,7 @@ impl Mixture<'_> {
             softmax(scores);
             order.clear();
             order.extend(0..scores.len());
-            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+            order.sort_unstable_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
             order.truncate(self.per_token);
             let sum: f32 = if self.normalize { order.iter().map(|&e| scores[e]).sum() } else { 1.0 };
             chosen.extend(order.iter().map(|&expert| (expert, row, scores[expert] / sum)));
@@ -100,7 +109,7 @@ impl Mixture<'_> {
 
 /// Products of the same input with several linears of one part each.
 fn product(pass: &Pass<'_, '_, '_>, x: &[f32], rows: usize, outputs: &mut [(&[LoadedPart], &mut Vec<f32>)]) {
-    let mut jobs: Vec<MatmulJob<'_>> = outputs
+    let mut jobs: SmallVec<[MatmulJob<'_>; 2]> = outputs
         .iter_mut()
         .filter_map(|(parts, out)| {
             let part = parts.first()?;

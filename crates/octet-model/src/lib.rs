@@ -14,6 +14,7 @@ mod error;
 mod experts;
 pub mod families;
 mod from_config;
+pub mod fuse;
 pub mod graph;
 mod graph_build;
 mod load;

@@ -7,10 +7,10 @@ use crate::{
     sequence::Sequence,
     sites::InputSite,
     spec::ArchSpec,
-    stage::Stage,
+    stage::{Caches, Stage},
     workspace::{Span, Workspace},
 };
-use octet_kernels::{Engine, KvCache, KvDtype};
+use octet_kernels::{Engine, KvDtype};
 use octet_tensor::{Activations, WeightSource};
 use std::sync::{Mutex, PoisonError};
 
@@ -65,7 +65,7 @@ pub struct Model {
     head: Stage,
     kv: KvDtype,
     context: usize,
-    workspaces: Mutex<Vec<Workspace>>,
+    workspaces: Mutex<Vec<(Workspace, PassPlan)>>,
 }
 
 impl Model {
@@ -149,9 +149,9 @@ impl Model {
             step.sequence.extend(step.tokens);
         }
         let spare = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut ws = spare.unwrap_or_else(|| Workspace::new(&self.spec));
-        let result = self.passes(batch, &mut ws, out, tap);
-        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(ws);
+        let (mut ws, mut plan) = spare.unwrap_or_else(|| (Workspace::new(&self.spec), PassPlan::default()));
+        let result = self.passes(batch, &mut ws, &mut plan, out, tap);
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push((ws, plan));
         if result.is_err() {
             for step in batch.iter_mut() {
                 step.sequence.truncate(step.sequence.len() - step.tokens.len());
@@ -181,19 +181,20 @@ impl Model {
         &self,
         batch: &mut [Step<'_>],
         ws: &mut Workspace,
+        plan: &mut PassPlan,
         out: &mut Vec<f32>,
         mut tap: Option<&mut dyn Tap>,
     ) -> Result<(), ForwardError> {
-        let mut plan = PassPlan::default();
         while plan.next(batch) {
-            ws.begin(&plan.ids, &plan.spans);
-            self.embed.run(&self.engine, ws, &mut [], None)?;
-            for (layer, block) in self.blocks.iter().enumerate() {
-                let steps = &mut batch[plan.steps.clone()];
-                let mut caches: Vec<&mut KvCache> = steps.iter_mut().map(|step| &mut step.sequence.caches[layer]).collect();
-                block.run(&self.engine, ws, &mut caches, tap.as_deref_mut().map(|t| t as &mut dyn Tap))?;
+            let steps = &mut batch[plan.steps.clone()];
+            self.through_blocks(steps, ws, plan, &mut tap);
+            // What is not finite stays so in the residual stream: the last block shows it, a second pass says where it began.
+            if let Some(last) = self.blocks.last()
+                && last.check(ws.hidden()).is_err()
+            {
+                return Err(self.find_damage(steps, ws, plan));
             }
-            for (step, span) in batch[plan.steps.clone()].iter_mut().zip(&plan.spans) {
+            for (step, span) in steps.iter_mut().zip(&plan.spans) {
                 step.sequence.cached += span.tokens;
             }
             if plan.wanted.is_empty() {
@@ -204,6 +205,31 @@ impl Model {
             if out.is_empty() { ws.swap_logits(out) } else { out.extend_from_slice(ws.logits()) }
         }
         Ok(())
+    }
+
+    fn through_blocks(&self, steps: &mut [Step<'_>], ws: &mut Workspace, plan: &PassPlan, tap: &mut Option<&mut dyn Tap>) {
+        ws.begin(&plan.ids, &plan.spans);
+        self.embed.run_all(&self.engine, ws, Caches::Given(&mut []), None);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let tap = tap.as_deref_mut().map(|t| t as &mut dyn Tap);
+            block.run_all(&self.engine, ws, Caches::Of(&mut *steps, layer), tap);
+        }
+    }
+
+    /// Runs a pass again, stage by stage, to name the one whose result is not finite.
+    fn find_damage(&self, steps: &mut [Step<'_>], ws: &mut Workspace, plan: &PassPlan) -> ForwardError {
+        for step in steps.iter_mut() {
+            step.sequence.forget_uncached();
+        }
+        ws.begin(&plan.ids, &plan.spans);
+        let mut result = self.embed.run(&self.engine, ws, &mut [], None);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            if result.is_ok() {
+                block.run_all(&self.engine, ws, Caches::Of(&mut *steps, layer), None);
+                result = block.check(ws.hidden());
+            }
+        }
+        result.err().unwrap_or(ForwardError::NonFinite { place: Place::Layer(self.blocks.len() - 1) })
     }
 }
 

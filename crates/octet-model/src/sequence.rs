@@ -3,6 +3,9 @@
 use crate::spec::ArchSpec;
 use octet_kernels::{KvCache, KvDtype};
 
+/// Tokens a sequence has room for from the start.
+const RESERVED: usize = 4096;
+
 /// The state of one text: its tokens so far and every layer's keys and values.
 pub struct Sequence {
     pub(crate) caches: Vec<KvCache>,
@@ -20,7 +23,7 @@ impl Sequence {
     pub(crate) fn new(spec: &ArchSpec, dtype: KvDtype, capacity: usize) -> Self {
         Self {
             caches: (0..spec.layers().len()).map(|layer| spec.new_cache(layer, dtype, capacity)).collect(),
-            tokens: Vec::new(),
+            tokens: Vec::with_capacity(capacity.min(RESERVED)),
             cached: 0,
             switch: spec.ropes().iter().find_map(|rope| rope.switches_at()),
             far: false,
@@ -46,6 +49,11 @@ impl Sequence {
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
         self.cached = self.cached.min(self.tokens.len());
+        self.caches.iter_mut().for_each(|cache| cache.truncate(self.cached));
+    }
+
+    /// Takes keys and values back that a pass added before it was counted.
+    pub(crate) fn forget_uncached(&mut self) {
         self.caches.iter_mut().for_each(|cache| cache.truncate(self.cached));
     }
 

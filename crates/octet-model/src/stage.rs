@@ -2,13 +2,15 @@
 
 use crate::{
     error::{ForwardError, LoadError, Place},
+    fuse::{FusedStep, Fusion, fuse},
     graph::{BlockGraph, LinearGroup, Node, Slot},
     load::{LoadedLinear, LoadedNode, Loader, nodes_at},
-    model::Tap,
+    model::{Step, Tap},
     workspace::Workspace,
 };
-use octet_kernels::{AttentionJob, Engine, KvCache, MatmulJob, PackedLinear};
+use octet_kernels::{ActivationFn, AttentionJob, Engine, Gated, Heads, KvCache, MatmulJob, Norm, PackedLinear, Source};
 use octet_tensor::{Activations, Matrix, Tensor, WeightSource};
+use smallvec::SmallVec;
 use std::{ops::Range, sync::Arc};
 
 /// The embedding, one block or the head of a model, loaded.
@@ -17,15 +19,45 @@ use std::{ops::Range, sync::Arc};
 pub struct Stage {
     place: Place,
     nodes: Vec<LoadedNode>,
+    /// How they are computed when nobody watches.
+    steps: Vec<FusedStep>,
 }
 
 /// What a stage runs with.
 pub(crate) struct Pass<'a, 'c, 't> {
     pub(crate) engine: &'a Engine,
     pub(crate) ws: &'a mut Workspace,
-    pub(crate) caches: &'a mut [&'c mut KvCache],
+    pub(crate) caches: Caches<'a, 'c>,
     pub(crate) tap: Option<&'t mut dyn Tap>,
 }
+
+/// The caches of a block, one for every span.
+pub(crate) enum Caches<'a, 'c> {
+    /// They themselves.
+    Given(&'a mut [&'c mut KvCache]),
+    /// Those of this layer in the steps' sequences.
+    Of(&'a mut [Step<'c>], usize),
+}
+
+impl Caches<'_, '_> {
+    fn get(&self, index: usize) -> &KvCache {
+        match self {
+            Self::Given(caches) => &*caches[index],
+            Self::Of(steps, layer) => &steps[index].sequence.caches[*layer],
+        }
+    }
+
+    fn get_mut(&mut self, index: usize) -> &mut KvCache {
+        match self {
+            Self::Given(caches) => &mut *caches[index],
+            Self::Of(steps, layer) => &mut steps[index].sequence.caches[*layer],
+        }
+    }
+}
+
+/// Linears of a group, and sequences of a pass, up to which nothing is allocated.
+const FEW_LINEARS: usize = 4;
+const FEW_SEQUENCES: usize = 16;
 
 impl Stage {
     /// Loads one stage from `source`; a head loaded so that is tied packs the embedding again.
@@ -43,7 +75,8 @@ impl Stage {
     }
 
     pub(crate) fn load_with(loader: &Loader<'_>, graph: &BlockGraph, place: Place) -> Result<Self, LoadError> {
-        Ok(Self { place, nodes: loader.nodes(nodes_at(graph, place))? })
+        let nodes = loader.nodes(nodes_at(graph, place))?;
+        Ok(Self { place, steps: fuse(&nodes), nodes })
     }
 
     /// Which stage it is.
@@ -96,9 +129,28 @@ impl Stage {
         caches: &mut [&mut KvCache],
         tap: Option<&mut dyn Tap>,
     ) -> Result<(), ForwardError> {
-        let mut pass = Pass { engine, ws, caches, tap };
-        self.nodes.get(nodes).into_iter().flatten().for_each(|node| pass.node(node));
+        let mut pass = Pass { engine, ws, caches: Caches::Given(caches), tap };
+        self.run_unchecked(nodes, &mut pass);
         self.check(ws.slot(Slot::Hidden))
+    }
+
+    /// Runs the whole stage; [`Stage::check`] says whether the result is finite.
+    pub(crate) fn run_all(&self, engine: &Engine, ws: &mut Workspace, caches: Caches<'_, '_>, tap: Option<&mut dyn Tap>) {
+        self.run_unchecked(0..self.nodes.len(), &mut Pass { engine, ws, caches, tap });
+    }
+
+    /// Runs steps that lie within `nodes` as one, the other nodes one by one; all of them so when somebody watches.
+    fn run_unchecked(&self, nodes: Range<usize>, pass: &mut Pass<'_, '_, '_>) {
+        let mut steps = self.steps.iter().skip_while(|step| step.nodes.start < nodes.start).peekable();
+        let mut next = nodes.start;
+        while next < nodes.end.min(self.nodes.len()) {
+            let step = steps.next_if(|step| step.nodes.start == next && step.nodes.end <= nodes.end && pass.tap.is_none());
+            match step {
+                Some(step) => pass.step(step.fusion, &self.nodes[step.nodes.clone()]),
+                None => pass.node(&self.nodes[next]),
+            }
+            next = step.map_or(next + 1, |step| step.nodes.end);
+        }
     }
 
     /// Shows `tap` the inputs of the linears of a node whose predecessors ran. The products are not computed, except where
@@ -106,7 +158,7 @@ impl Stage {
     pub fn show(&self, node: usize, engine: &Engine, ws: &mut Workspace, tap: &mut dyn Tap) {
         match self.nodes.get(node) {
             Some(Node::Linears(group)) => tap.input(group.input, ws.slot(group.from), ws.rows()),
-            Some(node) => Pass { engine, ws, caches: &mut [], tap: Some(tap) }.node(node),
+            Some(node) => Pass { engine, ws, caches: Caches::Given(&mut []), tap: Some(tap) }.node(node),
             None => {}
         }
     }
@@ -128,7 +180,8 @@ impl Stage {
         Err(octet_tensor::Error::Missing { name: module.into() }.into())
     }
 
-    fn check(&self, result: &[f32]) -> Result<(), ForwardError> {
+    /// Whether what the stage left is finite.
+    pub(crate) fn check(&self, result: &[f32]) -> Result<(), ForwardError> {
         if all_finite(result) { Ok(()) } else { Err(ForwardError::NonFinite { place: self.place }) }
     }
 }
@@ -154,18 +207,41 @@ impl WeightSource for Single<'_> {
 }
 
 impl Pass<'_, '_, '_> {
+    fn step(&mut self, fusion: Fusion, nodes: &[LoadedNode]) {
+        match (fusion, nodes) {
+            (Fusion::Products { .. }, [Node::Norm { weight, bias, eps, from, .. }, Node::Linears(group), rest @ ..]) => {
+                self.products(group, *from, Some(norm(weight, bias.as_deref(), *eps)), gate(rest));
+            }
+            (Fusion::Products { .. }, [Node::Linears(group), rest @ ..]) => self.products(group, group.from, None, gate(rest)),
+            (Fusion::Heads, [norms @ .., Node::Rope { rope, heads, kv_heads, head_dim }]) => {
+                let norm_of = |slot| {
+                    norms.iter().find_map(|node| match node {
+                        Node::Norm { weight, bias, eps, from, .. } if *from == slot => Some(norm(weight, bias.as_deref(), *eps)),
+                        _ => None,
+                    })
+                };
+                let (mut q, mut k) = (self.ws.take(Slot::Q), self.ws.take(Slot::K));
+                let queries = Heads { x: &mut q, heads: *heads, norm: norm_of(Slot::Q) };
+                let keys = Heads { x: &mut k, heads: *kv_heads, norm: norm_of(Slot::K) };
+                self.engine.turn([Some(queries), Some(keys)], *head_dim, Some(self.ws.rope_table(*rope)));
+                self.ws.put(Slot::Q, q);
+                self.ws.put(Slot::K, k);
+            }
+            (Fusion::AddNorm, [Node::Norm { weight, bias, eps, from, .. }, ..]) => {
+                let mut hidden = self.ws.take(Slot::Hidden);
+                self.engine.add_norm(self.ws.slot(*from), norm(weight, bias.as_deref(), *eps), &mut hidden);
+                self.ws.put(Slot::Hidden, hidden);
+            }
+            _ => nodes.iter().for_each(|node| self.node(node)),
+        }
+    }
+
     fn node(&mut self, node: &LoadedNode) {
         match node {
             Node::Embed { table, scale, positions } => self.embed(table, *scale, positions.as_deref()),
             Node::Norm { weight, bias, eps, from, to } => self.norm(weight, bias.as_deref(), *eps, *from, *to),
             Node::Linears(group) => self.linears(group),
-            &Node::Rope { rope, heads, kv_heads, head_dim } => {
-                for (slot, heads) in [(Slot::Q, heads), (Slot::K, kv_heads)] {
-                    let mut x = self.ws.take(slot);
-                    self.engine.rope(&mut x, heads, head_dim, self.ws.rope_table(rope));
-                    self.ws.put(slot, x);
-                }
-            }
+            Node::Rope { .. } => self.step(Fusion::Heads, std::slice::from_ref(node)),
             &Node::Attend { heads, scale, window, soft_cap } => self.attend(heads, scale, window, soft_cap),
             &Node::Gate(function) => {
                 let mut gate = self.ws.take(Slot::Gate);
@@ -205,9 +281,7 @@ impl Pass<'_, '_, '_> {
         let Some(table) = table.parts.first().map(|part| &part.weights) else { return };
         let width = table.cols();
         let mut hidden = self.ws.take_sized(Slot::Hidden, self.ws.rows() * width);
-        for (row, &id) in hidden.chunks_exact_mut(width).zip(&self.ws.ids) {
-            table.read_row(id as usize, row);
-        }
+        self.engine.lookup(table, &self.ws.ids, &mut hidden);
         if let Some(scale) = scale {
             hidden.iter_mut().for_each(|v| *v *= scale);
         }
@@ -235,23 +309,37 @@ impl Pass<'_, '_, '_> {
     }
 
     fn linears(&mut self, group: &LinearGroup<LoadedLinear>) {
-        let (x, rows) = (self.ws.take(group.from), self.ws.rows());
         if let Some(tap) = &mut self.tap {
-            tap.input(group.input, &x, rows);
+            tap.input(group.input, self.ws.slot(group.from), self.ws.rows());
         }
-        // No group has more parts than q, k and v.
-        let mut outs: [Vec<f32>; 3] = Default::default();
+        self.products(group, group.from, None, None);
+    }
+
+    /// The products of `from`, normed first where there is a norm, and what they gate.
+    fn products(&mut self, group: &LinearGroup<LoadedLinear>, from: Slot, norm: Option<Norm<'_>>, gate: Option<ActivationFn>) {
+        let (x, rows) = (self.ws.take(from), self.ws.rows());
+        let source = norm.map_or(Source::Rows(&x), |norm| Source::Normed(&x, norm));
         let parts = || group.linears.iter().flat_map(|linear| &linear.parts);
-        let mut jobs = Vec::with_capacity(outs.len());
-        for (part, out) in parts().zip(&mut outs) {
-            *out = self.ws.take_sized(part.to, rows * part.weights.rows());
-            jobs.push(MatmulJob { weights: &part.weights, bias: part.bias.as_deref(), out, accumulate: group.accumulate });
+        if let (Some(function), [Some(gate), Some(up)]) = (gate, [parts().next(), parts().nth(1)]) {
+            let mut out = self.ws.take_sized(gate.to, rows * gate.weights.rows());
+            let job = Gated { function, gate: (&gate.weights, gate.bias.as_deref()), up: (&up.weights, up.bias.as_deref()), out: &mut out };
+            self.engine.gated(source, rows, job);
+            self.ws.put(gate.to, out);
+            self.ws.put(from, x);
+            return;
         }
-        self.engine.matmul(&x, rows, &mut jobs);
-        for (part, out) in parts().zip(&mut outs) {
-            self.ws.put(part.to, std::mem::take(out));
+        let mut outs: SmallVec<[Vec<f32>; FEW_LINEARS]> =
+            parts().map(|part| self.ws.take_sized(part.to, rows * part.weights.rows())).collect();
+        let mut jobs: SmallVec<[MatmulJob<'_>; FEW_LINEARS]> = parts()
+            .zip(&mut outs)
+            .map(|(part, out)| MatmulJob { weights: &part.weights, bias: part.bias.as_deref(), out, accumulate: group.accumulate })
+            .collect();
+        self.engine.products(source, rows, &mut jobs);
+        drop(jobs);
+        for (part, out) in parts().zip(outs) {
+            self.ws.put(part.to, out);
         }
-        self.ws.put(group.from, x);
+        self.ws.put(from, x);
     }
 
     fn attend(&mut self, heads: usize, scale: f32, window: Option<usize>, soft_cap: Option<f32>) {
@@ -259,19 +347,38 @@ impl Pass<'_, '_, '_> {
         let mut out = self.ws.take_sized(Slot::Attended, q.len());
         let (k, v) = (self.ws.slot(Slot::K), self.ws.slot(Slot::V));
         let (width, kv_width) = (q.len() / rows, k.len() / rows);
-        let mut jobs = Vec::with_capacity(self.caches.len());
-        let (mut first, mut rest) = (0, out.as_mut_slice());
-        for (span, cache) in self.ws.spans.iter().zip(self.caches.iter_mut()) {
+        let mut first = 0;
+        for (index, span) in self.ws.spans.iter().enumerate() {
             let last = first + span.tokens;
-            cache.append(&k[first * kv_width..last * kv_width], &v[first * kv_width..last * kv_width]);
+            self.caches.get_mut(index).append(&k[first * kv_width..last * kv_width], &v[first * kv_width..last * kv_width]);
+            first = last;
+        }
+        let (mut first, mut rest) = (0, out.as_mut_slice());
+        let mut jobs: SmallVec<[AttentionJob<'_>; FEW_SEQUENCES]> = SmallVec::new();
+        for (index, span) in self.ws.spans.iter().enumerate() {
+            let last = first + span.tokens;
             let (out, after) = rest.split_at_mut(span.tokens * width);
-            jobs.push(AttentionJob { q: &q[first * width..last * width], cache, heads, scale, window, soft_cap, out });
+            let (q, cache) = (&q[first * width..last * width], self.caches.get(index));
+            jobs.push(AttentionJob { q, cache, heads, scale, window, soft_cap, out });
             (first, rest) = (last, after);
         }
         self.engine.attention(&mut jobs);
         drop(jobs);
         self.ws.put(Slot::Q, q);
         self.ws.put(Slot::Attended, out);
+    }
+}
+
+/// A norm as kernels take it: one with a bias is a LayerNorm.
+fn norm<'a>(weight: &'a [f32], bias: Option<&'a [f32]>, eps: f32) -> Norm<'a> {
+    Norm { weight, bias, eps, centred: bias.is_some() }
+}
+
+/// The function of a gate that stands first.
+fn gate(nodes: &[LoadedNode]) -> Option<ActivationFn> {
+    match nodes.first() {
+        Some(&Node::Gate(function)) => Some(function),
+        _ => None,
     }
 }
 

@@ -9,7 +9,7 @@ use octet_model::{
 use octet_tensor::{Activations, Dtype, Matrix, QMatrix, Scheme, StoredQuant};
 use octet_testkit::{MemorySource, Random, TINY_GEMMA3, TINY_GPT2, TINY_LLAMA, TINY_QWEN3, TINY_QWEN3_MOE, fixtures, relative_error};
 use std::{collections::BTreeSet, sync::Arc};
-use support::{EXACT, checkpoint, engine, feed, json, load, spec, tiny, weights};
+use support::{EXACT, checkpoint, engine, engines, feed, json, load, spec, tiny, weights};
 
 const ALL: [&str; 5] = [TINY_LLAMA, TINY_QWEN3, TINY_QWEN3_MOE, TINY_GEMMA3, TINY_GPT2];
 
@@ -181,6 +181,23 @@ fn a_tap_sees_the_input_of_every_linear() {
         let routed: usize = seen.0.iter().filter(|(site, ..)| matches!(site.kind, InputKind::Expert(_))).map(|seen| seen.2).sum();
         let sparse = if model.spec().family() == "qwen3_moe" { 2 * 2 * 30 } else { 0 };
         assert_eq!(routed, sparse, "tokens routed, in two layers to two experts each");
+    }
+}
+
+#[test]
+fn fused_and_watched_passes_give_the_same_values() {
+    for config in ALL {
+        let spec = spec(config);
+        let sources = [weights(&spec), support::quantized(&spec, "w8a8"), support::quantized(&spec, "w4a8-g32")];
+        for (source, engine) in sources.iter().flat_map(|source| engines().into_iter().map(move |engine| (source, engine))) {
+            let model = support::load_on(&engine, spec.clone(), source, EXACT);
+            for tokens in [text(20, 1), text(21, 5), text(22, 40)] {
+                let (mut watched, mut sequence) = (Vec::new(), model.new_sequence());
+                let mut step = [Step { sequence: &mut sequence, tokens: &tokens, logits: Logits::All }];
+                model.forward(&mut step, &mut watched, Some(&mut Seen::default())).unwrap();
+                assert_eq!(whole(&model, &tokens), watched, "{} on {}", spec.family(), engine.isa());
+            }
+        }
     }
 }
 

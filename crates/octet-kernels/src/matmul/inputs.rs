@@ -3,12 +3,13 @@
 //! A tile of T tokens holds, for each run of four inputs (each input, for floats), that run of token 0, of token 1, …:
 //! what a register tile reads next is what lies next. With one token that is the row itself.
 
-use super::layout::Segments;
+use super::{Source, layout::Segments, with_scratch};
 use crate::{
     Engine,
     parallel::Shared,
     simd::{LANES, Op, Simd},
 };
+use std::ops::Range;
 
 /// Token counts register tiles exist for, widest first; six only where nothing wider exists.
 const WIDTHS: [usize; 6] = [12, 8, 6, 4, 2, 1];
@@ -83,17 +84,16 @@ impl Prepared {
         &self.floats[first * inputs..(first + width) * inputs]
     }
 
-    fn prepare(&mut self, engine: &Engine, x: &[f32], tokens: usize, cols: usize) {
+    fn prepare(&mut self, engine: &Engine, source: Source<'_>, tokens: usize, cols: usize) {
         let (inputs, segments, scales) = (8 * self.key.segments.all_octets(), self.key.segments.count(), self.scales_a_token());
         let key = self.key;
-        let count = tiles(tokens, key.widest).count();
         let Some(group) = key.group else {
             self.floats.resize(tokens * inputs, 0.0);
             let floats = Shared::new(&mut self.floats);
-            each_tile(engine, count, tokens, key.widest, &|first, width| {
-                // SAFETY: tiles are disjoint runs of tokens, and so are their parts.
-                let out = unsafe { floats.part(first * inputs..(first + width) * inputs) };
-                interleave_floats(&x[first * cols..(first + width) * cols], key.segments, width, out);
+            each_row(engine, source, tokens, cols, key.widest, &|tile, token, x| {
+                // SAFETY: tiles are disjoint runs of tokens, and so are their parts; a tile's tokens come one after the other.
+                let out = unsafe { floats.part(tile.start * inputs..tile.end * inputs) };
+                interleave_floats(x, key.segments, tile.len(), &mut out[token..]);
             });
             return;
         };
@@ -101,17 +101,37 @@ impl Prepared {
         self.sums.resize(tokens * segments, 0);
         self.scales.resize(tokens * scales, 0.0);
         let (codes, sums, scale) = (Shared::new(&mut self.codes), Shared::new(&mut self.sums), Shared::new(&mut self.scales));
-        each_tile(engine, count, tokens, key.widest, &|first, width| {
-            let last = first + width;
-            // SAFETY: tiles are disjoint runs of tokens, and so are their parts.
-            let (codes, sums) =
-                unsafe { (codes.part(first * inputs / 4..last * inputs / 4), sums.part(first * segments..last * segments)) };
+        each_row(engine, source, tokens, cols, key.widest, &|tile, token, x| {
+            // SAFETY: tiles are disjoint runs of tokens, and so are their parts; a tile's tokens come one after the other.
+            let codes = unsafe { codes.part(tile.start * inputs / 4..tile.end * inputs / 4) };
             // SAFETY: as above.
-            let scales = unsafe { scale.part(first * scales..last * scales) };
-            let x = &x[first * cols..last * cols];
-            engine.vectorize(Quantize { x, cols, group, segments: key.segments, width, codes, sums, scales });
+            let sums = unsafe { sums.part(tile.start * segments..tile.end * segments) };
+            // SAFETY: as above.
+            let scales = unsafe { scale.part(tile.start * scales..tile.end * scales) };
+            let (codes, sums, scales) = (&mut codes[token..], &mut sums[token..], &mut scales[token..]);
+            engine.vectorize(Quantize { x, group, segments: key.segments, width: tile.len(), codes, sums, scales });
         });
     }
+}
+
+/// Calls `f` with every tile's tokens, a token's place among them and its inputs; tiles in parallel, where there are many.
+fn each_row(
+    engine: &Engine,
+    source: Source<'_>,
+    tokens: usize,
+    cols: usize,
+    widest: usize,
+    f: &(dyn Fn(Range<usize>, usize, &[f32]) + Sync),
+) {
+    let count = tiles(tokens, widest).count();
+    each_tile(engine, count, tokens, widest, &|first, width| {
+        with_scratch(|scratch| {
+            let [buffer] = scratch.floats([source.buffer(cols)]);
+            for token in 0..width {
+                f(first..first + width, token, source.row(engine, first + token, cols, buffer));
+            }
+        });
+    });
 }
 
 /// Calls `f` with the first token and the width of every tile, in parallel where there are many.
@@ -131,25 +151,22 @@ fn each_tile(engine: &Engine, count: usize, tokens: usize, widest: usize, f: &(d
     });
 }
 
+/// Spreads a token's inputs, `width` elements apart.
 fn interleave_floats(x: &[f32], segments: Segments, width: usize, out: &mut [f32]) {
-    let cols = x.len() / width;
     for segment in 0..segments.count() {
-        let inputs = segments.inputs(segment);
+        let inputs = &x[segments.inputs(segment)];
         let octets = segments.octets(segment);
-        let out = &mut out[octets.start * 8 * width..octets.end * 8 * width];
-        out[inputs.len() * width..].fill(0.0);
-        for (token, x) in x.chunks_exact(cols).enumerate() {
-            for (out, &v) in out[token..].iter_mut().step_by(width).zip(&x[inputs.clone()]) {
-                *out = v;
-            }
+        let mut out = out[octets.start * 8 * width..].iter_mut().step_by(width).take(8 * octets.len());
+        for (out, &v) in out.by_ref().zip(inputs.iter().chain(std::iter::repeat(&0.0))) {
+            *out = v;
         }
     }
 }
 
-/// Quantizes the tokens of a tile as `octet_tensor::quantize_activations` does, bit for bit.
+/// Quantizes a token of a tile of `width` tokens as `octet_tensor::quantize_activations` does, bit for bit; outputs
+/// begin at the token's place in the tile.
 struct Quantize<'a> {
     x: &'a [f32],
-    cols: usize,
     group: usize,
     segments: Segments,
     width: usize,
@@ -163,26 +180,25 @@ impl Op for Quantize<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { x, cols, group, segments, width, codes, sums, scales } = self;
-        for (token, x) in x.chunks_exact(cols).enumerate() {
-            let whole = if group == usize::MAX { scale_of(x) } else { 0.0 };
-            if group == usize::MAX {
-                scales[token] = whole;
-            }
-            for segment in 0..segments.count() {
-                let inputs = segments.inputs(segment);
-                let scale = if group == usize::MAX {
-                    whole
-                } else {
-                    let first = inputs.start / group * group;
-                    let scale = scale_of(&x[first..cols.min(first + group)]);
-                    scales[segment * width + token] = scale;
-                    scale
-                };
-                let words = 2 * segments.octets(segment).start..2 * segments.octets(segment).end;
-                let out = &mut codes[words.start * width..words.end * width];
-                sums[segment * width + token] = quantize(s, &x[inputs], scale, &mut out[token..], width);
-            }
+        let Self { x, group, segments, width, codes, sums, scales } = self;
+        let whole = if group == usize::MAX { scale_of(x) } else { 0.0 };
+        if group == usize::MAX {
+            scales[0] = whole;
+        }
+        for segment in 0..segments.count() {
+            let inputs = segments.inputs(segment);
+            let scale = if group == usize::MAX {
+                whole
+            } else {
+                let first = inputs.start / group * group;
+                let scale = scale_of(&x[first..x.len().min(first + group)]);
+                scales[segment * width] = scale;
+                scale
+            };
+            let octets = segments.octets(segment);
+            let out = &mut codes[2 * octets.start * width..];
+            let words = out.len().min(2 * octets.len() * width);
+            sums[segment * width] = quantize(s, &x[inputs], scale, &mut out[..words], width);
         }
     }
 }
@@ -226,6 +242,8 @@ fn quantize<S: Simd>(s: S, x: &[f32], scale: f32, out: &mut [[i8; 4]], stride: u
 pub(crate) struct Inputs {
     prepared: Vec<Prepared>,
     used: usize,
+    /// Normed rows, for products that read floats as they are.
+    pub(super) rows: Vec<f32>,
 }
 
 impl Inputs {
@@ -234,8 +252,8 @@ impl Inputs {
         self.used = 0;
     }
 
-    /// Prepares `x` as `key` says unless that was done, and returns where.
-    pub(crate) fn prepare(&mut self, engine: &Engine, key: Key, x: &[f32], tokens: usize, cols: usize) -> usize {
+    /// Prepares `source` as `key` says unless that was done, and returns where.
+    pub(crate) fn prepare(&mut self, engine: &Engine, key: Key, source: Source<'_>, tokens: usize, cols: usize) -> usize {
         if let Some(found) = self.prepared[..self.used].iter().position(|p| p.key == key) {
             return found;
         }
@@ -243,7 +261,7 @@ impl Inputs {
             self.prepared.push(Prepared::new(key));
         }
         self.prepared[self.used].key = key;
-        self.prepared[self.used].prepare(engine, x, tokens, cols);
+        self.prepared[self.used].prepare(engine, source, tokens, cols);
         self.used += 1;
         self.used - 1
     }
@@ -285,7 +303,7 @@ mod tests {
             for group in [usize::MAX, 32, 20] {
                 let segments = Segments::of_groups(cols, 40, group);
                 let mut inputs = Inputs::default();
-                let at = inputs.prepare(&engine, Key { group: Some(group), segments, widest: 6 }, &x, tokens, cols);
+                let at = inputs.prepare(&engine, Key { group: Some(group), segments, widest: 6 }, Source::Rows(&x), tokens, cols);
                 let expected = quantize_activations(&x, cols, group.min(cols));
                 for (first, width) in tiles(tokens, 6) {
                     let tile = inputs.get(at).code_tile(first, width);

@@ -4,19 +4,24 @@ mod codes;
 mod dense;
 mod exact;
 mod float;
+mod gated;
 mod inputs;
 mod int;
 mod ints;
 mod layout;
 mod output;
 mod packed;
+mod source;
 
+pub use gated::Gated;
 pub(crate) use inputs::{Inputs, tiles};
 pub(crate) use layout::Line;
 pub use packed::PackedLinear;
+pub use source::Source;
 
 use crate::{
     Engine,
+    counters::Kernel,
     parallel::Shared,
     simd::{LANES, Level, Op, Simd},
 };
@@ -87,15 +92,23 @@ impl Scratch {
     }
 }
 
-/// A matrix, its prepared inputs and its output, and how it is cut into tasks.
-struct Work<'a> {
-    weights: &'a PackedLinear,
+/// How a product is cut into tasks, and which prepared inputs it reads.
+#[derive(Clone, Copy)]
+struct Cut {
     prepared: Option<usize>,
-    output: Output<'a>,
     direct: bool,
+    /// Tokens of the widest tile.
+    widest: usize,
     blocks: usize,
     blocks_a_task: usize,
     tokens_a_task: usize,
+}
+
+/// A matrix, how its product is cut, and its output.
+struct Work<'a> {
+    weights: &'a PackedLinear,
+    cut: Cut,
+    output: Output<'a>,
     tasks: usize,
 }
 
@@ -108,41 +121,87 @@ impl Engine {
     /// # Panics
     /// If a slice's length is not what its matrix and `tokens` say.
     pub fn matmul(&self, x: &[f32], tokens: usize, jobs: &mut [MatmulJob<'_>]) {
+        self.products(Source::Rows(x), tokens, jobs);
+    }
+
+    /// As [`Engine::matmul`], of inputs that may have to be normed first.
+    ///
+    /// # Panics
+    /// As [`Engine::matmul`].
+    pub fn products(&self, source: Source<'_>, tokens: usize, jobs: &mut [MatmulJob<'_>]) {
         for jobs in jobs.chunks_mut(JOBS) {
-            self.matmul_together(x, tokens, jobs);
+            self.products_together(source, tokens, jobs);
         }
     }
 
-    fn matmul_together(&self, x: &[f32], tokens: usize, jobs: &mut [MatmulJob<'_>]) {
-        let mut inputs = self.take_inputs();
-        inputs.clear();
-        let mut work: [Option<Work<'_>>; JOBS] = [const { None }; JOBS];
-        for (work, job) in work.iter_mut().zip(jobs) {
-            let (rows, cols) = (job.weights.rows(), job.weights.cols());
-            assert_eq!(x.len(), tokens * cols, "x is [tokens {tokens}, cols {cols}]");
+    fn products_together(&self, source: Source<'_>, tokens: usize, jobs: &mut [MatmulJob<'_>]) {
+        for job in jobs.iter() {
+            let rows = job.weights.rows();
+            source.check(tokens, job.weights.cols());
             assert_eq!(job.out.len(), tokens * rows, "out is [tokens {tokens}, rows {rows}]");
             assert!(job.bias.is_none_or(|b| b.len() == rows), "the bias has {rows} elements");
-            if tokens == 0 || rows == 0 {
-                continue;
-            }
-            self.count(job.weights.kernel());
-            *work = Some(self.plan(job, &mut inputs, x, tokens));
         }
-        let tasks = work.iter().flatten().map(|w| w.tasks).sum();
-        self.run(tasks, &|mut task| {
-            for work in work.iter().flatten() {
-                if task < work.tasks {
-                    with_scratch(|scratch| work.run(self.level(), &inputs, x, tokens, task, scratch));
-                    return;
+        let matrices: [Option<&PackedLinear>; JOBS] = std::array::from_fn(|i| jobs.get(i).map(|job| job.weights));
+        self.with_inputs(source, tokens, matrices.into_iter().flatten(), |inputs, source| {
+            let mut work: [Option<Work<'_>>; JOBS] = [const { None }; JOBS];
+            for (work, job) in work.iter_mut().zip(jobs) {
+                let rows = job.weights.rows();
+                if tokens > 0 && rows > 0 {
+                    let cut = self.cut(job.weights, inputs, source, tokens);
+                    let (bias, accumulate) = (job.bias, job.accumulate);
+                    let output = Output { out: Shared::new(job.out), rows, stride: rows, bias, accumulate, origin: (0, 0) };
+                    let tasks = cut.blocks.div_ceil(cut.blocks_a_task) * tokens.div_ceil(cut.tokens_a_task);
+                    *work = Some(Work { weights: job.weights, cut, output, tasks });
                 }
-                task -= work.tasks;
             }
+            let tasks = work.iter().flatten().map(|w| w.tasks).sum();
+            self.run(tasks, &|mut task| {
+                for work in work.iter().flatten() {
+                    if task < work.tasks {
+                        with_scratch(|scratch| work.run(self.level(), inputs, source.stored(), tokens, task, scratch));
+                        return;
+                    }
+                    task -= work.tasks;
+                }
+            });
         });
+    }
+
+    /// Counts products and calls `f` with buffers for their inputs, and with the rows normed where a matrix reads them as
+    /// they are.
+    fn with_inputs<'w>(
+        &self,
+        source: Source<'_>,
+        tokens: usize,
+        matrices: impl Iterator<Item = &'w PackedLinear>,
+        f: impl FnOnce(&mut Inputs, Source<'_>),
+    ) {
+        let mut floats = false;
+        for weights in matrices {
+            self.count(weights.kernel());
+            floats |= matches!(weights.body(), Body::Dense(_)) && tokens <= DIRECT_TOKENS;
+        }
+        let mut inputs = self.take_inputs();
+        inputs.clear();
+        match source {
+            Source::Normed(x, norm) if floats => {
+                let mut rows = std::mem::take(&mut inputs.rows);
+                rows.resize(x.len(), 0.0);
+                self.norm(x, norm, false, &mut rows);
+                f(&mut inputs, Source::Rows(&rows));
+                inputs.rows = rows;
+            }
+            _ => {
+                if matches!(source, Source::Normed(..)) {
+                    self.count(Kernel::Norm);
+                }
+                f(&mut inputs, source);
+            }
+        }
         self.return_inputs(inputs);
     }
 
-    fn plan<'a>(&self, job: &'a mut MatmulJob<'_>, inputs: &mut Inputs, x: &[f32], tokens: usize) -> Work<'a> {
-        let weights = job.weights;
+    fn cut(&self, weights: &PackedLinear, inputs: &mut Inputs, source: Source<'_>, tokens: usize) -> Cut {
         let cols = weights.cols();
         let direct = tokens <= DIRECT_TOKENS;
         let (int_tile, float_tile) = self.vectorize(Tiles);
@@ -158,7 +217,7 @@ impl Engine {
             Body::Dense(_) if direct => None,
             Body::Dense(_) => Some(Key { group: None, segments: Segments::new(cols, cols), widest: float_tile.1 }),
         };
-        let prepared = key.map(|key| inputs.prepare(self, key, x, tokens, cols));
+        let prepared = key.map(|key| inputs.prepare(self, key, source, tokens, cols));
         let blocks = weights.rows().div_ceil(LANES);
         let (tile, bytes) = match key {
             Some(Key { group: Some(_), widest, .. }) => ((int_tile.0, widest), 1),
@@ -172,28 +231,40 @@ impl Engine {
             let tiles = (INPUT_BYTES / (bytes * cols.max(1) * tile.1)).max(1);
             (tile.0 * (blocks / (16 * self.threads() * tile.0)).clamp(1, 4), tiles * tile.1)
         };
-        let tasks = blocks.div_ceil(blocks_a_task) * tokens.div_ceil(tokens_a_task);
-        let output = Output { out: Shared::new(job.out), rows: weights.rows(), bias: job.bias, accumulate: job.accumulate };
-        Work { weights, prepared, output, direct, blocks, blocks_a_task, tokens_a_task, tasks }
+        Cut { prepared, direct, widest: tile.1, blocks, blocks_a_task, tokens_a_task }
     }
 }
 
 impl Work<'_> {
     /// Runs task `task`: some blocks of rows, some tokens; tasks that follow each other share their tokens.
     fn run(&self, level: Level, inputs: &Inputs, x: &[f32], tokens: usize, task: usize, scratch: &mut Scratch) {
-        let across = self.blocks.div_ceil(self.blocks_a_task);
-        let (first, chunk) = (task % across * self.blocks_a_task, task / across * self.tokens_a_task);
-        let blocks = first..self.blocks.min(first + self.blocks_a_task);
-        let tokens = chunk..tokens.min(chunk + self.tokens_a_task);
-        let (direct, output) = (self.direct, &self.output);
-        let prepared: Option<&Prepared> = self.prepared.map(|at| inputs.get(at));
-        match (self.weights.body(), prepared) {
-            (Body::Int { ints, .. }, Some(inputs)) => level.run(IntProduct { ints, inputs, blocks, tokens, output, direct, scratch }),
-            (Body::Exact(ints), Some(inputs)) => level.run(ExactProduct { ints, inputs, blocks, tokens, output, direct, scratch }),
-            (Body::Dense(dense), inputs) => level.run(DenseProduct { dense, x, inputs, blocks, tokens, output, scratch }),
-            // Quantized matrices always have prepared inputs (Engine::plan).
-            (_, None) => {}
-        }
+        let Cut { prepared, direct, blocks, blocks_a_task, tokens_a_task, .. } = self.cut;
+        let across = blocks.div_ceil(blocks_a_task);
+        let (first, chunk) = (task % across * blocks_a_task, task / across * tokens_a_task);
+        let blocks = first..blocks.min(first + blocks_a_task);
+        let tokens = chunk..tokens.min(chunk + tokens_a_task);
+        product(level, self.weights, prepared.map(|at| inputs.get(at)), x, [blocks, tokens], &self.output, direct, scratch);
+    }
+}
+
+/// Some blocks of rows of a product for some tokens.
+#[allow(clippy::too_many_arguments)]
+fn product(
+    level: Level,
+    weights: &PackedLinear,
+    inputs: Option<&Prepared>,
+    x: &[f32],
+    [blocks, tokens]: [Range<usize>; 2],
+    output: &Output<'_>,
+    direct: bool,
+    scratch: &mut Scratch,
+) {
+    match (weights.body(), inputs) {
+        (Body::Int { ints, .. }, Some(inputs)) => level.run(IntProduct { ints, inputs, blocks, tokens, output, direct, scratch }),
+        (Body::Exact(ints), Some(inputs)) => level.run(ExactProduct { ints, inputs, blocks, tokens, output, direct, scratch }),
+        (Body::Dense(dense), inputs) => level.run(DenseProduct { dense, x, inputs, blocks, tokens, output, scratch }),
+        // Quantized matrices always have prepared inputs (Engine::cut).
+        (_, None) => {}
     }
 }
 

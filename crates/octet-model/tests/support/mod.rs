@@ -4,10 +4,10 @@
 use octet_formats::{Checkpoint, Folder};
 use octet_kernels::{Engine, Isa};
 use octet_model::{ArchSpec, ForwardError, KvDtype, LoadOptions, Logits, Model, Sequence, Step};
-use octet_tensor::WeightSource;
-use octet_testkit::MemorySource;
+use octet_tensor::{Dtype, Matrix, QMatrix, Scheme, StoredQuant, WeightSource};
+use octet_testkit::{MemorySource, Random};
 use serde_json::Value;
-use std::{num::NonZeroUsize, path::Path};
+use std::{num::NonZeroUsize, path::Path, sync::Arc};
 
 pub(crate) const EXACT: LoadOptions = LoadOptions { activations: None, kv: KvDtype::F32, context: None };
 
@@ -47,6 +47,21 @@ pub(crate) fn weights(spec: &ArchSpec) -> MemorySource {
         (format!("{}.weight", site.module), shape)
     };
     MemorySource::random(spec.linear_sites().into_iter().map(stored).chain(spec.other_tensors()), 7)
+}
+
+/// Random weights of a spec, its linears as random codes of `scheme`.
+pub(crate) fn quantized(spec: &ArchSpec, scheme: &str) -> MemorySource {
+    let (mut source, mut random, scheme) = (weights(spec), Random::new(8), scheme.parse::<Scheme>().unwrap());
+    for site in spec.linear_sites() {
+        let w = scheme.weights;
+        let (low, range) = (w.bits.min_code(), 1usize << w.bits.get());
+        let codes = (0..site.rows * site.cols).map(|_| (low + random.below(range) as i32) as i8).collect();
+        let scales = vec![3.5 / range as f32 / (site.cols as f32).sqrt(); site.rows * w.groups(site.cols)];
+        let zeros = if w.is_asymmetric() { vec![0; scales.len()] } else { vec![] };
+        let q = QMatrix::new(site.rows, site.cols, w, codes, scales, Dtype::F32, zeros).unwrap();
+        source.insert_matrix(&site.module, Matrix::Quant(StoredQuant::new(site.module.clone(), Arc::new((q, scheme)))));
+    }
+    source
 }
 
 pub(crate) fn tiny(config: &str) -> Model {

@@ -1,0 +1,171 @@
+//! Fusing: which nodes that follow each other are computed in one pass over memory.
+//!
+//! The graph says what is computed, node by node; a fused step is a run of its nodes. A result that only the run itself
+//! reads is never written out. Nothing else changes: fused and unfused steps give the same values.
+
+use crate::{
+    graph::{Linear, Node, Param, Slot},
+    load::LoadedLinear,
+};
+use std::ops::Range;
+
+/// How a run of nodes is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fusion {
+    /// A node as it is.
+    Alone,
+    /// Products of one input in one parallel region. With `norm` the first node is a norm that only they read: its result
+    /// is quantized as it is computed. With `gate` the last node gates two products as they are computed.
+    Products {
+        /// Whether the first node is a norm.
+        norm: bool,
+        /// Whether the last node is a gate.
+        gate: bool,
+    },
+    /// Norms of query and key heads and their rotation, in place.
+    Heads,
+    /// A norm that is added to the residual stream as it is computed.
+    AddNorm,
+}
+
+/// Nodes that are computed together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FusedStep {
+    /// How.
+    pub fusion: Fusion,
+    /// Which nodes of their stage.
+    pub nodes: Range<usize>,
+}
+
+/// What fusing asks of a linear: the slots its outputs go to, in order.
+pub(crate) trait Outputs {
+    fn slots(&self) -> impl Iterator<Item = Slot>;
+}
+
+impl Outputs for Linear {
+    fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.parts.iter().map(|part| part.0)
+    }
+}
+
+impl Outputs for LoadedLinear {
+    fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.parts.iter().map(|part| part.to)
+    }
+}
+
+/// What fusing asks of a small tensor.
+pub(crate) trait Width {
+    fn width(&self) -> usize;
+}
+
+impl Width for Param {
+    fn width(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl Width for Vec<f32> {
+    fn width(&self) -> usize {
+        self.len()
+    }
+}
+
+/// Cuts the nodes of a stage into steps.
+pub(crate) fn fuse<L: Outputs, P: Width>(nodes: &[Node<L, P>]) -> Vec<FusedStep> {
+    let mut steps = Vec::new();
+    let mut first = 0;
+    while first < nodes.len() {
+        let (fusion, count) =
+            products(nodes, first).or_else(|| heads(nodes, first)).or_else(|| add_norm(nodes, first)).unwrap_or((Fusion::Alone, 1));
+        steps.push(FusedStep { fusion, nodes: first..first + count });
+        first += count;
+    }
+    steps
+}
+
+/// A norm, its products and their gate, as far as they are there.
+fn products<L: Outputs, P: Width>(nodes: &[Node<L, P>], first: usize) -> Option<(Fusion, usize)> {
+    let (norm, at) = match (&nodes[first], nodes.get(first + 1)) {
+        (&Node::Norm { from, to, .. }, Some(Node::Linears(group))) if group.from == to && from != to => {
+            let outputs_apart = group.linears.iter().flat_map(L::slots).all(|slot| slot != from);
+            (outputs_apart && dead(&nodes[first + 2..], to)).then_some((true, first + 1))?
+        }
+        (Node::Linears(_), _) => (false, first),
+        _ => return None,
+    };
+    let Node::Linears(group) = &nodes[at] else { return None };
+    let gate = matches!(nodes.get(at + 1), Some(Node::Gate(_)))
+        && !group.accumulate
+        && group.linears.iter().flat_map(L::slots).eq([Slot::Gate, Slot::Up])
+        && dead(&nodes[at + 2..], Slot::Up);
+    Some((Fusion::Products { norm, gate }, at + 1 + usize::from(gate) - first))
+}
+
+/// Norms of heads in place and a rotation, or either.
+fn heads<L: Outputs, P: Width>(nodes: &[Node<L, P>], first: usize) -> Option<(Fusion, usize)> {
+    let mut count = 0;
+    let mut width = None;
+    for slot in [Slot::Q, Slot::K] {
+        if let Some(Node::Norm { weight, from, to, .. }) = nodes.get(first + count)
+            && *from == slot
+            && *to == slot
+            && width.is_none_or(|w| w == weight.width())
+        {
+            width = Some(weight.width());
+            count += 1;
+        }
+    }
+    let turned = matches!(nodes.get(first + count), Some(Node::Rope { head_dim, .. }) if width.is_none_or(|w| w == *head_dim));
+    count += usize::from(turned);
+    (turned && count > 0).then_some((Fusion::Heads, count))
+}
+
+/// A norm that is added to the residual stream.
+fn add_norm<L: Outputs, P: Width>(nodes: &[Node<L, P>], first: usize) -> Option<(Fusion, usize)> {
+    match (&nodes[first], nodes.get(first + 1)) {
+        (Node::Norm { from, to, .. }, Some(Node::Add { from: added })) if to == added && from != to && *from != Slot::Hidden => {
+            dead(&nodes[first + 2..], *to).then_some((Fusion::AddNorm, 2))
+        }
+        _ => None,
+    }
+}
+
+/// Whether nobody of `nodes` reads what `slot` holds before them; after a stage only the residual stream and the logits live on.
+fn dead<L: Outputs, P>(nodes: &[Node<L, P>], slot: Slot) -> bool {
+    for node in nodes {
+        if reads(node, slot) {
+            return false;
+        }
+        if writes(node, slot) {
+            return true;
+        }
+    }
+    !matches!(slot, Slot::Hidden | Slot::Logits)
+}
+
+fn reads<L: Outputs, P>(node: &Node<L, P>, slot: Slot) -> bool {
+    match node {
+        Node::Embed { .. } => false,
+        Node::Norm { from, .. } => *from == slot,
+        Node::Linears(group) => group.from == slot || group.accumulate && group.linears.iter().flat_map(L::slots).any(|to| to == slot),
+        Node::Rope { .. } => matches!(slot, Slot::Q | Slot::K),
+        Node::Attend { .. } => matches!(slot, Slot::Q | Slot::K | Slot::V),
+        Node::Gate(_) => matches!(slot, Slot::Gate | Slot::Up),
+        Node::Activate(_) => slot == Slot::Up,
+        Node::Experts { .. } => slot == Slot::Normed,
+        Node::Add { from } => *from == slot || slot == Slot::Hidden,
+        Node::SoftCap(_) => slot == Slot::Logits,
+    }
+}
+
+fn writes<L: Outputs, P>(node: &Node<L, P>, slot: Slot) -> bool {
+    match node {
+        Node::Embed { .. } => slot == Slot::Hidden,
+        Node::Norm { to, .. } => *to == slot,
+        Node::Linears(group) => group.linears.iter().flat_map(L::slots).any(|to| to == slot),
+        Node::Attend { .. } => slot == Slot::Attended,
+        Node::Experts { .. } => slot == Slot::Branch,
+        _ => false,
+    }
+}
