@@ -96,12 +96,16 @@ enum Function {
     SoftCap(f32),
 }
 
-/// out = f(gate) · up over whole vectors; `out` may end sooner.
+/// out = f(gate) · up, a row of a product; asks for the memory of the next row meanwhile.
 pub(crate) struct GateInto<'a> {
     pub(crate) function: ActivationFn,
+    /// Whole vectors.
     pub(crate) gate: &'a mut [[f32; LANES]],
     pub(crate) up: &'a [[f32; LANES]],
+    /// May end sooner.
     pub(crate) out: &'a mut [f32],
+    /// Bytes from `out` to the next row.
+    pub(crate) next: usize,
 }
 
 impl Op for GateInto<'_> {
@@ -109,6 +113,9 @@ impl Op for GateInto<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        for line in self.out.chunks(LANES) {
+            s.prefetch(bytemuck::cast_slice(line), self.next);
+        }
         activations(s, self.function, self.gate, Some(self.up));
         self.out.copy_from_slice(&self.gate.as_flattened()[..self.out.len()]);
     }

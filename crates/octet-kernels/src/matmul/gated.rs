@@ -100,7 +100,7 @@ impl Work<'_> {
             // SAFETY: a task has its rows of its tokens to itself.
             let out = unsafe { self.out.part(token * self.rows + first..token * self.rows + last) };
             let (gate, up) = (gate.as_chunks_mut().0, up.as_chunks().0);
-            self.engine.vectorize(GateInto { function: self.function, gate, up, out });
+            self.engine.vectorize(GateInto { function: self.function, gate, up, out, next: 4 * self.rows });
         }
         PARTS.set(scratch);
     }

@@ -114,15 +114,11 @@ impl Prepared {
     }
 }
 
+/// Told a tile's tokens, a token's place among them and its inputs.
+type EachRow<'a> = dyn Fn(Range<usize>, usize, &[f32]) + Sync + 'a;
+
 /// Calls `f` with every tile's tokens, a token's place among them and its inputs; tiles in parallel, where there are many.
-fn each_row(
-    engine: &Engine,
-    source: Source<'_>,
-    tokens: usize,
-    cols: usize,
-    widest: usize,
-    f: &(dyn Fn(Range<usize>, usize, &[f32]) + Sync),
-) {
+fn each_row(engine: &Engine, source: Source<'_>, tokens: usize, cols: usize, widest: usize, f: &EachRow<'_>) {
     let count = tiles(tokens, widest).count();
     each_tile(engine, count, tokens, widest, &|first, width| {
         with_scratch(|scratch| {
