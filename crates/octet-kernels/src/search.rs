@@ -101,7 +101,7 @@ const ROUND: f32 = 12_582_912.0;
 
 /// Clamps and rounds half to even: clamped first, so that rounding meets small numbers only.
 #[inline(always)]
-fn code<S: Simd>(s: S, w: S::F, inverse: S::F, low: S::F, high: S::F) -> S::F {
+pub(crate) fn code<S: Simd>(s: S, w: S::F, inverse: S::F, low: S::F, high: S::F) -> S::F {
     let clamped = s.min(s.max(s.mul(w, inverse), low), high);
     s.sub(s.add(clamped, s.splat(ROUND)), s.splat(ROUND))
 }
