@@ -1,10 +1,10 @@
 //! A model folder: files on disk, memory-mapped, or files held in memory.
 
-use crate::{Error, Result};
+use crate::{Error, Result, map::map};
 use octet_tensor::Bytes;
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
@@ -111,27 +111,6 @@ fn name_of(path: &Path) -> String {
         _ => None,
     };
     repository.or(parts.last().copied()).unwrap_or("model").to_string()
-}
-
-fn map(path: &Path) -> Result<Option<Bytes>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("open", path)(e)),
-    };
-    let meta = file.metadata().map_err(Error::io("read", path))?;
-    if !meta.is_file() {
-        let source = std::io::Error::new(ErrorKind::InvalidInput, "it is not a file");
-        return Err(Error::Io { action: "read", path: path.display().to_string(), source });
-    }
-    if meta.len() == 0 {
-        return Ok(Some(Bytes::new(vec![])));
-    }
-    // SAFETY: the map is read-only and private, and only ever seen as `&[u8]`. The files of a model are not changed
-    // while it is open: octet never writes to a folder it reads, and replaces its own by renaming, which leaves the
-    // mapped file as it was. Someone else truncating the file ends the process (SIGBUS), as with every mapped reader.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io("map", path))?;
-    Ok(Some(Bytes::new(map)))
 }
 
 #[cfg(test)]

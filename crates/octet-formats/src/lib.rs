@@ -8,6 +8,7 @@ mod checkpoint;
 pub mod compressed_tensors;
 mod error;
 mod folder;
+mod map;
 pub mod npy;
 pub mod quantization;
 pub mod safetensors;

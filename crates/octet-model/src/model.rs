@@ -90,6 +90,8 @@ impl Model {
         let mut loader = Loader { engine, source, activations: options.activations, embedding: None };
         let embed = Stage::load_with(&loader, &graph, Place::Embedding)?;
         loader.embedding = embed.table();
+        // The largest matrices first: while one is packed, its stored bytes are in memory too.
+        let head = Stage::load_with(&loader, &graph, Place::Head)?;
         let count = graph.blocks.len();
         progress(0, count);
         let mut blocks = Vec::with_capacity(count);
@@ -97,7 +99,6 @@ impl Model {
             blocks.push(Stage::load_with(&loader, &graph, Place::Layer(layer))?);
             progress(layer + 1, count);
         }
-        let head = Stage::load_with(&loader, &graph, Place::Head)?;
         let (engine, kv, workspaces) = (engine.clone(), options.kv, Mutex::default());
         Ok(Self { engine, spec, graph, embed, blocks, head, kv, context, workspaces })
     }

@@ -95,6 +95,19 @@ impl FloatMatrix {
         Some((tensor.dtype(), tensor.bytes().slice(self.rows.start * row..self.rows.end * row)?))
     }
 
+    /// Gives back the memory that the mapped bytes of its rows take (of all rows where they are stored transposed).
+    pub fn release(&self) {
+        match &self.storage {
+            Storage::Transposed(tensor) => tensor.bytes().release(),
+            Storage::Dense(tensor) | Storage::Fp8Block { weight: tensor, .. } => {
+                let row = self.cols * tensor.dtype().size();
+                if let Some(bytes) = tensor.bytes().slice(self.rows.start * row..self.rows.end * row) {
+                    bytes.release();
+                }
+            }
+        }
+    }
+
     /// Decodes rows `range` into `out` (`range.len() * cols` values).
     ///
     /// # Errors

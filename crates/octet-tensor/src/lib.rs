@@ -20,7 +20,7 @@ mod scheme;
 mod source;
 mod tensor;
 
-pub use bytes::Bytes;
+pub use bytes::{Bytes, Owner};
 pub use divergence::{Divergence, kl_divergence, kl_divergence_from, log_sum_exp};
 pub use dtype::Dtype;
 pub use error::{Error, Result};

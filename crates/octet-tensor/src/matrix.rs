@@ -19,6 +19,11 @@ pub trait QuantRows: Send + Sync {
     /// # Errors
     /// If the range reaches past the matrix or the stored bytes make no sense.
     fn read_rows(&self, range: Range<usize>) -> Result<QMatrix>;
+
+    /// Gives back the memory that mapped bytes of rows `range` take (see [`crate::Bytes::release`]).
+    fn release(&self, range: Range<usize>) {
+        let _ = range;
+    }
 }
 
 /// A quantized matrix as stored (see [`QuantRows`]); slicing rows copies nothing.
@@ -74,6 +79,11 @@ impl StoredQuant {
     /// As [`QuantRows::read_rows`].
     pub fn read_rows(&self, range: Range<usize>) -> Result<QMatrix> {
         self.storage.read_rows(self.rows.start + range.start..self.rows.start + range.end)
+    }
+
+    /// Gives back the memory that its mapped bytes take: for what was copied and will hardly be read again.
+    pub fn release(&self) {
+        self.storage.release(self.rows.clone());
     }
 }
 
@@ -157,6 +167,14 @@ impl Matrix {
         match self {
             Self::Float(m) => m.slice_rows(range).map(Self::Float),
             Self::Quant(m) => m.slice_rows(range).map(Self::Quant),
+        }
+    }
+
+    /// Gives back the memory that its mapped bytes take: for what was copied and will hardly be read again.
+    pub fn release(&self) {
+        match self {
+            Self::Float(m) => m.release(),
+            Self::Quant(m) => m.release(),
         }
     }
 

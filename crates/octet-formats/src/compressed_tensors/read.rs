@@ -155,6 +155,15 @@ impl QuantRows for Stored {
         self.codes.bytes().len() + self.scales.bytes().len() + self.zeros.as_ref().map_or(0, |z| z.bytes().len())
     }
 
+    fn release(&self, range: Range<usize>) {
+        for stored in [&self.codes, &self.scales] {
+            let row = stored.bytes().len() / self.rows.max(1);
+            if let Some(bytes) = stored.bytes().slice(range.start * row..range.end * row) {
+                bytes.release();
+            }
+        }
+    }
+
     fn read_rows(&self, range: Range<usize>) -> Result<QMatrix> {
         if range.start > range.end || range.end > self.rows {
             let what = format!("rows {range:?} were asked for, it has {}", self.rows);

@@ -28,16 +28,23 @@ impl PackedLinear {
     /// Makes `matrix` ready, its rows in parallel and a few at a time.
     ///
     /// `activations` overrides what the stored scheme says about the inputs of a quantized matrix; float matrices are
-    /// always [`Activations::Exact`].
+    /// always [`Activations::Exact`]. Of what was copied, the stored bytes' memory is given back to the system ([`Matrix::release`]).
     ///
     /// # Errors
     /// If the stored bytes make no sense.
     pub fn pack(engine: &Engine, matrix: &Matrix, activations: Option<Activations>) -> Result<Self> {
         let (body, activations) = match matrix {
-            Matrix::Float(float) => (Body::Dense(dense(engine, float)?), Activations::Exact),
+            Matrix::Float(float) => {
+                let (dense, copied) = dense(engine, float)?;
+                if copied {
+                    float.release();
+                }
+                (Body::Dense(dense), Activations::Exact)
+            }
             Matrix::Quant(stored) => {
                 let activations = activations.unwrap_or(stored.scheme().activations);
                 let ints = Ints::pack(engine, stored, activations)?;
+                stored.release();
                 let body = match activations {
                     Activations::Exact => Body::Exact(ints),
                     Activations::Int8PerToken => Body::Int { ints, group: usize::MAX },
@@ -128,11 +135,11 @@ impl PackedLinear {
 }
 
 /// A float matrix: the stored bytes where a kernel can read them, else a copy (transposed 16-bit floats keep their type;
-/// FP8 times its scales and F64 become F32).
-fn dense(engine: &Engine, matrix: &FloatMatrix) -> Result<Dense> {
+/// FP8 times its scales and F64 become F32), which the second result says.
+fn dense(engine: &Engine, matrix: &FloatMatrix) -> Result<(Dense, bool)> {
     let (rows, cols) = (matrix.rows(), matrix.cols());
     if let Some((dtype @ (Dtype::F32 | Dtype::F16 | Dtype::Bf16), bytes)) = matrix.dense_bytes() {
-        return Ok(Dense { rows, cols, dtype, bytes });
+        return Ok((Dense { rows, cols, dtype, bytes }, false));
     }
     let dtype = match matrix.dtype() {
         dtype @ (Dtype::F16 | Dtype::Bf16) => dtype,
@@ -157,7 +164,7 @@ fn dense(engine: &Engine, matrix: &FloatMatrix) -> Result<Dense> {
     });
     match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
-        None => Ok(Dense { rows, cols, dtype, bytes: Bytes::new(bytes) }),
+        None => Ok((Dense { rows, cols, dtype, bytes: Bytes::new(bytes) }, true)),
     }
 }
 
