@@ -115,7 +115,7 @@ fn stored<S: Simd>(s: S, v: S::F) -> [f32; LANES] {
 
 /// Sixteen of `values`, or what is left of them and zeros.
 #[inline(always)]
-fn padded(values: &[f32]) -> [f32; LANES] {
+pub(crate) fn padded(values: &[f32]) -> [f32; LANES] {
     let mut out = [0.0; LANES];
     out[..values.len()].copy_from_slice(values);
     out
@@ -225,7 +225,7 @@ impl Op for Moments<'_> {
     }
 }
 
-struct Range<'a>(&'a [f32]);
+pub(crate) struct Range<'a>(pub(crate) &'a [f32]);
 
 impl Op for Range<'_> {
     type Output = (f32, f32);
@@ -245,11 +245,11 @@ impl Op for Range<'_> {
     }
 }
 
-struct Encode<'a> {
-    weights: &'a [f32],
-    candidate: Candidate,
-    zero: i8,
-    codes: &'a mut [i8],
+pub(crate) struct Encode<'a> {
+    pub(crate) weights: &'a [f32],
+    pub(crate) candidate: Candidate,
+    pub(crate) zero: i8,
+    pub(crate) codes: &'a mut [i8],
 }
 
 impl Op for Encode<'_> {

@@ -1,6 +1,7 @@
 //! Solvers: weights + statistics + scheme → codes, scales and zero points, with the error they leave.
 
 mod candidates;
+mod quick;
 mod rounding;
 mod rtn;
 

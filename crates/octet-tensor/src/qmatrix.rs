@@ -39,7 +39,7 @@ impl QMatrix {
             return fail(format!("has {} codes, {} scales and {} zero points", codes.len(), scales.len(), zeros.len()));
         }
         let (low, high) = (scheme.bits.min_code(), scheme.bits.max_code());
-        if scheme.bits.get() < 8 && codes.iter().chain(&zeros).any(|&c| !(low..=high).contains(&i32::from(c))) {
+        if scheme.bits.get() < 8 && (outside(&codes, low as i8, high as i8) || outside(&zeros, low as i8, high as i8)) {
             return fail(format!("a code is outside {low}..={high}"));
         }
         if scales.iter().any(|s| !s.is_finite()) {
@@ -114,6 +114,11 @@ impl QMatrix {
         }
         out
     }
+}
+
+/// Whether a code is below `low` or above `high`; looked at in runs, which the compiler turns into vector code.
+fn outside(codes: &[i8], low: i8, high: i8) -> bool {
+    codes.chunks(4096).any(|run| run.iter().fold(false, |bad, &c| bad | (c < low) | (c > high)))
 }
 
 #[cfg(test)]

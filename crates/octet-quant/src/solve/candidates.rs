@@ -73,7 +73,7 @@ pub(super) struct Grid {
 
 /// Smallest share of the range worth trying, by width (index: bits). Gaussian rows of 4,096 weights, whose optimum
 /// clips the most, are the yardstick; searching further than that over-fits single groups.
-const SMALLEST_SPAN: [f32; 9] = [0.0, 0.0, 0.40, 0.50, 0.58, 0.66, 0.74, 0.80, 0.85];
+pub(super) const SMALLEST_SPAN: [f32; 9] = [0.0, 0.0, 0.40, 0.50, 0.58, 0.66, 0.74, 0.80, 0.85];
 
 impl Grid {
     /// A grid of at least `count` choices, rounded up to a multiple of sixteen.
