@@ -98,16 +98,17 @@ impl Op for Ranges<'_> {
     }
 }
 
-/// Calls `$body` with every vector of `$weights`, the last filled up with zeros (which have code 0 and no error).
+/// Calls `$body` with every vector of `$weights`, one filled up with zeros (which have code 0 and no error) for what is left over.
+/// That one comes first: after it nothing is called, and the loop keeps its sums in registers.
 macro_rules! vectors {
     ($s:ident, $weights:expr, $w:ident, $body:block) => {{
         let (whole, rest) = $weights.as_chunks::<LANES>();
-        for weights in whole {
-            let $w = $s.load(weights);
-            $body
-        }
         if !rest.is_empty() {
             let $w = $s.load(&padded(rest));
+            $body
+        }
+        for weights in whole {
+            let $w = $s.load(weights);
             $body
         }
     }};
@@ -131,7 +132,8 @@ impl Op for ScaleErrors<'_> {
             let mut totals = [0f64; QUICK];
             for run in self.row.group(group).chunks(RUN) {
                 for (inverses, totals) in inverses.as_chunks::<HALF>().0.iter().zip(totals.as_chunks_mut::<HALF>().0) {
-                    let inverse = inverses.map(|v| s.splat(v));
+                    let mut inverse = [s.splat(0.0); HALF];
+                    unroll!(j < HALF, { inverse[j] = s.splat(inverses[j]) });
                     let mut sums = [s.splat(0.0); HALF];
                     vectors!(s, run, w, {
                         unroll!(j < HALF, {
@@ -220,8 +222,10 @@ mod tests {
         (0..count as u32).map(|i| ((i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0) * 3.0).collect()
     }
 
+    type Found = (Vec<(f32, f32)>, Vec<[f64; QUICK]>, Vec<ScaleFit>, EncodeError, Vec<i8>);
+
     /// Everything the four loops give for a row, on one engine.
-    fn all(engine: &Engine, row: GroupedRow<'_>) -> (Vec<(f32, f32)>, Vec<[f64; QUICK]>, Vec<ScaleFit>, EncodeError, Vec<i8>) {
+    fn all(engine: &Engine, row: GroupedRow<'_>) -> Found {
         let groups = row.groups();
         let scales: Vec<f32> = (0..groups).map(|g| if g % 2 == 0 { 0.4 } else { -0.3 }).collect();
         let inverses: Vec<[f32; QUICK]> = scales.iter().map(|s| std::array::from_fn(|j| 1.0 / (s * (1.0 + 0.1 * j as f32)))).collect();

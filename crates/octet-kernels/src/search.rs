@@ -263,16 +263,21 @@ impl Op for Encode<'_> {
         let (zeros, mut max) = (s.splat(0.0), s.splat(0.0));
         for (block, codes) in self.weights.chunks(BLOCK).zip(self.codes.chunks_mut(BLOCK)) {
             let (mut error, mut weight) = (zeros, zeros);
-            for (weights, codes) in block.chunks(LANES).zip(codes.chunks_mut(LANES)) {
-                // Padding with zeros adds nothing to any sum.
-                let w = s.load(&padded(weights));
+            let ((whole, rest), (codes, last)) = (block.as_chunks::<LANES>(), codes.as_chunks_mut::<LANES>());
+            let mut one = |w: S::F| {
                 let k = code(s, w, inverse, low, high);
                 let e = s.sub(w, s.mul(scale, k));
                 error = s.add(error, s.mul(e, e));
                 weight = s.add(weight, s.mul(w, w));
                 max = s.max(max, s.max(e, s.sub(zeros, e)));
-                let bytes = bytes(stored(s, k), self.zero);
-                codes.copy_from_slice(&bytes[..codes.len()]);
+                bytes(stored(s, k), self.zero)
+            };
+            for (weights, codes) in whole.iter().zip(codes) {
+                *codes = one(s.load(weights));
+            }
+            if !rest.is_empty() {
+                // Padding with zeros adds nothing to any sum.
+                last.copy_from_slice(&one(s.load(&padded(rest)))[..rest.len()]);
             }
             found.error += total(s, error);
             found.weight += total(s, weight);

@@ -8,6 +8,7 @@
 //! What does not live here: file formats (a sink packs bytes), judging the result, hot loops of the forward pass.
 #![forbid(unsafe_code)]
 
+mod behind;
 mod chunks;
 mod error;
 mod forecast;

@@ -1,6 +1,8 @@
 //! Carrying out a plan: one tensor at a time, a chunk of its rows in memory at a time.
 
-use crate::{Action, Error, ErrorSums, Importance, Line, Plan, RowSolver, RowsMut, Solver, TensorJob, TensorReport, chunks::Chunks};
+use crate::{
+    Action, Error, ErrorSums, Importance, Line, Plan, RowSolver, RowsMut, Solver, TensorJob, TensorReport, behind, chunks::Chunks,
+};
 use half::bf16;
 use octet_kernels::Engine;
 use octet_model::LinearSite;
@@ -17,12 +19,20 @@ use std::{
 pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Where the result goes. A matrix comes in runs of rows, in order, each starting at a multiple of 32 rows.
-pub trait Sink {
+pub trait Sink: Send {
     /// Takes rows `first_row ..` of the quantized matrix `module`, which has `rows` in all.
     ///
     /// # Errors
     /// Whatever keeps it from taking them.
     fn matrix(&mut self, module: &str, first_row: usize, rows: usize, q: &QMatrix) -> Result<(), SinkError>;
+
+    /// As [`Sink::matrix`] where the caller has no more use for the rows, so that they may be written later.
+    ///
+    /// # Errors
+    /// As [`Sink::matrix`], or whatever kept it from writing what it was given before.
+    fn matrix_owned(&mut self, module: &str, first_row: usize, rows: usize, q: QMatrix) -> Result<(), SinkError> {
+        self.matrix(module, first_row, rows, &q)
+    }
 
     /// Takes the kept tensor `name`.
     ///
@@ -66,6 +76,10 @@ impl Run<'_> {
     /// # Errors
     /// If weights are not finite (tensor and count are named), cannot be read or written, or the run is cancelled.
     pub fn quantize(&self, sink: &mut dyn Sink, progress: &mut dyn FnMut(&Progress<'_>)) -> Result<Vec<TensorReport>, Error> {
+        behind::writing(sink, |sink| self.lines(sink, progress))
+    }
+
+    fn lines(&self, sink: &mut dyn Sink, progress: &mut dyn FnMut(&Progress<'_>)) -> Result<Vec<TensorReport>, Error> {
         let lines = self.plan.lines();
         let total_bytes = lines.iter().map(|line| line.stored_bytes).sum();
         let mut done_bytes = 0;
@@ -134,8 +148,9 @@ impl Run<'_> {
                 return Err(non_finite(&matrix, &line.name)?);
             };
             sums.add(&part);
-            sink.matrix(&line.name, rows.start, site.rows, &q).map_err(|source| Error::Sink { name: line.name.clone(), source })?;
+            sink.matrix_owned(&line.name, rows.start, site.rows, q).map_err(|source| Error::Sink { name: line.name.clone(), source })?;
         }
+        matrix.release();
         Ok(sums)
     }
 
