@@ -1,7 +1,8 @@
 //! House-keeping of the octet workspace: `cargo xtask tidy` holds the house rules, `cargo xtask synth` writes checkpoints with
-//! random weights in the shapes of real models.
+//! random weights in the shapes of real models, `cargo xtask bench-peers` holds octet against llama.cpp.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool: printing is its output")]
 
+mod peers;
 mod repo;
 mod synth;
 mod tidy;
@@ -13,7 +14,10 @@ use std::{path::Path, process::ExitCode};
 const USAGE: &str = "Usage:
   cargo xtask tidy              check the house rules (the same checks run in `cargo test -p xtask`)
   cargo xtask synth             list the shapes that synth knows
-  cargo xtask synth NAME DIR    write a checkpoint with random weights (fixed seed) and a working tokenizer into the new folder DIR";
+  cargo xtask synth NAME DIR    write a checkpoint with random weights (fixed seed) and a working tokenizer into the new folder DIR
+  cargo xtask bench-peers [NAME...] [--rounds N] [--threads N] [--wrap CMD] [--dir DIR] [--out DIR] [--prepare-only]
+                                octet and llama.cpp alternately on these shapes; what is made goes to DIR (target/peers),
+                                the record to --out (benches/record/DATE-peers); CMD is put in front of measured commands";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -35,6 +39,10 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
         }
         ["synth", name, dir] => {
             println!("{}", synth::write(name, Path::new(dir))?);
+            Ok(ExitCode::SUCCESS)
+        }
+        ["bench-peers", ref rest @ ..] => {
+            peers::run(rest)?;
             Ok(ExitCode::SUCCESS)
         }
         [] | ["help" | "-h" | "--help", ..] => {

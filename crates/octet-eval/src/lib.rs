@@ -5,7 +5,9 @@
 //! [`Report`] that holds both. What does not: files of models, quantization, printing.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod degeneration;
+mod energy;
 mod error;
 pub mod fidelity;
 pub mod gates;
@@ -18,13 +20,16 @@ pub mod overlap;
 pub mod paired;
 pub mod permutation;
 pub mod report;
+pub mod roofline;
 pub mod score;
 mod sixteen_bit;
 pub mod size;
 pub mod speed;
 pub mod stats;
 pub mod text;
+mod timing;
 pub mod windows;
+pub mod work;
 
 pub use error::{Error, Progress, Result};
 pub use report::{Measures, Report};

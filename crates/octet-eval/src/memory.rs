@@ -32,6 +32,11 @@ impl ProcessMemory {
     }
 }
 
+/// Bytes this process holds now, mapped files included; `None` where the system does not tell.
+pub fn resident_now() -> Option<u64> {
+    kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS")
+}
+
 /// Bytes this process could take without swapping: what the system has available, and no more than what its control
 /// group (container, systemd slice) leaves; `None` where neither is known.
 pub fn available_memory() -> Option<u64> {
@@ -85,6 +90,7 @@ mod tests {
         assert_eq!(ProcessMemory::parse("VmHWM: lots"), ProcessMemory::default());
         if cfg!(target_os = "linux") {
             assert!(ProcessMemory::now().peak_rss.is_some_and(|b| b > 1 << 20) && available_memory().is_some());
+            assert!(resident_now().is_some_and(|b| b > 1 << 20));
         }
     }
 

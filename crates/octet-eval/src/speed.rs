@@ -4,14 +4,12 @@ use crate::{
     Error, Result,
     memory::available_memory,
     stats::{Interval, bootstrap_ratio},
+    timing::{Lane, Reading, Rounds, alternate},
 };
 use octet_kernels::{Engine, limits::streaming_read_gb_s};
-use octet_model::{Logits, Model, Step};
+use octet_model::Model;
 use serde::{Deserialize, Serialize};
-use std::{
-    ops::ControlFlow,
-    time::{Duration, Instant},
-};
+use std::{ops::ControlFlow, time::Duration};
 
 /// How speed is measured.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +40,9 @@ impl Default for SpeedOptions {
         }
     }
 }
+
+/// Steps of a repetition at most.
+const MOST_STEPS: usize = 256;
 
 /// Pairs below which no interval can be given (see [`bootstrap_ratio`]).
 const LEAST_PAIRS: usize = 8;
@@ -118,17 +119,11 @@ pub fn measure(
     let context = base.context().min(quant.context());
     let repeat = |n: usize| -> Vec<u32> { tokens.iter().copied().cycle().take(n.clamp(1, context)).collect() };
     let prompt = repeat(options.prompt_tokens.min(context / 2));
-    let steps = decode_steps(base, &prompt, options)?.min(context - prompt.len());
-    let decode = paired(base, quant, options, progress, &|model| {
-        let mut run = Decoder::start(model, &prompt)?;
-        run.steps(steps)
-    })?;
+    let mut lanes = [Lane::new(base, None), Lane::new(quant, None)];
+    let steps = lanes[0].steps_for(&prompt, options.repetition, MOST_STEPS)?.min(context - prompt.len());
+    let decode = paired(&mut lanes, options, progress, &|lane| lane.decode(&prompt, 1, steps))?;
     let text = repeat(options.prefill_tokens);
-    let prefill = paired(base, quant, options, progress, &|model| {
-        let started = Instant::now();
-        Decoder::start(model, &text)?;
-        Ok(started.elapsed())
-    })?;
+    let prefill = paired(&mut lanes, options, progress, &|lane| lane.prefill(&text))?;
     let engine = quant.engine();
     Ok(Speed {
         decode: phase(&decode, steps, options.seed),
@@ -139,70 +134,22 @@ pub fn measure(
     })
 }
 
-/// A sequence that decodes: each token is the one before, since only time matters.
-struct Decoder<'a> {
-    model: &'a Model,
-    sequence: octet_model::Sequence,
-    last: u32,
-    logits: Vec<f32>,
-}
-
-impl<'a> Decoder<'a> {
-    fn start(model: &'a Model, prompt: &[u32]) -> Result<Self> {
-        let last = prompt.last().copied().unwrap_or(0);
-        let mut decoder = Self { model, sequence: model.new_sequence(), last, logits: vec![] };
-        decoder.forward(prompt)?;
-        Ok(decoder)
-    }
-
-    fn forward(&mut self, tokens: &[u32]) -> Result<()> {
-        let step = Step { sequence: &mut self.sequence, tokens, logits: Logits::Last };
-        Ok(self.model.forward(&mut [step], &mut self.logits, None)?)
-    }
-
-    fn steps(&mut self, count: usize) -> Result<Duration> {
-        let started = Instant::now();
-        for _ in 0..count {
-            self.forward(&[self.last])?;
-        }
-        Ok(started.elapsed())
-    }
-}
-
-/// Steps that make one repetition of the original long enough to be timed.
-fn decode_steps(base: &Model, prompt: &[u32], options: &SpeedOptions) -> Result<usize> {
-    let mut decoder = Decoder::start(base, prompt)?;
-    decoder.steps(1)?;
-    let step = decoder.steps(2)?.as_secs_f64() / 2.0;
-    Ok(((options.repetition.as_secs_f64() / step.max(1e-7)).ceil() as usize).clamp(4, 256))
-}
-
-/// Times of (original, quantized), warm-up left out; which of the two goes first alternates.
+/// Seconds of (original, quantized) in alternation, warm-up left out.
 fn paired(
-    base: &Model,
-    quant: &Model,
+    lanes: &mut [Lane<'_>; 2],
     options: &SpeedOptions,
     progress: &mut dyn FnMut() -> ControlFlow<()>,
-    time: &dyn Fn(&Model) -> Result<Duration>,
+    time: &dyn Fn(&mut Lane<'_>) -> Result<Reading>,
 ) -> Result<Vec<(f64, f64)>> {
-    let started = Instant::now();
-    time(base)?;
-    time(quant)?;
-    let mut pairs = vec![];
-    while pairs.len() < LEAST_PAIRS || (pairs.len() < options.pairs && started.elapsed() < options.budget / 2) {
-        let (a, b) = if pairs.len() % 2 == 0 {
-            let a = time(base)?;
-            (a, time(quant)?)
-        } else {
-            let b = time(quant)?;
-            (time(base)?, b)
-        };
-        pairs.push((a.as_secs_f64(), b.as_secs_f64()));
-        if progress().is_break() {
-            return Err(Error::Interrupted);
-        }
-    }
-    Ok(pairs)
+    lanes.iter_mut().try_for_each(|lane| time(lane).map(drop))?;
+    let rounds = Rounds { most: options.pairs.max(LEAST_PAIRS), least: LEAST_PAIRS, budget: options.budget / 2 };
+    let mut turns = 0;
+    let mut once_a_pair = || {
+        turns += 1;
+        if turns % 2 == 0 { progress() } else { ControlFlow::Continue(()) }
+    };
+    let all = alternate(2, rounds, &mut once_a_pair, &mut |model| time(&mut lanes[model]).map(|reading| reading.seconds))?;
+    Ok(all.iter().map(|pair| (pair[0], pair[1])).collect())
 }
 
 fn phase(pairs: &[(f64, f64)], tokens: usize, seed: u64) -> PhaseSpeed {

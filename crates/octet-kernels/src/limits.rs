@@ -10,28 +10,44 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long and how often at least a measurement is repeated; the best counts, since other programs only ever make one slower.
+/// How long and how often at least a measurement is repeated where nothing else is said; the best counts, since other
+/// programs only ever make one slower.
 const REPEAT: Duration = Duration::from_millis(200);
-const TRIES: usize = 5;
+const TRIES: usize = 3;
 /// Bytes of a task of a streaming read.
 const READ_BYTES: usize = 256 << 10;
 
 /// GB/s of reading a buffer of `bytes` bytes once from start to end with all threads; larger than the caches it is what
 /// memory gives, and the roof of decoding.
 pub fn streaming_read_gb_s(engine: &Engine, bytes: usize) -> f64 {
-    let lines = (bytes / 64).max(1);
-    // Not zero, so that the pages exist.
-    let buffer = vec![[1u8; 64]; lines];
-    let per_task = READ_BYTES / 64;
-    let sink = AtomicU32::new(0);
-    let best = best(|| {
-        engine.run(lines.div_ceil(per_task), &|task| {
-            let part = &buffer[task * per_task..lines.min((task + 1) * per_task)];
-            sink.fetch_xor(engine.vectorize(Read(part)).to_bits(), Ordering::Relaxed);
+    ReadBuffer::new(bytes).gb_s(engine, bytes, REPEAT)
+}
+
+/// A buffer to read from again and again, so that the roof can be measured between other measurements.
+pub struct ReadBuffer(Vec<[u8; 64]>);
+
+impl ReadBuffer {
+    /// A buffer of `bytes` bytes (at least one line of a cache), all of them in memory.
+    pub fn new(bytes: usize) -> Self {
+        // Not zero, so that the pages exist.
+        Self(vec![[1; 64]; (bytes / 64).max(1)])
+    }
+
+    /// GB/s of reading its first `bytes` bytes (or all, if it has fewer) with all threads: the best of several passes,
+    /// repeated for at least `least`.
+    pub fn gb_s(&self, engine: &Engine, bytes: usize, least: Duration) -> f64 {
+        let lines = (bytes / 64).clamp(1, self.0.len());
+        let per_task = READ_BYTES / 64;
+        let sink = AtomicU32::new(0);
+        let best = best(least, || {
+            engine.run(lines.div_ceil(per_task), &|task| {
+                let part = &self.0[task * per_task..lines.min((task + 1) * per_task)];
+                sink.fetch_xor(engine.vectorize(Read(part)).to_bits(), Ordering::Relaxed);
+            });
         });
-    });
-    black_box(sink.into_inner());
-    (lines * 64) as f64 / best.as_secs_f64() / 1e9
+        black_box(sink.into_inner());
+        (lines * 64) as f64 / best.as_secs_f64() / 1e9
+    }
 }
 
 struct Read<'a>(&'a [[u8; 64]]);
@@ -54,14 +70,19 @@ impl Op for Read<'_> {
 /// Billions of int8 multiplications and additions (two operations) a second that all threads reach in a loop of nothing
 /// but the instruction set's dot product: the roof of a prompt's processing with int8 activations.
 pub fn int8_gop_s(engine: &Engine) -> f64 {
-    let dots = per_second(engine, || engine.vectorize(Dots(ROUNDS)));
+    int8_gop_s_within(engine, REPEAT)
+}
+
+/// As [`int8_gop_s`], repeated for at least `least` only: to be measured between other measurements.
+pub fn int8_gop_s_within(engine: &Engine, least: Duration) -> f64 {
+    let dots = per_second(engine, least, || engine.vectorize(Dots(ROUNDS)));
     dots * (2 * 4 * LANES) as f64 / 1e9
 }
 
 /// Billions of f32 multiplications and additions (two operations) a second that all threads reach in a loop of nothing
 /// but fused multiply-adds.
 pub fn f32_gflop_s(engine: &Engine) -> f64 {
-    let fmas = per_second(engine, || engine.vectorize(Fmas(ROUNDS)));
+    let fmas = per_second(engine, REPEAT, || engine.vectorize(Fmas(ROUNDS)));
     fmas * (2 * LANES) as f64 / 1e9
 }
 
@@ -70,9 +91,9 @@ const ROUNDS: usize = 20_000;
 const CHAINS: usize = 12;
 
 /// Instructions a second over all threads, `f` doing [`ROUNDS`] times [`CHAINS`].
-fn per_second(engine: &Engine, f: impl Fn() -> f32 + Sync) -> f64 {
+fn per_second(engine: &Engine, least: Duration, f: impl Fn() -> f32 + Sync) -> f64 {
     let tasks = engine.threads() * 5;
-    let best = best(|| {
+    let best = best(least, || {
         engine.run(tasks, &|_| {
             black_box(f());
         });
@@ -80,11 +101,11 @@ fn per_second(engine: &Engine, f: impl Fn() -> f32 + Sync) -> f64 {
     (tasks * ROUNDS * CHAINS) as f64 / best.as_secs_f64()
 }
 
-fn best(f: impl Fn()) -> Duration {
+fn best(least: Duration, f: impl Fn()) -> Duration {
     let start = Instant::now();
     let mut best = Duration::MAX;
     let mut tries = 0;
-    while tries < TRIES || start.elapsed() < REPEAT {
+    while tries < TRIES || start.elapsed() < least {
         let start = Instant::now();
         f();
         best = best.min(start.elapsed());

@@ -218,21 +218,38 @@ pub(crate) struct Eval {
 
 /// `octet bench`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  octet bench pocket ./pocket-w8a16 --prefill 128,512 --decode 64")]
+#[command(after_help = "Examples:
+  octet bench pocket --quick
+  octet bench ./model ./model-w8a8 ./model-w4a8     in alternation, ratios against the first
+  octet bench ./model-w4a8 --prefill 512 --context 0,4096 --batch 1,4 --svg roofline.svg")]
 pub(crate) struct Bench {
-    /// Models to time, one after the other
+    /// Models to time in alternation; the others are compared with the first
     #[arg(required = true)]
     pub(crate) models: Vec<String>,
-    /// Prompt lengths to time
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [128, 512])]
+    /// Prompt lengths to time [default: 128,512,2048]
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
     pub(crate) prefill: Vec<usize>,
-    /// Tokens to decode a repetition
-    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
-    pub(crate) decode: usize,
-    /// Repetitions; the median is reported
-    #[arg(long, value_name = "N", default_value = "3")]
-    pub(crate) repetitions: NonZeroUsize,
+    /// Tokens in the cache when decoding starts [default: 0,2048]
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
+    pub(crate) context: Vec<usize>,
+    /// Sequences that decode together [default: 1,8]; larger batches are timed at the first context only
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub(crate) batch: Vec<usize>,
+    /// Tokens to decode a repetition [default: as many as take a quarter of a second]
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) decode: Option<usize>,
+    /// Repetitions; medians are reported. Long ones stop early, after three at least
+    #[arg(long, value_name = "N", default_value = "8", alias = "repetitions")]
+    pub(crate) reps: NonZeroUsize,
+    /// Three short repetitions of prefill 128 and decoding
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Draw the machine's roofline with all phases in it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Replace an existing file
+    #[arg(long, requires = "svg")]
+    pub(crate) force: bool,
 }
 
 /// `octet inspect`.

@@ -34,6 +34,11 @@ pub(crate) fn list() -> String {
     SHAPES.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// The names of the shapes.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    SHAPES.iter().map(|shape| shape.name)
+}
+
 /// Writes the checkpoint called `name` into the new folder `dir`; says what was written and how fast.
 ///
 /// # Errors

@@ -1,206 +1,252 @@
-//! `octet bench`: how fast a model runs, and how near that is to what this machine can do.
+//! `octet bench`: how fast models run, and how near that is to what this machine can do.
 
-use super::say_json;
+use super::{bench_show, say_json};
 use crate::{
     Ended,
     args::{Bench, Global},
     interrupt, machine, resolve,
     ui::{self, Progress},
 };
-use anyhow::{Result, bail};
-use octet_eval::memory::ProcessMemory;
+use anyhow::{Context, Result, bail};
+use octet_eval::{
+    bench::{self, BenchOptions, Measured, Subject},
+    memory::{ProcessMemory, available_memory, resident_now},
+    roofline,
+    work::Work,
+};
 use octet_formats::Checkpoint;
-use octet_kernels::{Engine, KvDtype, limits};
-use octet_model::{ArchSpec, LoadOptions, Logits, Model, Role, Step};
-use octet_tensor::{Matrix, WeightSource};
+use octet_kernels::{Engine, KvDtype};
+use octet_model::{ArchSpec, LoadOptions, Model};
 use serde::Serialize;
-use std::time::Instant;
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 /// Speed of one model; the fields are those of the JSON document.
 #[derive(Serialize)]
-struct Figures {
-    model: String,
-    scheme: String,
-    threads: usize,
-    isa: String,
-    prefill: Vec<Prefill>,
-    decode: Vec<Decode>,
-    load_ms: f64,
-    peak_rss_mb: Option<f64>,
-    limits: Limits,
-    kernels: Vec<(String, u64)>,
+pub(crate) struct Figures {
+    pub(crate) model: String,
+    pub(crate) scheme: String,
+    pub(crate) threads: usize,
+    pub(crate) isa: String,
+    #[serde(flatten)]
+    pub(crate) measured: Measured,
+    /// From opening the folder (in the page cache) to a model that can run.
+    pub(crate) load_ms: f64,
+    /// From opening the folder to the first token after a prompt of [`FIRST_PROMPT`].
+    pub(crate) first_token_ms: f64,
+    /// Most memory held while loading, for a prompt and some tokens after it; `None` where the system does not tell.
+    pub(crate) peak_rss_mb: Option<f64>,
+    /// Weights a step reads.
+    pub(crate) weight_mb: f64,
+    /// Kernels that ran and calls of each, all models together.
+    pub(crate) kernels: Vec<(String, u64)>,
+    #[serde(skip)]
+    pub(crate) work: Work,
 }
 
-#[derive(Serialize)]
-struct Prefill {
-    tokens: usize,
-    tok_s: f64,
-    gop_s: f64,
-    share: f64,
-}
-
-#[derive(Serialize)]
-struct Decode {
-    context: usize,
-    batch: usize,
-    tok_s: f64,
-    gb_s: f64,
-    share: f64,
-}
-
-#[derive(Clone, Copy, Serialize)]
-struct Limits {
-    read_gb_s: f64,
-    int8_gop_s: f64,
-    f32_gflop_s: f64,
-}
+/// What a default run measures.
+const PREFILL: [usize; 3] = [128, 512, 2048];
+const CONTEXTS: [usize; 2] = [0, 2048];
+const BATCHES: [usize; 2] = [1, 8];
+/// Room that is kept for the decoded tokens behind a default context.
+const ROOM: usize = 128;
+/// More sequences than this are a typing error.
+const MOST_BATCH: usize = 256;
+/// Prompt of the first token.
+const FIRST_PROMPT: usize = 16;
+/// Prompt of the memory measurement: longer ones go through in passes of this size.
+const MEMORY_PROMPT: usize = 512;
 
 /// Runs the command.
 pub(crate) fn bench(args: &Bench, global: &Global) -> Result<Ended> {
-    if args.decode == 0 || args.prefill.contains(&0) {
-        bail!("--prefill and --decode count tokens; give 1 or more");
-    }
+    check(args)?;
     let engine = machine::engine(global.threads)?;
     let mut progress = Progress::new();
-    let mut all = vec![];
-    for name in &args.models {
-        all.push(one(name, args, &engine, &mut progress)?);
+    let (mut loaded, alone) = (vec![], resident_now().unwrap_or(0));
+    for (index, name) in args.models.iter().enumerate() {
+        progress.update("loading", index as u64, args.models.len() as u64, name);
+        loaded.push(load(name, args, &engine, alone)?);
         if interrupt::asked() {
             progress.finish();
             return Ok(Ended::Interrupted);
         }
     }
+    let contexts = loaded.iter().map(|l| l.model.context()).min().unwrap_or(0);
+    let options = options(args, contexts)?;
+    let subjects: Vec<Subject<'_>> = loaded.iter().map(|l| Subject { model: &l.model, work: &l.work }).collect();
+    let mut tell = |phase: &str, done: usize, total: usize| {
+        progress.update("timing", done as u64, total as u64, phase);
+        if interrupt::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let measured = match bench::run(&subjects, &options, &mut tell) {
+        Err(octet_eval::Error::Interrupted) => {
+            progress.finish();
+            return Ok(Ended::Interrupted);
+        }
+        measured => measured?,
+    };
     progress.finish();
+    let kernels: Vec<(String, u64)> = engine.kernel_calls().into_iter().map(|(name, calls)| (name.to_string(), calls)).collect();
+    let all: Vec<Figures> = loaded.into_iter().zip(measured).map(|(l, m)| l.figures(&engine, m, kernels.clone())).collect();
+    if let Some(file) = &args.svg {
+        fs::write(file, draw(&all)).with_context(|| format!("cannot write {}", file.display()))?;
+    }
     if global.json {
-        say_json(&all)?;
+        say_json(&all)?
     } else {
-        show(&all);
+        bench_show::show(&all)
     }
     Ok(Ended::Done)
 }
 
-fn one(name: &str, args: &Bench, engine: &Engine, progress: &mut Progress) -> Result<Figures> {
+/// Refuses what cannot be measured before anything is loaded.
+fn check(args: &Bench) -> Result<()> {
+    if args.decode == Some(0) || args.prefill.contains(&0) {
+        bail!("--prefill and --decode count tokens; give 1 or more");
+    }
+    if let Some(batch) = args.batch.iter().find(|&&batch| batch == 0 || batch > MOST_BATCH) {
+        bail!("--batch {batch} is not a number of sequences to decode together; give 1 to {MOST_BATCH}");
+    }
+    if let Some(file) = args.svg.as_deref().filter(|file| file.exists() && !args.force) {
+        bail!("{} exists; name another file or replace it with --force", file.display());
+    }
+    let folder = args.svg.as_deref().and_then(Path::parent).filter(|dir| !dir.as_os_str().is_empty() && !dir.is_dir());
+    if let Some(folder) = folder {
+        bail!("there is no folder {} to write the drawing into; check the path", folder.display());
+    }
+    Ok(())
+}
+
+/// What to measure on models that can see `longest` tokens. What was asked for must fit; defaults are cut to fit.
+fn options(args: &Bench, longest: usize) -> Result<BenchOptions> {
+    let steps = args.decode.unwrap_or(if args.context.is_empty() { ROOM } else { 4 });
+    let asked = args.prefill.iter().map(|&tokens| ("--prefill", tokens)).chain(args.context.iter().map(|&c| ("--context", c + steps)));
+    if let Some((flag, tokens)) = asked.chain(args.decode.map(|steps| ("--decode", steps))).find(|(_, tokens)| *tokens > longest) {
+        bail!("{flag} needs a context of {tokens} tokens, and the shortest of these models has {longest}; give less");
+    }
+    let or = |asked: &[usize], quick: &[usize], default: &[usize], most: usize| -> Vec<usize> {
+        if !asked.is_empty() {
+            return asked.to_vec();
+        }
+        let mut values: Vec<usize> = if args.quick { quick } else { default }.iter().map(|&value| value.min(most)).collect();
+        values.dedup();
+        values
+    };
+    let prefill = or(&args.prefill, &PREFILL[..1], &PREFILL, longest);
+    let contexts = or(&args.context, &[0], &CONTEXTS, longest.saturating_sub(steps));
+    let batches = or(&args.batch, &[1], &BATCHES, MOST_BATCH);
+    let decode = contexts.iter().map(|&c| (c, batches[0])).chain(batches[1..].iter().map(|&b| (contexts[0], b)));
+    let (rounds, repetition, budget) = if args.quick { (args.reps.get().min(3), 100, 2) } else { (args.reps.get(), 250, 8) };
+    Ok(BenchOptions {
+        prefill,
+        decode: decode.collect(),
+        steps: args.decode,
+        rounds,
+        repetition: Duration::from_millis(repetition),
+        budget: Duration::from_secs(budget),
+    })
+}
+
+/// A model with what loading it took.
+struct Loaded {
+    name: String,
+    scheme: String,
+    model: Model,
+    work: Work,
+    load_ms: f64,
+    first_token_ms: f64,
+    peak_rss: Option<u64>,
+}
+
+impl Loaded {
+    fn figures(self, engine: &Engine, measured: Measured, kernels: Vec<(String, u64)>) -> Figures {
+        Figures {
+            model: self.name,
+            scheme: self.scheme,
+            threads: engine.threads(),
+            isa: engine.isa().to_string(),
+            measured,
+            load_ms: self.load_ms,
+            first_token_ms: self.first_token_ms,
+            peak_rss_mb: self.peak_rss.map(|bytes| bytes as f64 / 1e6),
+            weight_mb: self.work.weight_bytes(1) / 1e6,
+            kernels,
+            work: self.work,
+        }
+    }
+}
+
+/// Loads a model, several times for the median, and runs it for its first token and its memory; `alone` is what the
+/// process held before the first model.
+fn load(name: &str, args: &Bench, engine: &Engine, alone: u64) -> Result<Loaded> {
+    let times = if args.quick { 1 } else { args.reps.get().min(3) };
+    let (mut load_ms, mut first_token_ms) = (vec![], vec![]);
+    for _ in 1..times {
+        let (_, load, first) = start(name, engine)?;
+        load_ms.push(load);
+        first_token_ms.push(first);
+    }
+    // What other models hold is not this one's.
+    let others = resident_now().unwrap_or(0).saturating_sub(alone);
     let fresh = ProcessMemory::reset_peak();
+    let ((checkpoint, work, model), load, first) = start(name, engine)?;
+    load_ms.push(load);
+    first_token_ms.push(first);
+    let tokens = MEMORY_PROMPT.min(model.context() - 1).min(args.prefill.iter().copied().max().unwrap_or(MEMORY_PROMPT));
+    bench::first_token(&model, tokens)?;
+    let peak_rss = ProcessMemory::now().peak_rss.filter(|_| fresh).map(|peak| peak.saturating_sub(others));
+    let scheme = checkpoint.quantization().and_then(|q| q.main_scheme()).map(|scheme| scheme.to_string());
+    let scheme = scheme.or_else(|| work.float_type()).unwrap_or_default();
+    let middle = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    Ok(Loaded { name: name.into(), scheme, model, work, load_ms: middle(load_ms), first_token_ms: middle(first_token_ms), peak_rss })
+}
+
+type Opened = (Checkpoint, Work, Model);
+
+/// Opens a model and lets it compute a first token: the model, milliseconds of loading, milliseconds to the token.
+fn start(name: &str, engine: &Engine) -> Result<(Opened, f64, f64)> {
     let started = Instant::now();
     let checkpoint = Checkpoint::open(&resolve::resolve(name)?)?;
     let mut spec = ArchSpec::from_config(checkpoint.config())?;
     spec.settle(&checkpoint)?;
-    let work = Work::of(&checkpoint, &spec)?;
-    let model = Model::load(engine, spec, &checkpoint, LoadOptions { activations: None, kv: KvDtype::F16, context: None }, &mut |_, _| {})?;
-    let load_ms = started.elapsed().as_secs_f64() * 1e3;
-    let steps = (args.prefill.len() + 2) as u64;
-    let mut prefill_times = vec![];
-    for (i, &tokens) in args.prefill.iter().enumerate() {
-        progress.update(name, i as u64, steps, &format!("prefill {tokens}"));
-        let tokens = tokens.min(model.context());
-        prefill_times.push((tokens, median(args.repetitions.get(), || prefill_seconds(&model, tokens))?));
+    let stored: u64 = checkpoint.entries().iter().map(|entry| entry.bytes as u64).sum();
+    if let Some(available) = available_memory().filter(|&available| available < stored) {
+        let [stored, available] = [stored, available].map(ui::bytes);
+        bail!("{name} takes {stored} and only {available} of memory are free; give fewer models at once or free some");
     }
-    progress.update(name, steps - 2, steps, "decode");
-    let tokens = args.decode.min(model.context().saturating_sub(1)).max(1);
-    let step_seconds = median(args.repetitions.get(), || decode_seconds(&model, tokens))? / tokens as f64;
-    // Before the limits, whose buffer is as large as the weights.
-    let peak_rss = ProcessMemory::now().peak_rss.filter(|_| fresh);
-    progress.update(name, steps - 1, steps, "limits of this machine");
-    let limits = Limits {
-        read_gb_s: limits::streaming_read_gb_s(engine, (work.bytes as usize).max(1 << 20)),
-        int8_gop_s: limits::int8_gop_s(engine),
-        f32_gflop_s: limits::f32_gflop_s(engine),
-    };
-    let prefill = prefill_times.into_iter().map(|(tokens, seconds)| {
-        let gop_s = 2.0 * work.parameters as f64 * tokens as f64 / seconds / 1e9;
-        Prefill { tokens, tok_s: tokens as f64 / seconds, gop_s, share: gop_s / limits.int8_gop_s }
+    let kv = KvDtype::F16;
+    let work = Work::of(&checkpoint, &spec, kv)?;
+    let options = LoadOptions { activations: None, kv, context: None };
+    let model = Model::load(engine, spec, &checkpoint, options, &mut |_, _| {})?;
+    let load = started.elapsed().as_secs_f64() * 1e3;
+    bench::first_token(&model, FIRST_PROMPT.min(model.context() - 1))?;
+    Ok(((checkpoint, work, model), load, started.elapsed().as_secs_f64() * 1e3))
+}
+
+fn draw(all: &[Figures]) -> String {
+    let series = all.iter().map(|f| {
+        let prefill = f.measured.prefill.iter().map(|p| roofline::Point {
+            label: format!("prefill {}", p.tokens),
+            intensity: f.work.prefill_ops(p.tokens) / f.work.weight_bytes(p.tokens),
+            gop_s: p.gop_s,
+        });
+        let decode = f.measured.decode.iter().map(|d| roofline::Point {
+            label: bench_show::decode_name(d.context, d.batch),
+            intensity: f.work.decode_ops(d.batch) / f.work.decode_bytes(d.batch, d.context, d.steps),
+            gop_s: d.gop_s,
+        });
+        roofline::Series { name: format!("{} ({})", bench_show::short(&f.model), f.scheme), points: prefill.chain(decode).collect() }
     });
-    let gb_s = work.bytes as f64 / step_seconds / 1e9;
-    let decode = Decode { context: 0, batch: 1, tok_s: 1.0 / step_seconds, gb_s, share: gb_s / limits.read_gb_s };
-    Ok(Figures {
-        model: name.into(),
-        scheme: checkpoint.quantization().and_then(|q| q.main_scheme()).map_or_else(|| work.dtype.clone(), |s| s.to_string()),
-        threads: engine.threads(),
-        isa: engine.isa().to_string(),
-        prefill: prefill.collect(),
-        decode: vec![decode],
-        load_ms,
-        peak_rss_mb: peak_rss.map(|b| b as f64 / 1e6),
-        limits,
-        kernels: engine.kernel_calls().into_iter().map(|(name, calls)| (name.to_string(), calls)).collect(),
-    })
-}
-
-/// What a token costs: bytes of weights read and parameters multiplied.
-struct Work {
-    bytes: u64,
-    parameters: u64,
-    dtype: String,
-}
-
-impl Work {
-    fn of(checkpoint: &Checkpoint, spec: &ArchSpec) -> octet_tensor::Result<Self> {
-        let mut work = Self { bytes: 0, parameters: 0, dtype: String::new() };
-        let tied = spec.head().tied;
-        for site in spec.linear_sites() {
-            // A table that is only looked up is not read; experts are counted as if all were (a lower bound of the speed's share).
-            if site.role == Role::Embedding && !tied {
-                continue;
-            }
-            let matrix = checkpoint.matrix(&site.module)?;
-            work.bytes += matrix.as_ref().map_or(0, Matrix::stored_bytes) as u64;
-            work.parameters += (site.rows * site.cols) as u64;
-            if let (true, Some(Matrix::Float(float))) = (work.dtype.is_empty(), &matrix) {
-                work.dtype = float.dtype().name().to_lowercase();
-            }
-        }
-        Ok(work)
-    }
-}
-
-/// Token ids that differ from one another, as those of a text do.
-fn ids(model: &Model, count: usize) -> Vec<u32> {
-    let vocab = model.spec().vocab_size();
-    (0..count).map(|i| ((i * 7919 + 13) % vocab) as u32).collect()
-}
-
-fn prefill_seconds(model: &Model, tokens: usize) -> Result<f64> {
-    let (ids, mut sequence, mut out) = (ids(model, tokens), model.new_sequence(), vec![]);
-    let started = Instant::now();
-    model.forward(&mut [Step { sequence: &mut sequence, tokens: &ids, logits: Logits::Last }], &mut out, None)?;
-    Ok(started.elapsed().as_secs_f64())
-}
-
-fn decode_seconds(model: &Model, tokens: usize) -> Result<f64> {
-    let (ids, mut sequence, mut out) = (ids(model, tokens), model.new_sequence(), vec![]);
-    let started = Instant::now();
-    for id in &ids {
-        model.forward(&mut [Step { sequence: &mut sequence, tokens: std::slice::from_ref(id), logits: Logits::Last }], &mut out, None)?;
-    }
-    Ok(started.elapsed().as_secs_f64())
-}
-
-/// The median of `repetitions` after one that warms up.
-fn median(repetitions: usize, mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
-    run()?;
-    let mut times = (0..repetitions).map(|_| run()).collect::<Result<Vec<f64>>>()?;
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
-}
-
-fn show(all: &[Figures]) {
-    let rows: Vec<Vec<String>> = all
-        .iter()
-        .flat_map(|f| {
-            let prefill = f.prefill.iter().map(|p| (format!("prefill {}", p.tokens), p.tok_s, format!("{:.0} GOP/s", p.gop_s), p.share));
-            let decode = f.decode.iter().map(|d| ("decode".to_string(), d.tok_s, format!("{:.1} GB/s", d.gb_s), d.share));
-            prefill.chain(decode).map(|(phase, tok_s, rate, share)| {
-                vec![f.model.clone(), f.scheme.clone(), phase, format!("{tok_s:.1}"), rate, format!("{:.0} %", 100.0 * share)]
-            })
-        })
-        .collect();
-    ui::say(&ui::table(&["model", "scheme", "phase", "tok/s", "rate", "of limit"], &rows));
-    for f in all {
-        let rss = f.peak_rss_mb.map_or(String::new(), |mb| format!(", peak RSS {mb:.0} MB"));
-        let l = &f.limits;
-        ui::say(&format!(
-            "{}: loaded in {:.0} ms{rss}; {} threads, {}; limits: read {:.1} GB/s, int8 {:.0} GOP/s, f32 {:.0} GFLOP/s",
-            f.model, f.load_ms, f.threads, f.isa, l.read_gb_s, l.int8_gop_s, l.f32_gflop_s
-        ));
-    }
+    let series: Vec<roofline::Series> = series.collect();
+    let Some(first) = all.first() else { return String::new() };
+    let most = |of: fn(&Figures) -> f64| all.iter().map(of).fold(0.0, f64::max);
+    let title = format!("{} threads, {}", first.threads, first.isa);
+    roofline::svg(&title, &series, most(|f| f.measured.limits.read_gb_s), most(|f| f.measured.limits.int8_gop_s))
 }

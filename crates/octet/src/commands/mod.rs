@@ -1,6 +1,7 @@
 //! One file a command: turn arguments into library calls and their results into text or JSON.
 
 mod bench;
+mod bench_show;
 mod doctor;
 mod eval;
 mod inspect;

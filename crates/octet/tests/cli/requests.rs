@@ -80,9 +80,6 @@ fn numbers_out_of_range() {
     sandbox.refuses("run tiny hello --temperature 1 --min-p 2", &["min-p", "2"]);
     sandbox.refuses("run tiny hello --repetition-penalty 0", &["repetition penalty", "0"]);
     sandbox.refuses("run tiny hello --context 100000", &["100000", "256"]);
-    sandbox.refuses("bench tiny --prefill 0", &["--prefill", "give 1 or more"]);
-    sandbox.refuses("bench tiny --decode 0", &["--decode", "give 1 or more"]);
-    sandbox.refuses_as(2, "bench tiny --repetitions 0", &["--repetitions"]);
 }
 
 #[test]

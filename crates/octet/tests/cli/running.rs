@@ -112,19 +112,8 @@ fn logits_are_those_of_transformers() {
 }
 
 #[test]
-fn bench_and_doctor_measure_this_machine() {
+fn doctor_measures_this_machine() {
     let sandbox = Sandbox::empty();
-    let bench = sandbox.octet("bench pocket --prefill 8,16 --decode 4 --repetitions 1 --json").done().json();
-    let one = &bench[0];
-    for key in ["model", "scheme", "threads", "isa", "prefill", "decode", "load_ms", "peak_rss_mb", "limits"] {
-        assert!(one.get(key).is_some(), "no {key}");
-    }
-    assert_eq!((&one["prefill"][0]["tokens"], &one["prefill"][1]["tokens"]), (&json!(8), &json!(16)));
-    for (phase, keys) in [("prefill", ["tok_s", "gop_s", "share"]), ("decode", ["tok_s", "gb_s", "share"])] {
-        for key in keys {
-            assert!(one[phase][0][key].as_f64().unwrap() > 0.0, "{phase} {key}");
-        }
-    }
     let doctor = sandbox.octet("doctor --json").done().json();
     let isas: Vec<&str> = doctor["available_isa"].as_array().unwrap().iter().map(|isa| isa.as_str().unwrap()).collect();
     assert!(isas.contains(&"scalar") && isas.contains(&doctor["machine"]["isa"].as_str().unwrap()), "{doctor:#}");
