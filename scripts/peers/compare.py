@@ -5,6 +5,7 @@ Usage: python compare.py --tools DIR --octet BIN --work DIR --out DIR --threads 
 --tools  what setup.sh made        --work  where GGUF files and octet's folders go (kept for the next run)
 --out    where README.md and results.json go; results of shapes that are not in this run are kept
 --wrap   a command that every measured command is put behind, such as `nice -n -5`
+--types  GGUF types to measure, with commas [all of Q8_0,Q4_0,Q4_K_M,IQ4_XS]
 
 Every round runs each variant once, in a process of its own (warmed up: llama-bench by its own warm-up run, octet by the
 prompt it measures memory with), every second round backwards. Ratios are taken within rounds.
@@ -108,7 +109,7 @@ def prepare(args, shape, folder):
     bf16 = made(path("BF16.gguf"), lambda part: run([sys.executable, f"{here}/to_gguf.py", folder, part]))
     llamas = []
     builds = sorted(entry.name for entry in os.scandir(f"{args.tools}/bin") if entry.is_dir())
-    for kind in TYPES:
+    for kind in args.types.split(","):
         note(f"llama-quantize {kind}")
         file = made(path(f"{kind}.gguf"), lambda part, kind=kind: run(
             [f"{args.tools}/bin/{builds[0]}/llama-quantize", bf16, part, kind, str(args.threads)]))
@@ -162,11 +163,13 @@ def contests(shape, result, builds):
         if not theirs or not values(rounds, ours, phase):
             rows.append([ours, phase, f"{' or '.join(kinds)}: not measured", "", "", ""])
             continue
+        missing = [kind for kind in kinds if not any(v["kind"] == kind for v in result["variants"])]
         best = max(theirs, key=lambda name: statistics.median(values(rounds, name, phase)))
         pairs = [r[ours][phase]["tok_s"] / r[best][phase]["tok_s"] for r in rounds if ours in r and best in r]
         ratio, target = statistics.median(pairs), targets.get(shape)
         reached = "" if target is None else ("yes" if ratio >= target else "**no**")
-        rows.append([ours, phase, best.replace(", native", "").replace(", no-amx", ", without AMX"), f"{ratio:.2f}x ({min(pairs):.2f} to {max(pairs):.2f})", f"{target}x" if target else "", reached])
+        against = best.replace(", native", "").replace(", no-amx", "") + (f" ({', '.join(missing)} not measured)" if missing else "")
+        rows.append([ours, phase, against, f"{ratio:.2f}x ({min(pairs):.2f} to {max(pairs):.2f})", f"{target}x" if target else "", reached])
     return rows
 
 
@@ -248,6 +251,7 @@ def main():
     parser.add_argument("--threads", required=True, type=int)
     parser.add_argument("--rounds", required=True, type=int)
     parser.add_argument("--wrap", default="")
+    parser.add_argument("--types", default=",".join(TYPES))
     parser.add_argument("--commit", default="unknown")
     parser.add_argument("--prepare-only", action="store_true")
     parser.add_argument("shapes", nargs="+", metavar="NAME=MODEL_DIR")
