@@ -1,4 +1,4 @@
-//! From an [`ArchSpec`] to its [`BlockGraph`], and the graph as text.
+//! From an [`ArchSpec`] to its [`BlockGraph`].
 
 use crate::{
     graph::{BlockGraph, Expert, Linear, LinearGroup, Node, Param, PlainNode, Slot},
@@ -6,7 +6,6 @@ use crate::{
     spec::{ArchSpec, LayerSpec, Mlp, Norm, NormPlacement, Position},
 };
 use octet_kernels::ActivationFn;
-use std::fmt;
 
 impl ArchSpec {
     /// The graph of the model.
@@ -207,91 +206,5 @@ impl BlockBuilder<'_> {
 
     fn module(&self, name: &str) -> String {
         format!("{}.{}.{name}", self.spec.outer(self.spec.names.layers), self.index)
-    }
-}
-
-impl fmt::Display for BlockGraph {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "embedding\n  {}", self.embed)?;
-        // Layers that differ in nothing but their number are shown once.
-        let mut kinds: Vec<(Vec<String>, Vec<usize>)> = Vec::new();
-        for (layer, nodes) in self.blocks.iter().enumerate() {
-            let text: Vec<String> = nodes.iter().map(anonymous).collect();
-            match kinds.iter_mut().find(|(known, _)| *known == text) {
-                Some((_, layers)) => layers.push(layer),
-                None => kinds.push((text, vec![layer])),
-            }
-        }
-        for (text, layers) in kinds {
-            writeln!(f, "{} {} (N)", if layers.len() == 1 { "layer" } else { "layers" }, ranges(&layers))?;
-            text.iter().try_for_each(|node| writeln!(f, "  {node}"))?;
-        }
-        writeln!(f, "head")?;
-        self.head.iter().try_for_each(|node| writeln!(f, "  {node}"))
-    }
-}
-
-/// A node's text with N for the number of its layer.
-fn anonymous(node: &PlainNode) -> String {
-    let text = node.to_string();
-    let Some((site, layer)) = node.linears().first().and_then(|l| Some((&l.site, l.site.layer?))) else { return text };
-    let numbered = format!(".{layer}.");
-    match site.module.split_once(&numbered) {
-        Some((prefix, _)) => text.replace(&format!("{prefix}{numbered}"), &format!("{prefix}.N.")),
-        None => text,
-    }
-}
-
-/// Ascending numbers as `0-2, 4`.
-fn ranges(numbers: &[usize]) -> String {
-    let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
-        [first, .., last] => format!("{first}-{last}"),
-        _ => run.iter().map(usize::to_string).collect(),
-    });
-    runs.collect::<Vec<_>>().join(", ")
-}
-
-impl fmt::Display for PlainNode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Embed { table, scale, positions } => {
-                write!(f, "embed     {table}")?;
-                scale.map_or(Ok(()), |s| write!(f, " * {s}"))?;
-                positions.as_ref().map_or(Ok(()), |p| write!(f, " + {} {:?}", p.name, p.shape))
-            }
-            Self::Norm { weight, bias, eps, from, to } => {
-                let name = if bias.is_some() { "layernorm" } else { "rmsnorm  " };
-                write!(f, "{name} {from:?} -> {to:?} ({} wide, eps {eps:e})", weight.shape[0])
-            }
-            Self::Linears(group) => {
-                let how = if group.accumulate { "added to" } else { "->" };
-                write!(f, "linear    {:?} {how}", group.from)?;
-                group.linears.iter().try_for_each(|l| write!(f, " {:?}: {l}", l.parts.iter().map(|p| p.0).collect::<Vec<_>>()))
-            }
-            Self::Rope { rope, heads, kv_heads, head_dim } => {
-                write!(f, "rope      number {rope} on {heads} query and {kv_heads} key heads of {head_dim}")
-            }
-            Self::Attend { heads, scale, window, soft_cap } => {
-                write!(f, "attend    {heads} heads, scale {scale}")?;
-                window.map_or(Ok(()), |w| write!(f, ", window {w}"))?;
-                soft_cap.map_or(Ok(()), |c| write!(f, ", soft cap {c}"))
-            }
-            Self::Gate(function) => write!(f, "gate      {function:?}(Gate) * Up -> Gate"),
-            Self::Activate(function) => write!(f, "activate  {function:?}(Up) -> Up"),
-            Self::Experts { router, experts, per_token, normalize, activation, .. } => {
-                let sum = if *normalize { ", weights sum to 1" } else { "" };
-                write!(f, "experts   Normed -> Branch: {per_token} of {} ({activation:?}{sum}), router {router}", experts.len())?;
-                experts.first().map_or(Ok(()), |e| write!(f, "; each {} {} {}", e.gate, e.up, e.down))
-            }
-            Self::Add { from } => write!(f, "add       {from:?} to Hidden"),
-            Self::SoftCap(cap) => write!(f, "soft cap  Logits at {cap}"),
-        }
-    }
-}
-
-impl fmt::Display for Linear {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bias = if self.bias.is_some() { " + bias" } else { "" };
-        write!(f, "{} [{}, {}]{bias}", self.site.module, self.site.rows, self.site.cols)
     }
 }

@@ -23,6 +23,7 @@ mod phases;
 pub mod rope;
 mod rope_config;
 mod sequence;
+pub mod show;
 mod sites;
 pub mod spec;
 mod stage;

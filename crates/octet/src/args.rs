@@ -263,7 +263,7 @@ pub(crate) struct Inspect {
     /// Read every weight and refuse values that are not finite
     #[arg(long)]
     pub(crate) check: bool,
-    /// Show the block graph
+    /// Show the graph of each kind of block, and which operations are computed in one pass
     #[arg(long)]
     pub(crate) graph: bool,
 }

@@ -41,22 +41,37 @@ pub(crate) fn default_threads() -> NonZeroUsize {
     physical_cores().map_or(logical, |cores| cores.min(logical))
 }
 
-/// Distinct (package, core) pairs among all online CPUs, on Linux.
+/// Distinct (package, core) pairs among the CPUs this process may run on, on Linux.
 fn physical_cores() -> Option<NonZeroUsize> {
-    let mut cores = BTreeSet::new();
-    for entry in fs::read_dir("/sys/devices/system/cpu").ok()? {
-        let topology = entry.ok()?.path().join("topology");
-        let read = |name: &str| fs::read_to_string(topology.join(name)).ok().map(|s| s.trim().to_string());
-        if let (Some(package), Some(core)) = (read("physical_package_id"), read("core_id")) {
-            cores.insert((package, core));
-        }
-    }
-    NonZeroUsize::new(cores.len())
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let core = |cpu: usize| {
+        let read = |name: &str| fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/{name}")).ok();
+        Some((read("physical_package_id")?, read("core_id")?))
+    };
+    let cores: Option<BTreeSet<_>> = cpu_list(allowed)?.into_iter().map(core).collect();
+    NonZeroUsize::new(cores?.len())
+}
+
+/// The numbers of a list such as `0-3,8`.
+fn cpu_list(text: &str) -> Option<Vec<usize>> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
+    };
+    let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
+    Some(ranges?.into_iter().flatten().take(1 << 16).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cpu_lists_are_read() {
+        assert_eq!(cpu_list("\t0-3,8\n"), Some(vec![0, 1, 2, 3, 8]));
+        assert_eq!((cpu_list("0"), cpu_list("")), (Some(vec![0]), None));
+    }
 
     #[test]
     fn impossible_thread_counts_are_refused() {

@@ -9,7 +9,10 @@ use crate::{
 use anyhow::{Result, bail};
 use octet_formats::Checkpoint;
 use octet_kernels::KvDtype;
-use octet_model::{ArchSpec, Role};
+use octet_model::{
+    ArchSpec, BlockGraph, Role,
+    show::{ShownStage, ShownStep},
+};
 use octet_tensor::{Dtype, Matrix, WeightSource};
 use serde_json::{Value, json};
 
@@ -31,7 +34,7 @@ pub(crate) fn inspect(args: &Inspect, global: &Global) -> Result<Ended> {
             document["tensors"] = tensors(&checkpoint);
         }
         if args.graph {
-            document["graph"] = graph.to_string().lines().collect();
+            document["graph"] = stages(&graph);
         }
         say_json(&document)?;
         return Ok(Ended::Done);
@@ -156,6 +159,16 @@ impl Facts {
             "run_bytes": { "context_2048": self.run_bytes(self.context.min(2048)), "full_context": self.run_bytes(self.context) },
         })
     }
+}
+
+/// The graph's stages: operations, and those computed in one pass (numbers count from 0).
+fn stages(graph: &BlockGraph) -> Value {
+    let step = |step: &ShownStep| json!({ "operations": step.operations.clone().collect::<Vec<_>>(), "how": step.how });
+    let stage = |stage: ShownStage| {
+        let steps: Vec<Value> = stage.steps.iter().map(step).collect();
+        json!({ "name": stage.name, "operations": stage.operations, "steps": steps })
+    };
+    graph.shown().into_iter().map(stage).collect()
 }
 
 fn tensors(checkpoint: &Checkpoint) -> Value {

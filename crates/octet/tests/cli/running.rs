@@ -79,7 +79,11 @@ fn inspect_tells_what_a_model_is() {
     assert_eq!((&facts["quantization"], &facts["linear_bits_per_weight"]), (&Value::Null, &json!(32.0)));
     let bytes: u64 = facts["tensors"].as_array().unwrap().iter().map(|t| t["bytes"].as_u64().unwrap()).sum();
     assert_eq!(facts["stored_bytes"], json!(bytes));
-    assert!(facts["graph"].as_array().unwrap().len() > 5);
+    let names: Vec<_> = facts["graph"].as_array().unwrap().iter().map(|stage| stage["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["embedding", "layers 0-2", "head"]);
+    assert_eq!(facts["graph"][1]["steps"][0], json!({ "operations": [0, 1], "how": "normed on the way in, 3 products of one input" }));
+    let graph = sandbox.octet("inspect pocket --graph").done().stdout;
+    assert!(graph.contains("fused, 6 steps for 11 operations:") && graph.lines().all(|line| line.chars().count() <= 80), "{graph}");
     let shown = sandbox.octet("inspect pocket").done().stdout;
     insta::assert_snapshot!(shown, @r###"
 pocket: qwen3, 4 layers, hidden 256, vocabulary 4096, context 2048
