@@ -1,7 +1,9 @@
 //! House-keeping of the octet workspace: `cargo xtask tidy` holds the house rules, `cargo xtask synth` writes checkpoints with
-//! random weights in the shapes of real models, `cargo xtask bench-peers` holds octet against llama.cpp.
+//! random weights in the shapes of real models, `cargo xtask arm` runs the kernels' suites on an emulated ARM, `cargo xtask
+//! bench-peers` holds octet against llama.cpp.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool: printing is its output")]
 
+mod arm;
 mod peers;
 mod repo;
 mod synth;
@@ -13,6 +15,7 @@ use std::{path::Path, process::ExitCode};
 
 const USAGE: &str = "Usage:
   cargo xtask tidy              check the house rules (the same checks run in `cargo test -p xtask`)
+  cargo xtask arm               run the kernels' suites on an emulated AArch64 CPU; says so where the tools for it are not installed
   cargo xtask synth             list the shapes that synth knows
   cargo xtask synth NAME DIR    write a checkpoint with random weights (fixed seed) and a working tokenizer into the new folder DIR
   cargo xtask bench-peers [NAME...] [--rounds N] [--threads N] [--wrap CMD] [--dir DIR] [--out DIR] [--prepare-only]
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
 fn dispatch(args: &[String]) -> Result<ExitCode> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["tidy"] => run_tidy(),
+        ["arm"] => arm::run().map(|()| ExitCode::SUCCESS),
         ["synth"] => {
             println!("{}", synth::list());
             Ok(ExitCode::SUCCESS)

@@ -21,6 +21,9 @@ macro_rules! kernels {
                         (Self::$kind, Isa::Avx2) => concat!($name, " avx2"),
                         (Self::$kind, Isa::AvxVnni) => concat!($name, " avx-vnni"),
                         (Self::$kind, Isa::Avx512Vnni) => concat!($name, " avx512-vnni"),
+                        (Self::$kind, Isa::Neon) => concat!($name, " neon"),
+                        (Self::$kind, Isa::NeonDotprod) => concat!($name, " neon-dotprod"),
+                        (Self::$kind, Isa::NeonI8mm) => concat!($name, " neon-i8mm"),
                     )+
                 }
             }

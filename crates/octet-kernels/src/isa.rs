@@ -14,10 +14,23 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 (F, BW, DQ, VL) with the 512-bit integer dot product of VNNI.
     Avx512Vnni,
+    /// NEON of Armv8.0.
+    Neon,
+    /// NEON with the integer dot product of FEAT_DotProd.
+    NeonDotprod,
+    /// NEON with the mixed-sign dot product and the matrix multiplication of FEAT_I8MM.
+    NeonI8mm,
 }
 
-const NAMES: [(Isa, &str); 4] =
-    [(Isa::Scalar, "scalar"), (Isa::Avx2, "avx2"), (Isa::AvxVnni, "avx-vnni"), (Isa::Avx512Vnni, "avx512-vnni")];
+const NAMES: [(Isa, &str); 7] = [
+    (Isa::Scalar, "scalar"),
+    (Isa::Avx2, "avx2"),
+    (Isa::AvxVnni, "avx-vnni"),
+    (Isa::Avx512Vnni, "avx512-vnni"),
+    (Isa::Neon, "neon"),
+    (Isa::NeonDotprod, "neon-dotprod"),
+    (Isa::NeonI8mm, "neon-i8mm"),
+];
 
 impl Isa {
     /// The instruction sets of this CPU, slowest first; [`Isa::Scalar`] is always one of them.

@@ -38,9 +38,10 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
         let sums: &[i32; T] = &x.sums.as_chunks::<T>().0[segment];
         let mut acc = [[[s.splat_i(0); T]; R]; D];
         unroll!(r < R, {
+            let bias = if const { C::SMALL } { 0 } else { S::BIAS };
             let zeros = match ints.zeros(ints.group_at(block[r], segment)) {
-                Some(zeros) => s.load_u8(zeros),
-                None => s.splat_i(i32::from(ints.offset)),
+                Some(zeros) => s.add_i(s.load_u8(zeros), s.splat_i(-bias)),
+                None => s.splat_i(i32::from(ints.offset) - bias),
             };
             unroll!(t < T, { acc[0][r][t] = s.mul_i(zeros, s.splat_i(-sums[t])) });
         });

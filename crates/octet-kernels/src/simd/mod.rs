@@ -40,6 +40,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 use crate::Isa;
@@ -51,7 +53,7 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Op {
     /// What it returns.
     type Output;
-    /// Whether it uses [`Simd::dot`]. What does not is compiled once for AVX2 with and without AVX-VNNI.
+    /// Whether it uses [`Simd::dot`]. What does not is compiled once for AVX2 with and without AVX-VNNI, and once for NEON.
     const DOTS: bool = false;
     /// Runs it; implementations are `#[inline(always)]`.
     fn run<S: Simd>(self, s: S) -> Self::Output;
@@ -65,6 +67,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const FLOAT_TILE: (usize, usize);
     /// Whether codes up to 127 have a faster dot product than codes up to 255.
     const FAST_SMALL_CODES: bool;
+    /// What [`Simd::dot`] takes from codes that are not small, on instruction sets that multiply signed bytes only.
+    const BIAS: i32 = 0;
 
     /// f32 lanes.
     type F: Copy;
@@ -126,7 +130,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Input `j` (0..8) of every row, as [`Simd::nibbles`] numbers them, through a table of 16 values.
     fn lookup(self, raw: Self::W, j: usize, table: Self::F) -> Self::F;
     fn quad(self, from: &[i8; 4]) -> Self::A;
-    /// acc + Σ over four inputs of code · activation, exact; with `SMALL` every code is at most 127.
+    /// acc + Σ over four inputs of code · activation, exact; with `SMALL` every code is at most 127, else what is
+    /// multiplied is code − [`Simd::BIAS`].
     fn dot<const SMALL: bool>(self, acc: Self::I, w: Self::W, a: Self::A) -> Self::I;
 
     /// Asks for the cache line `ahead` bytes after the start of `at`; any address is allowed.
@@ -143,6 +148,12 @@ pub(crate) enum Level {
     AvxVnni(avx2::Avx2<true>),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon<{ neon::BASE }>),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(neon::Neon<{ neon::DOTPROD }>),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(neon::Neon<{ neon::I8MM }>),
 }
 
 impl Level {
@@ -156,7 +167,12 @@ impl Level {
             Isa::AvxVnni => avx2::Avx2::<true>::detect().map(Self::AvxVnni),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => avx512::Avx512::detect().map(Self::Avx512),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::Neon::detect().map(Self::Neon),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => neon::Neon::detect().map(Self::NeonDotprod),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => neon::Neon::detect().map(Self::NeonI8mm),
             _ => None,
         }
     }
@@ -174,6 +190,16 @@ impl Level {
             Self::AvxVnni(s) => s.without_vnni().vectorize(op),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(s) => s.vectorize(op),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(s) => s.vectorize(op),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod(s) if const { O::DOTS } => s.vectorize(op),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod(s) => s.without_dots().vectorize(op),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(s) if const { O::DOTS } => s.vectorize(op),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(s) => s.without_dots().vectorize(op),
         }
     }
 }
