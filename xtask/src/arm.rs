@@ -12,8 +12,6 @@ use std::{
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 const LINKER: &str = "aarch64-linux-gnu-gcc";
 const EMULATOR: &str = "qemu-aarch64";
-/// Where Debian's cross compiler keeps the C library of the target.
-const SYSROOT: &str = "/usr/aarch64-linux-gnu";
 /// Debian's second compiler (package `rustc-web`), whose package of the AArch64 standard library works beside a rustup.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// Emulated CPUs: everything, and a core of Armv8.0 without dot products.
@@ -77,7 +75,9 @@ fn emulate(rustc: &Path, cpu: &str) -> Result<()> {
         .env("RUSTC", rustc)
         .env("CARGO_TARGET_DIR", target_dir()?)
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER)
-        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", format!("{EMULATOR} -cpu {cpu} -L {SYSROOT}"));
+        // Threads of programs that are linked dynamically never start under some versions of the emulator.
+        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", format!("{EMULATOR} -cpu {cpu}"));
     finish(&mut command, &format!("the suites under emulated {cpu}"))
 }
 

@@ -148,9 +148,7 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
     }
     #[inline(always)]
     fn scale2(self, a: F, n: F) -> F {
-        let power = n.map(|n| {
-            intrinsic!(vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)))))
-        });
+        let power = n.map(|n| intrinsic!(vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127))))));
         self.mul(a, power)
     }
     #[inline(always)]
@@ -222,6 +220,16 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
         for (i, w) in w.into_iter().enumerate() {
             intrinsic!(vst1q_u8(to[16 * i..].as_mut_ptr(), w));
         }
+    }
+    #[inline(always)]
+    fn field(self, w: W, from: usize, to: usize, bits: usize) -> W {
+        // A shift by a negative number of bits is one to the right.
+        let (by, mask) = (to as i8 - from as i8, (((1u32 << bits) - 1) << to) as u8);
+        w.map(|w| intrinsic!(vandq_u8(vshlq_u8(w, vdupq_n_s8(by)), vdupq_n_u8(mask))))
+    }
+    #[inline(always)]
+    fn or(self, a: W, b: W) -> W {
+        each!(vorrq_u8(a, b))
     }
     #[inline(always)]
     fn code(self, w: W, j: usize) -> F {
