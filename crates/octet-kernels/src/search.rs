@@ -264,20 +264,24 @@ impl Op for Encode<'_> {
         for (block, codes) in self.weights.chunks(BLOCK).zip(self.codes.chunks_mut(BLOCK)) {
             let (mut error, mut weight) = (zeros, zeros);
             let ((whole, rest), (codes, last)) = (block.as_chunks::<LANES>(), codes.as_chunks_mut::<LANES>());
-            let mut one = |w: S::F| {
-                let k = code(s, w, inverse, low, high);
-                let e = s.sub(w, s.mul(scale, k));
-                error = s.add(error, s.mul(e, e));
-                weight = s.add(weight, s.mul(w, w));
-                max = s.max(max, s.max(e, s.sub(zeros, e)));
-                bytes(stored(s, k), self.zero)
-            };
+            // A macro, since a closure is not compiled for the instruction set.
+            macro_rules! one {
+                ($weights:expr) => {{
+                    let w = s.load($weights);
+                    let k = code(s, w, inverse, low, high);
+                    let e = s.sub(w, s.mul(scale, k));
+                    error = s.add(error, s.mul(e, e));
+                    weight = s.add(weight, s.mul(w, w));
+                    max = s.max(max, s.max(e, s.sub(zeros, e)));
+                    bytes(stored(s, k), self.zero)
+                }};
+            }
             for (weights, codes) in whole.iter().zip(codes) {
-                *codes = one(s.load(weights));
+                *codes = one!(weights);
             }
             if !rest.is_empty() {
                 // Padding with zeros adds nothing to any sum.
-                last.copy_from_slice(&one(s.load(&padded(rest)))[..rest.len()]);
+                last.copy_from_slice(&one!(&padded(rest))[..rest.len()]);
             }
             found.error += total(s, error);
             found.weight += total(s, weight);
