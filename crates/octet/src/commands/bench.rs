@@ -64,6 +64,9 @@ const MEMORY_PROMPT: usize = 512;
 /// Runs the command.
 pub(crate) fn bench(args: &Bench, global: &Global) -> Result<Ended> {
     check(args)?;
+    for name in &args.models {
+        resolve::resolve(name)?;
+    }
     let engine = machine::engine(global.threads)?;
     let mut progress = Progress::new();
     let (mut loaded, alone) = (vec![], resident_now().unwrap_or(0));

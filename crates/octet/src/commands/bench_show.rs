@@ -21,10 +21,10 @@ pub(crate) fn short(model: &str) -> String {
     name.filter(|name| !name.is_empty()).unwrap_or_else(|| model.to_string())
 }
 
-/// Decoding in words, such as `decode at 2048, 8 together`.
+/// Decoding in words, such as `decode at 2048 x8`.
 pub(crate) fn decode_name(context: usize, batch: usize) -> String {
     let at = if context == 0 { String::new() } else { format!(" at {context}") };
-    let together = if batch == 1 { String::new() } else { format!(", {batch} together") };
+    let together = if batch == 1 { String::new() } else { format!(" x{batch}") };
     format!("decode{at}{together}")
 }
 
@@ -39,7 +39,7 @@ fn text(f: &Figures) -> String {
     let decode = m.decode.iter().map(|d| row(format!("  {}", decode_name(d.context, d.batch)), &d.pace, format!("{:.1} GB/s", d.gb_s)));
     let rows: Vec<Vec<String>> = prefill.chain(decode).collect();
     let ratios = m.prefill.iter().map(|p| &p.pace).chain(m.decode.iter().map(|d| &d.pace)).any(|pace| pace.ratio.is_some());
-    let mut header = vec!["  phase", "tok/s", "spread", "rate", "of limit", "CPU ms/tok"];
+    let mut header = vec!["  phase", "tok/s", "spread", "rate", "of limit", "CPU ms"];
     if ratios {
         header.push("vs first");
     }
@@ -74,9 +74,12 @@ fn footer(first: &Figures, several: bool) -> String {
         }
     };
     let mut lines = vec![
-        format!("{} threads, {}; medians of alternating repetitions, spread between quartiles", first.threads, first.isa),
+        format!("{} threads, {}; medians; spread between quartiles; CPU ms a token", first.threads, first.isa),
         "of limit: prefill against int8 arithmetic, decoding against a streaming read".to_string(),
     ];
+    if first.measured.decode.iter().any(|d| d.batch > 1) {
+        lines.push("xN: N sequences decode together, their tokens added up".into());
+    }
     if several {
         lines.push("vs first: paired ratios of speed; --json has their intervals".into());
     }

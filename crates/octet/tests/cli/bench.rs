@@ -47,15 +47,27 @@ fn documents_hold_what_they_promise() {
     let weights = |i: usize| number(&document[i]["weight_mb"]);
     assert!(weights(0) > 3.0 * weights(1) && weights(1) > 0.0, "{} and {}", weights(0), weights(1));
     let drawing = fs::read_to_string(sandbox.path("roofline.svg")).unwrap();
-    assert!(drawing.starts_with("<svg ") && drawing.contains("prefill 16") && drawing.contains("decode, 3 together"), "{drawing}");
+    assert!(drawing.starts_with("<svg ") && drawing.contains("prefill 16") && drawing.contains("decode x3"), "{drawing}");
 }
 
 #[test]
 fn defaults_are_cut_to_what_a_model_can_see() {
-    let shown = Sandbox::new().octet("bench tiny --quick --reps 1 --context 0 --batch 1 --decode 2").done().stdout;
+    let shown = Sandbox::new().octet("bench tiny tiny --quick --reps 1 --context 0,64 --batch 16,1 --decode 2").done().stdout;
     assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
-    for word in ["tiny", "f32", "prefill 128", "decode", "tok/s", "of limit", "CPU ms/tok", "limits: read", "energy:", "first token after"]
-    {
+    for word in [
+        "tiny",
+        "f32",
+        "prefill 128",
+        "decode",
+        "tok/s",
+        "of limit",
+        "CPU ms",
+        "limits: read",
+        "energy:",
+        "first token after",
+        "vs first",
+        "decode at 64 x16",
+    ] {
         assert!(shown.contains(word), "{word}\n{shown}");
     }
     // The small model sees 256 tokens: one prompt of them instead of 512 and 2048, and room for what is decoded.
