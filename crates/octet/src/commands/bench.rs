@@ -187,21 +187,22 @@ impl Loaded {
 /// process held before the first model.
 fn load(name: &str, args: &Bench, engine: &Engine, alone: u64) -> Result<Loaded> {
     let times = if args.quick { 1 } else { args.reps.get().min(3) };
-    let (mut load_ms, mut first_token_ms) = (vec![], vec![]);
+    // What other models hold is not this one's. Measured on the first load, before anything was freed and kept for later.
+    let others = resident_now().unwrap_or(0).saturating_sub(alone);
+    let fresh = ProcessMemory::reset_peak();
+    let (mut opened, load, first) = start(name, engine)?;
+    let tokens = args.prefill.iter().copied().max().unwrap_or(MEMORY_PROMPT).min(MEMORY_PROMPT).min(opened.2.context() - 1);
+    bench::first_token(&opened.2, tokens)?;
+    let peak_rss = ProcessMemory::now().peak_rss.filter(|_| fresh).map(|peak| peak.saturating_sub(others));
+    let (mut load_ms, mut first_token_ms) = (vec![load], vec![first]);
     for _ in 1..times {
-        let (_, load, first) = start(name, engine)?;
+        drop(opened);
+        let (again, load, first) = start(name, engine)?;
+        opened = again;
         load_ms.push(load);
         first_token_ms.push(first);
     }
-    // What other models hold is not this one's.
-    let others = resident_now().unwrap_or(0).saturating_sub(alone);
-    let fresh = ProcessMemory::reset_peak();
-    let ((checkpoint, work, model), load, first) = start(name, engine)?;
-    load_ms.push(load);
-    first_token_ms.push(first);
-    let tokens = MEMORY_PROMPT.min(model.context() - 1).min(args.prefill.iter().copied().max().unwrap_or(MEMORY_PROMPT));
-    bench::first_token(&model, tokens)?;
-    let peak_rss = ProcessMemory::now().peak_rss.filter(|_| fresh).map(|peak| peak.saturating_sub(others));
+    let (checkpoint, work, model) = opened;
     let scheme = checkpoint.quantization().and_then(|q| q.main_scheme()).map(|scheme| scheme.to_string());
     let scheme = scheme.or_else(|| work.float_type()).unwrap_or_default();
     let middle = |mut values: Vec<f64>| {
