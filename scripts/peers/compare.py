@@ -5,6 +5,7 @@ Usage: python compare.py --tools DIR --octet BIN --work DIR --out DIR --threads 
 --tools  what setup.sh made        --work  where GGUF files and octet's folders go (kept for the next run)
 --out    where README.md and results.json go; results of shapes that are not in this run are kept
 --wrap   a command that every measured command is put behind, such as `nice -n -5`
+--note   a paragraph for the record (repeatable)
 --types  GGUF types to measure, with commas [all of Q8_0,Q4_0,Q4_K_M,IQ4_XS]
 
 Every round runs each variant once, in a process of its own (warmed up: llama-bench by its own warm-up run, octet by the
@@ -39,11 +40,17 @@ SHARES = {("octet w8a8", "prefill"): 65, ("octet w4a8 g128", "prefill"): 60, ("o
 OWN = {"octet w8a8": 1.8, "octet w4a8 g128": 3.0}
 
 
-def run(command, **options):
-    done = subprocess.run(command, capture_output=True, text=True, **options)
+def run(command, behind=()):
+    done = subprocess.run([*behind, *command], capture_output=True, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"`{shlex.join(command)}` ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-400:]}")
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise RuntimeError(f"`{short(command)}` ended with {done.returncode}: {said[-1][:200] if said else 'it said nothing'}")
     return done.stdout
+
+
+def short(command):
+    """A command as one would type it, without the folders of this machine."""
+    return shlex.join(os.path.basename(word) if os.sep in word else word for word in command)
 
 
 class Llama:
@@ -132,7 +139,7 @@ def measure(args, shape, variants):
                 continue
             print(f"{shape}: round {number + 1} of {args.rounds}: {variant.name}", file=sys.stderr, flush=True)
             try:
-                readings[variant.name] = variant.read(run(shlex.split(args.wrap) + variant.command))
+                readings[variant.name] = variant.read(run(variant.command, shlex.split(args.wrap)))
             except (RuntimeError, KeyError, ValueError) as error:
                 failed[variant.name] = str(error)
         rounds.append(readings)
@@ -209,6 +216,7 @@ def page(document):
         "rounds, against llama.cpp's best setting for that phase. Share: prefill against int8 arithmetic, decoding against a streaming read, both measured by octet beside "
         "its runs. Compare ratios and shares, not absolute figures: the machine is shared.\n"
     )
+    out += [note + "\n" for note in document["notes"]]
     for shape, result in document["shapes"].items():
         rounds = result["rounds"]
         out.append(f"## {shape}\n\n{len(rounds)} rounds, load average {result['load']}.\n")
@@ -223,12 +231,15 @@ def page(document):
         head = ["octet", "phase", "against", "ratio (range)", "aim", "reached"]
         if amx:
             out.append("Against llama.cpp built without AMX, the instruction sets octet uses:\n\n" + table(head, contests(shape, result, plain)) + "\n")
-            out.append("Against llama.cpp with everything this CPU has, AMX included:\n\n" + table(head, contests(shape, result, {"native", "no-amx"})) + "\n")
+            if all(v["name"] in result["failed"] for v in result["variants"] if v["build"] == "native"):
+                out.append("llama.cpp built with everything this CPU has, AMX included, did not run; see below.\n")
+            else:
+                out.append("Against llama.cpp with everything this CPU has, AMX included:\n\n" + table(head, contests(shape, result, {"native", "no-amx"})) + "\n")
         else:
             out.append(table(head, contests(shape, result, plain)) + "\n")
         out.append(table(["octet", "phase", "reached (range)", "aim", "reached"], shares(shape, result)) + "\n")
         out += [f"{name} failed: {why}\n" for name, why in result["failed"].items()]
-    out.append("## Not measured\n\nmistral.rs, ik_llama.cpp, torch; candle's other types.\n")
+    out.append("## Not measured\n\nmistral.rs, ik_llama.cpp, torch; candle and types of llama.cpp that the tables do not show.\n")
     commands = "\n".join(f"    {command}" for command in document["commands"])
     out.append(f"## Commands\n\nFor each shape, in turn (paths shortened):\n\n{commands}\n")
     return "\n".join(out)
@@ -251,6 +262,7 @@ def main():
     parser.add_argument("--threads", required=True, type=int)
     parser.add_argument("--rounds", required=True, type=int)
     parser.add_argument("--wrap", default="")
+    parser.add_argument("--note", action="append", default=[])
     parser.add_argument("--types", default=",".join(TYPES))
     parser.add_argument("--commit", default="unknown")
     parser.add_argument("--prepare-only", action="store_true")
@@ -267,15 +279,14 @@ def main():
     document = {
         "date": datetime.date.today().isoformat(), "machine": machine(args),
         "versions": {"octet": run([args.octet, "--version"]).strip(), "commit": args.commit, "llama.cpp": sdist, "python": platform.python_version()},
-        "commands": [], "shapes": old,
+        "commands": [], "notes": args.note, "shapes": old,
     }
     for name, variants in prepared.items():
         rounds, failed = measure(args, name, variants)
         listed = [{"name": v.name, "build": v.build, "kind": v.kind, "mb": round(size(v.file), 1)} for v in variants]
         load = " ".join(f"{value:.1f}" for value in os.getloadavg())
         document["shapes"][name] = {"rounds": rounds, "variants": listed, "failed": failed, "load": load}
-        short = lambda word: os.path.basename(word) if os.sep in word else word
-        document["commands"] = [shlex.join(map(short, v.command)) for v in variants]
+        document["commands"] = [short(v.command) for v in variants]
         with open(store, "w") as file:
             json.dump(document, file, indent=1)
         with open(os.path.join(args.out, "README.md"), "w") as file:
