@@ -1,7 +1,7 @@
 //! Measures the kernels against this machine's limits, taken in the same process: `cargo bench -p octet-kernels`.
 //!
-//! Arguments: an instruction set, a number of threads, and a part of the names of what to measure (`-- avx2 1 prefill`);
-//! without them, the best, two and everything.
+//! Arguments: an instruction set, a number of threads, a part of the names of what to measure, and the MiB of weights that
+//! decoding streams (`-- avx2 1 decode 1` stays in the caches); without them, the best, two, everything and 256.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
 
 #[path = "../tests/common/mod.rs"]
@@ -42,10 +42,10 @@ fn matrix(text: &str, rows: usize, cols: usize) -> Matrix {
     }
 }
 
-fn decode(engine: &Engine, roof: f64, text: &str, tokens: usize, (rows, cols): (usize, usize)) {
+fn decode(engine: &Engine, roof: f64, text: &str, tokens: usize, (rows, cols): (usize, usize), stream: usize) {
     let matrix = matrix(text, rows, cols);
     let first = PackedLinear::pack(engine, &matrix, None).unwrap();
-    let count = (STREAM / first.resident_bytes()).max(1);
+    let count = (stream / first.resident_bytes()).max(1);
     // Float matrices share one copy unless every matrix is made anew.
     let all: Vec<PackedLinear> = (0..count)
         .map(|_| {
@@ -130,18 +130,29 @@ fn main() {
     let read = limits::streaming_read_gb_s(&engine, STREAM);
     let (int8, f32) = (limits::int8_gop_s(&engine), limits::f32_gflop_s(&engine));
     println!("{isa}, {threads} threads: streaming read of 16 MiB {read:.1} GB/s, int8 {int8:.0} GOP/s, f32 {f32:.0} GFLOP/s");
+    let stream = args.get(3).map_or(STREAM, |a| a.parse::<usize>().unwrap() << 20);
     let only = |what: &str| args.get(2).is_none_or(|part| what.contains(part.as_str()));
-    for text in ["w8a8", "w4a8", "w8a16", "w4a16", "bf16"].into_iter().filter(|text| only(&format!("decode {text}"))) {
+    for text in ["w8a8", "w6a8-g128", "w5a8-g128", "w4a8", "w8a16", "w5a16-g128", "w4a16", "bf16"]
+        .into_iter()
+        .filter(|text| only(&format!("decode {text}")))
+    {
         for shape in SHAPES {
-            decode(&engine, read, text, 1, shape);
+            decode(&engine, read, text, 1, shape, stream);
         }
     }
-    for text in ["w8a8", "w4a8", "w4a16", "bf16"].into_iter().filter(|text| only(&format!("decode {text}"))) {
-        decode(&engine, read, text, 8, SHAPES[0]);
+    for text in ["w8a8", "w5a8-g128", "w4a8", "w4a16", "bf16"].into_iter().filter(|text| only(&format!("decode {text}"))) {
+        decode(&engine, read, text, 8, SHAPES[0], stream);
     }
-    for (text, roof) in
-        [("w8a8", int8), ("w4a8", int8), ("w4a8-g32", int8), ("w4a8-g128-asym", int8), ("w8a16", f32), ("w4a16", f32), ("bf16", f32)]
-    {
+    for (text, roof) in [
+        ("w8a8", int8),
+        ("w4a8", int8),
+        ("w5a8-g128", int8),
+        ("w4a8-g32", int8),
+        ("w4a8-g128-asym", int8),
+        ("w8a16", f32),
+        ("w4a16", f32),
+        ("bf16", f32),
+    ] {
         if !only(&format!("prefill {text}")) {
             continue;
         }
@@ -154,7 +165,7 @@ fn main() {
     for (tokens, before) in [(512, 0), (1, 512), (1, 2048)].into_iter().filter(|_| only("attention")) {
         attention(&engine, f32, tokens, before);
     }
-    for text in ["w8a8", "w4a8"].into_iter().filter(|_| only("pack")) {
+    for text in ["w8a8", "w4a8", "w5a8-g128"].into_iter().filter(|_| only("pack")) {
         packing(&engine, text);
     }
     println!(

@@ -46,8 +46,18 @@ pub(super) fn unpack(stream: &[u8], bits: Bits, out: &mut [i8]) {
             last.iter_mut().zip(&stream[pairs.len().min(stream.len())..]).for_each(|(code, &byte)| *code = nibble(byte));
         }
         width => {
-            let (mut held, mut filled, mut bytes) = (0u32, 0, stream.iter());
-            for code in out {
+            // Eight codes end where a byte ends.
+            let (eights, rest) = out.as_chunks_mut::<8>();
+            for (codes, run) in eights.iter_mut().zip(stream.chunks_exact(width as usize)) {
+                let mut held = [0u8; 8];
+                held[..run.len()].copy_from_slice(run);
+                let held = u64::from_le_bytes(held);
+                for (i, code) in codes.iter_mut().enumerate() {
+                    *code = signed((held >> (i as u32 * width)) as u32, bits);
+                }
+            }
+            let (mut held, mut filled, mut bytes) = (0u32, 0, stream[(eights.len() * width as usize).min(stream.len())..].iter());
+            for code in rest {
                 while filled < width {
                     held |= u32::from(bytes.next().copied().unwrap_or(0)) << filled;
                     filled += 8;

@@ -74,7 +74,7 @@ pub(crate) trait Codes {
     type Chunk: Copy;
     /// How many octets that is.
     const OCTETS: usize;
-    /// Whether no code exceeds 127, however many bits it has.
+    /// Whether no code exceeds 63, however many bits it takes.
     const SMALL: bool;
     /// Whether codes become floats through a table of sixteen values.
     const TABLE: bool;
@@ -89,7 +89,7 @@ pub(crate) trait Codes {
     fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, ahead: usize);
 }
 
-/// A code a byte; `SMALL` where none exceeds 127.
+/// A code a byte; `SMALL` where none exceeds 63.
 pub(crate) struct Bytes<const SMALL: bool>;
 /// Two codes a byte.
 pub(crate) struct Nibbles;

@@ -86,6 +86,13 @@ fn add_octet<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
             C::prefetch(s, chunk[r], octet, PREFETCH);
         }
     });
+    if const { S::DOTS_IN_TWOS && C::SMALL } {
+        unroll!(t < T, {
+            let a = [s.quad(&words[0][t]), s.quad(&words[1][t])];
+            unroll!(r < R, { acc[0][r][t] = s.dot_two(acc[0][r][t], w[r], a) });
+        });
+        return;
+    }
     unroll!(half < 2, {
         unroll!(t < T, {
             let a = s.quad(&words[half][t]);

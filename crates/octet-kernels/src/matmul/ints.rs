@@ -8,6 +8,7 @@
 use super::{
     codes::{self, CHUNK},
     layout::{Line, Segments},
+    pack::PackBlock,
 };
 use crate::{
     Engine,
@@ -24,7 +25,7 @@ pub(crate) struct Ints {
     pub(crate) cols: usize,
     /// Bits a stored code takes.
     pub(crate) bits: usize,
-    /// Whether every stored code is at most 127.
+    /// Whether every stored code is at most 63.
     pub(crate) small: bool,
     /// What was added to codes to make them unsigned: the zero point of symmetric weights.
     pub(crate) offset: u8,
@@ -63,12 +64,13 @@ impl Ints {
             rows,
             cols,
             bits,
-            small: scheme.bits.get() < 8,
+            small: scheme.bits.get() <= 6,
             offset: 1 << (scheme.bits.get() - 1),
             segments,
             segments_a_group: if group >= cols { segments.count().max(1) } else { group / segments.size() },
             groups,
-            lines: vec![Line::ZERO; lines],
+            // Zeroed by the system as tasks first touch it, not by this thread.
+            lines: bytemuck::zeroed_vec(lines),
             scales: Scales::new(scale_dtype(stored)?, blocks * groups),
             zeros: scheme.is_asymmetric().then(|| vec![[0; LANES]; blocks * groups]),
         };
@@ -96,7 +98,9 @@ impl Ints {
                 for block in first..last {
                     // SAFETY: a block belongs to one task, so no two parts that are alive overlap; likewise below.
                     let lines = unsafe { shared_lines.part(block * lines_a_block..(block + 1) * lines_a_block) };
-                    self.pack_codes(&q, (block - first) * LANES, lines);
+                    let row = |lane| q.codes().chunks_exact(self.cols).nth((block - first) * LANES + lane).unwrap_or_default();
+                    let rows = std::array::from_fn(row);
+                    engine.vectorize(PackBlock { rows, segments: self.segments, bits: self.bits, offset: self.offset, lines });
                     let at = block * groups..(block + 1) * groups;
                     if let Some(zeros) = &shared_zeros {
                         // SAFETY: as above.
@@ -116,35 +120,6 @@ impl Ints {
         });
         (self.lines, self.zeros, self.scales) = (lines, zeros, scales);
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
-    }
-
-    /// Interleaves the codes of the sixteen rows from `row` of `q` on; rows past its end stay zero.
-    fn pack_codes(&self, q: &QMatrix, row: usize, lines: &mut [Line]) {
-        let offset = u32::from_ne_bytes([self.offset; 4]);
-        for lane in 0..LANES.min(q.rows() - row) {
-            let codes = &q.codes()[(row + lane) * self.cols..(row + lane + 1) * self.cols];
-            for segment in 0..self.segments.count() {
-                let inputs = &codes[self.segments.inputs(segment)];
-                let octets = self.segments.octets(segment);
-                let (whole, rest) = inputs.as_chunks::<8>();
-                let mut last = [0i8; 8];
-                last[..rest.len()].copy_from_slice(rest);
-                let tail = if rest.is_empty() { &[][..] } else { std::slice::from_ref(&last) };
-                for (octet, codes) in octets.zip(whole.iter().chain(tail)) {
-                    let bytes: [u8; 8] = bytemuck::cast(*codes);
-                    let [low, high]: [[u8; 4]; 2] = bytemuck::cast(bytes);
-                    for (half, word) in [low, high].into_iter().enumerate() {
-                        let word = shift(word, offset);
-                        for &(first, bits) in codes::planes(self.bits) {
-                            let (line, bit) = codes::place(first, bits, 2 * (octet % CHUNK) + half);
-                            let line = &mut lines[octet / CHUNK * self.bits + line].0.as_chunks_mut::<4>().0[lane];
-                            let part = (word >> first & u32::from_ne_bytes([(0xff >> (8 - bits)) as u8; 4])) << bit;
-                            *line = (u32::from_ne_bytes(*line) | part).to_ne_bytes();
-                        }
-                    }
-                }
-            }
-        }
     }
 
     fn pack_zeros(&self, q: &QMatrix, row: usize, zeros: &mut [[u8; LANES]]) {
@@ -217,15 +192,6 @@ impl Ints {
             }
         }
     }
-}
-
-/// Adds the bytes of `offset` to four codes, each modulo 256 (codes are 0x80 apart from unsigned at eight bits, so a
-/// carry would be wrong: the top bits are added apart).
-#[inline(always)]
-fn shift(codes: [u8; 4], offset: u32) -> u32 {
-    const TOP: u32 = 0x8080_8080;
-    let codes = u32::from_ne_bytes(codes);
-    ((codes & !TOP) + (offset & !TOP)) ^ ((codes ^ offset) & TOP)
 }
 
 fn scale_dtype(stored: &StoredQuant) -> Result<Dtype> {

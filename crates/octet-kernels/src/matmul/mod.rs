@@ -10,6 +10,7 @@ mod int;
 mod ints;
 mod layout;
 mod output;
+mod pack;
 mod packed;
 mod source;
 

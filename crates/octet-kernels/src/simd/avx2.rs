@@ -54,6 +54,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const INT_TILE: (usize, usize) = (1, if VNNI { 6 } else { 4 });
     const FLOAT_TILE: (usize, usize) = (1, 6);
     const FAST_SMALL_CODES: bool = !VNNI;
+    const DOTS_IN_TWOS: bool = !VNNI;
     type F = F;
     type I = I;
     type W = I;
@@ -265,10 +266,21 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         intrinsic!({
             let mut acc = acc;
             for (acc, w) in acc.iter_mut().zip(w) {
-                *acc = _mm256_add_epi32(*acc, if SMALL { dot_small(w, a) } else { dot_wide(w, a) });
+                *acc = if SMALL {
+                    _mm256_add_epi32(*acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)))
+                } else {
+                    _mm256_add_epi32(*acc, dot_wide(w, a))
+                };
             }
             acc
         })
+    }
+    #[inline(always)]
+    fn dot_two(self, acc: I, w: [I; 2], a: [__m256i; 2]) -> I {
+        if VNNI {
+            return self.dot::<true>(self.dot::<true>(acc, w[0], a[0]), w[1], a[1]);
+        }
+        intrinsic!([dot_small([w[0][0], w[1][0]], a, acc[0]), dot_small([w[0][1], w[1][1]], a, acc[1])])
     }
     #[inline(always)]
     fn prefetch(self, at: &[u8], ahead: usize) {
@@ -276,11 +288,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 }
 
-/// Products of codes up to 127 are added in pairs in 16 bits, which 2 · 127 · 128 = 32,512 does not leave.
+/// Products of codes up to 63 are added in fours in 16 bits, which 4 · 63 · 128 = 32,256 does not leave.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dot_small(w: __m256i, a: __m256i) -> __m256i {
-    _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1))
+fn dot_small(w: [__m256i; 2], a: [__m256i; 2], acc: __m256i) -> __m256i {
+    let sums = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], a[0]), _mm256_maddubs_epi16(w[1], a[1]));
+    _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)))
 }
 
 /// Codes up to 255 are widened first, even and odd inputs apart: pairs of their products would saturate 16 bits.

@@ -65,10 +65,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const INT_TILE: (usize, usize);
     /// Row blocks and tokens of a register tile of the float product.
     const FLOAT_TILE: (usize, usize);
-    /// Whether codes up to 127 have a faster dot product than codes up to 255.
+    /// Whether codes up to 63 have a faster dot product than codes up to 255.
     const FAST_SMALL_CODES: bool;
     /// What [`Simd::dot`] takes from codes that are not small, on instruction sets that multiply signed bytes only.
     const BIAS: i32 = 0;
+    /// Whether [`Simd::dot_two`] is faster than two [`Simd::dot`].
+    const DOTS_IN_TWOS: bool = false;
 
     /// f32 lanes.
     type F: Copy;
@@ -130,9 +132,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Input `j` (0..8) of every row, as [`Simd::nibbles`] numbers them, through a table of 16 values.
     fn lookup(self, raw: Self::W, j: usize, table: Self::F) -> Self::F;
     fn quad(self, from: &[i8; 4]) -> Self::A;
-    /// acc + Σ over four inputs of code · activation, exact; with `SMALL` every code is at most 127, else what is
+    /// acc + Σ over four inputs of code · activation, exact; with `SMALL` every code is at most 63, else what is
     /// multiplied is code − [`Simd::BIAS`].
     fn dot<const SMALL: bool>(self, acc: Self::I, w: Self::W, a: Self::A) -> Self::I;
+    /// [`Simd::dot`] of small codes over two runs of four inputs.
+    #[inline(always)]
+    fn dot_two(self, acc: Self::I, w: [Self::W; 2], a: [Self::A; 2]) -> Self::I {
+        self.dot::<true>(self.dot::<true>(acc, w[0], a[0]), w[1], a[1])
+    }
 
     /// Asks for the cache line `ahead` bytes after the start of `at`; any address is allowed.
     fn prefetch(self, at: &[u8], ahead: usize);
