@@ -32,6 +32,11 @@ fn shortest(total: Duration, mut f: impl FnMut()) -> f64 {
     best
 }
 
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 fn matrix(text: &str, rows: usize, cols: usize) -> Matrix {
     let mut numbers = Numbers(1);
     match text {
@@ -70,19 +75,26 @@ fn decode(engine: &Engine, roof: f64, text: &str, tokens: usize, (rows, cols): (
     );
 }
 
-fn prefill(engine: &Engine, roof: f64, text: &str, tokens: usize, (rows, cols): (usize, usize)) {
+fn prefill(engine: &Engine, roof: &dyn Fn(&Engine) -> f64, text: &str, tokens: usize, (rows, cols): (usize, usize)) {
     let weights = PackedLinear::pack(engine, &matrix(text, rows, cols), None).unwrap();
     let x = Numbers(2).normals(tokens * cols);
     let mut out = vec![0.0; tokens * rows];
-    let seconds = shortest(Duration::from_millis(700), || {
+    let (mut seconds, mut shares) = (Vec::new(), Vec::new());
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(700) {
+        // The clock of a shared machine wanders: the limit is taken anew beside every run.
+        let limit = roof(engine);
+        let start = Instant::now();
         engine.matmul(&x, tokens, &mut [MatmulJob { weights: &weights, bias: None, out: &mut out, accumulate: false }]);
         black_box(&out);
-    });
-    let rate = 2.0 * (rows * cols * tokens) as f64 / seconds / 1e9;
+        seconds.push(start.elapsed().as_secs_f64());
+        shares.push(2.0 * (rows * cols * tokens) as f64 / start.elapsed().as_secs_f64() / 1e9 / limit * 100.0);
+    }
+    let (seconds, share) = (median(&mut seconds), median(&mut shares));
     println!(
-        "prefill {text:<14} {tokens:>3} tok {rows}x{cols}: {:8.2} ms  {rate:7.1} GOP/s  {:5.1} % of the limit",
+        "prefill {text:<14} {tokens:>3} tok {rows}x{cols}: {:8.2} ms  {:7.1} GOP/s  {share:5.1} % of the limit",
         seconds * 1e3,
-        rate / roof * 100.0
+        2.0 * (rows * cols * tokens) as f64 / seconds / 1e9,
     );
 }
 
@@ -143,23 +155,13 @@ fn main() {
     for text in ["w8a8", "w5a8-g128", "w4a8", "w4a16", "bf16"].into_iter().filter(|text| only(&format!("decode {text}"))) {
         decode(&engine, read, text, 8, SHAPES[0], stream);
     }
-    for (text, roof) in [
-        ("w8a8", int8),
-        ("w4a8", int8),
-        ("w5a8-g128", int8),
-        ("w4a8-g32", int8),
-        ("w4a8-g128-asym", int8),
-        ("w8a16", f32),
-        ("w4a16", f32),
-        ("bf16", f32),
-    ] {
+    for text in ["w8a8", "w4a8", "w5a8-g128", "w4a8-g32", "w4a8-g128-asym", "w8a16", "w4a16", "bf16"] {
         if !only(&format!("prefill {text}")) {
             continue;
         }
-        for shape in SHAPES {
-            for tokens in [120, 512] {
-                prefill(&engine, roof, text, tokens, shape);
-            }
+        let roof = |engine: &Engine| if text.contains("a8") { limits::int8_gop_s_within(engine, Duration::ZERO) } else { f32 };
+        for (shape, tokens) in [(SHAPES[0], 120), (SHAPES[0], 512), (SHAPES[1], 512), ((1024, 1024), 512)] {
+            prefill(&engine, &roof, text, tokens, shape);
         }
     }
     for (tokens, before) in [(512, 0), (1, 512), (1, 2048)].into_iter().filter(|_| only("attention")) {

@@ -11,8 +11,8 @@ use super::{
     layout::Line,
     output::Output,
 };
-use crate::simd::{Op, Simd, unroll};
-use std::ops::Range;
+use crate::simd::{LANES, Op, Simd, unroll};
+use std::{hint::black_box, ops::Range};
 
 /// How far ahead of its use a weight is asked for. A loop that also computes hides the memory's latency only so.
 const PREFETCH: usize = 6 * 1024;
@@ -26,25 +26,22 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
     block: [usize; R],
     lines: [&[Line]; R],
     x: CodeTile<'_>,
-) -> [[S::F; T]; R] {
+) -> [[[f32; LANES]; T]; R] {
     let words = x.codes.as_chunks::<T>().0.as_chunks::<2>().0;
-    let mut total = [[s.splat(0.0); T]; R];
+    let mut total = [[[0.0; LANES]; T]; R];
     for segment in 0..ints.segments.count() {
+        if const { R * T > IN_REGISTERS } {
+            // Registers are for the integer sums: what would not fit beside them had better be in memory altogether.
+            black_box(&mut total);
+        }
         let range = ints.segments.octets(segment);
         let words = &words[range.clone()];
         let mut chunks = [&[][..]; R];
         let range = range.start / C::OCTETS..range.end / C::OCTETS;
         unroll!(r < R, { chunks[r] = &C::chunks(lines[r])[range.clone()][..words.len() / C::OCTETS] });
-        let sums: &[i32; T] = &x.sums.as_chunks::<T>().0[segment];
+        let at = block.map(|block| ints.group_at(block, segment));
         let mut acc = [[[s.splat_i(0); T]; R]; D];
-        unroll!(r < R, {
-            let bias = if const { C::SMALL } { 0 } else { S::BIAS };
-            let zeros = match ints.zeros(ints.group_at(block[r], segment)) {
-                Some(zeros) => s.add_i(s.load_u8(zeros), s.splat_i(-bias)),
-                None => s.splat_i(i32::from(ints.offset) - bias),
-            };
-            unroll!(t < T, { acc[0][r][t] = s.mul_i(zeros, s.splat_i(-sums[t])) });
-        });
+        acc[0] = minus_zeros::<S, C, R, T>(s, ints, at, &x.sums.as_chunks::<T>().0[segment]);
         for (i, words) in words.chunks_exact(C::OCTETS).enumerate() {
             let mut chunk = [&chunks[0][i]; R];
             unroll!(r < R, { chunk[r] = &chunks[r][i] });
@@ -60,14 +57,32 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
             scale_tokens(s, &mut sums, &x.scales.as_chunks::<T>().0[segment]);
         }
         unroll!(r < R, {
-            let scales = ints.scales(s, ints.group_at(block[r], segment));
-            unroll!(t < T, { total[r][t] = s.fma_exact(sums[r][t], scales, total[r][t]) });
+            let scales = ints.scales(s, at[r]);
+            unroll!(t < T, { s.store(s.fma_exact(sums[r][t], scales, s.load(&total[r][t])), &mut total[r][t]) });
         });
     }
-    if !x.grouped {
-        scale_tokens(s, &mut total, &x.scales.as_chunks::<T>().0[0]);
-    }
     total
+}
+
+/// Sums of a tile that fit into registers beside its integer sums.
+const IN_REGISTERS: usize = 8;
+
+/// What integer sums start from: −zero · Σ a.
+#[inline(always)]
+fn minus_zeros<S: Simd, C: Codes, const R: usize, const T: usize>(s: S, ints: &Ints, at: [usize; R], sums: &[i32; T]) -> [[S::I; T]; R] {
+    let bias = if const { C::SMALL } { 0 } else { S::BIAS };
+    let mut start = [[s.splat_i(0); T]; R];
+    if ints.is_symmetric() {
+        let offset = i32::from(ints.offset) - bias;
+        let minus = sums.map(|sum| -offset * sum);
+        unroll!(t < T, { start[0][t] = s.splat_i(minus[t]) });
+        return [start[0]; R];
+    }
+    unroll!(r < R, {
+        let zeros = ints.zeros(at[r]).map_or(s.splat_i(0), |zeros| s.add_i(s.load_u8(zeros), s.splat_i(-bias)));
+        unroll!(t < T, { start[r][t] = s.mul_i(zeros, s.splat_i(-sums[t])) });
+    });
+    start
 }
 
 /// Adds the products of one octet.
@@ -127,55 +142,77 @@ pub(crate) struct IntProduct<'a> {
 }
 
 impl IntProduct<'_> {
-    /// All tiles of `R` blocks; blocks past the last repeat it and are not written.
+    /// All tiles of blocks `blocks`, whose codes are `lines`: a tile's tokens stay in the first-level cache while the
+    /// blocks pass, and what is written of a token lies together.
     #[inline(always)]
-    fn panel<S: Simd, C: Codes, const R: usize>(&self, s: S, block: [usize; R], lines: [&[Line]; R], widest: usize) {
+    fn panels<S: Simd, C: Codes, const R: usize>(&self, s: S, blocks: Range<usize>, lines: &[Line], widest: usize) {
+        let panels = Panels { first: blocks.start, count: blocks.len(), lines };
         for (start, width) in tiles(self.tokens.len(), widest) {
             let token = self.tokens.start + start;
             match width {
-                12 => self.one::<S, C, 1, R, 12>(s, block, lines, token),
-                8 => self.one::<S, C, 1, R, 8>(s, block, lines, token),
-                6 => self.one::<S, C, 1, R, 6>(s, block, lines, token),
-                4 => self.one::<S, C, 1, R, 4>(s, block, lines, token),
-                2 => self.one::<S, C, 2, R, 2>(s, block, lines, token),
-                _ => self.one::<S, C, 2, R, 1>(s, block, lines, token),
+                12 => self.pass::<S, C, 1, R, 12>(s, &panels, token),
+                8 => self.pass::<S, C, 1, R, 8>(s, &panels, token),
+                6 => self.pass::<S, C, 1, R, 6>(s, &panels, token),
+                4 => self.pass::<S, C, 1, R, 4>(s, &panels, token),
+                2 => self.pass::<S, C, 2, R, 2>(s, &panels, token),
+                _ => self.pass::<S, C, 2, R, 1>(s, &panels, token),
             }
         }
     }
 
+    /// The tiles of `T` tokens, `R` blocks each; a block past the last repeats it and is not written.
     #[inline(always)]
-    fn one<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
-        &self,
-        s: S,
-        block: [usize; R],
-        lines: [&[Line]; R],
-        token: usize,
-    ) {
+    fn pass<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(&self, s: S, panels: &Panels<'_>, token: usize) {
         // Tiles that this instruction set never uses are not compiled for it.
         if const { T > S::INT_TILE.1 || T == 6 && S::INT_TILE.1 != 6 || T == 12 && R < S::INT_TILE.0 } {
             return;
         }
-        let values = tile::<S, C, D, R, T>(s, self.ints, block, lines, self.inputs.code_tile(token, T));
-        // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
-        unsafe { self.output.write_tile(s, token, block, &values) };
+        let x = self.inputs.code_tile(token, T);
+        let n = panels.lines.len() / panels.count;
+        for first in (0..panels.count).step_by(R) {
+            let of: [usize; R] = std::array::from_fn(|r| (first + r).min(panels.count - 1));
+            let block = of.map(|i| panels.first + i);
+            let total = tile::<S, C, D, R, T>(s, self.ints, block, of.map(|i| &panels.lines[i * n..(i + 1) * n]), x);
+            let mut values = [[s.splat(0.0); T]; R];
+            unroll!(r < R, {
+                unroll!(t < T, { values[r][t] = s.load(&total[r][t]) });
+            });
+            if !x.grouped {
+                scale_tokens(s, &mut values, &x.scales.as_chunks::<T>().0[0]);
+            }
+            // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
+            unsafe { self.output.write_tile(s, token, block, &values) };
+        }
     }
 
     #[inline(always)]
     fn direct<S: Simd, C: Codes>(&self, s: S) {
         for block in self.blocks.clone() {
-            self.panel::<S, C, 1>(s, [block], [self.ints.block(block)], S::INT_TILE.1.min(DIRECT_TOKENS));
+            self.panels::<S, C, 1>(s, block..block + 1, self.ints.block(block), S::INT_TILE.1.min(DIRECT_TOKENS));
         }
     }
 
     #[inline(always)]
     fn blocked<S: Simd, C: Codes>(&mut self, s: S) {
-        if const { S::INT_TILE.0 == 2 } { self.blocked_by::<S, C, 2>(s) } else { self.blocked_by::<S, C, 1>(s) }
+        let (mut scratch, blocks) = (std::mem::take(&mut self.scratch.0), self.blocks.clone());
+        let mut lines = self.ints.lines(blocks.clone());
+        if self.ints.bits < 8 {
+            let unpacked = 2 * blocks.len() * self.ints.segments.all_octets();
+            scratch.resize(scratch.len().max(unpacked), Line::ZERO);
+            self.unpack(s, lines, &mut scratch[..unpacked]);
+            lines = &scratch[..unpacked];
+        }
+        if const { S::INT_TILE.0 == 2 } {
+            self.panels::<S, C, 2>(s, blocks, lines, S::INT_TILE.1);
+        } else {
+            self.panels::<S, C, 1>(s, blocks, lines, S::INT_TILE.1);
+        }
+        self.scratch.0 = scratch;
     }
 
-    /// Unpacks a block where codes do not take a byte; tiles are compiled once, whatever was unpacked.
+    /// Unpacks codes that do not take a byte; tiles are compiled once, whatever was unpacked.
     #[inline(always)]
-    fn unpack<S: Simd>(&self, s: S, block: usize, out: &mut [Line]) {
-        let packed = self.ints.block(block);
+    fn unpack<S: Simd>(&self, s: S, packed: &[Line], out: &mut [Line]) {
         match self.ints.bits {
             2 => unpack::<S, Planes<2>>(s, packed, out),
             3 => unpack::<S, Planes<3>>(s, packed, out),
@@ -184,27 +221,13 @@ impl IntProduct<'_> {
             _ => unpack::<S, Planes<6>>(s, packed, out),
         }
     }
+}
 
-    #[inline(always)]
-    fn blocked_by<S: Simd, C: Codes, const R: usize>(&mut self, s: S) {
-        let lines = 2 * self.ints.segments.all_octets();
-        let mut scratch = std::mem::take(&mut self.scratch.0);
-        for first in self.blocks.clone().step_by(R) {
-            let blocks = std::array::from_fn(|r| (first + r).min(self.blocks.end - 1));
-            let mut panels = [&[][..]; R];
-            if self.ints.bits < 8 {
-                scratch.resize(scratch.len().max(R * lines), Line::ZERO);
-                for r in 0..R {
-                    self.unpack(s, blocks[r], &mut scratch[r * lines..(r + 1) * lines]);
-                }
-                (0..R).for_each(|r| panels[r] = &scratch[r * lines..(r + 1) * lines]);
-            } else {
-                (0..R).for_each(|r| panels[r] = self.ints.block(blocks[r]));
-            }
-            self.panel::<S, C, R>(s, blocks, panels, S::INT_TILE.1);
-        }
-        self.scratch.0 = scratch;
-    }
+/// Blocks of rows and their codes, a block after the other.
+struct Panels<'a> {
+    first: usize,
+    count: usize,
+    lines: &'a [Line],
 }
 
 impl Op for IntProduct<'_> {

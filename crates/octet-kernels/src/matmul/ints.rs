@@ -145,6 +145,13 @@ impl Ints {
         &self.lines[block * n..(block + 1) * n]
     }
 
+    /// The codes of blocks `blocks`, one after the other.
+    #[inline(always)]
+    pub(crate) fn lines(&self, blocks: std::ops::Range<usize>) -> &[Line] {
+        let n = self.lines_a_block();
+        &self.lines[blocks.start * n..blocks.end * n]
+    }
+
     /// Bytes all of it takes.
     pub(crate) fn bytes(&self) -> usize {
         let scale = if matches!(self.scales, Scales::F32(_)) { 4 } else { 2 };
@@ -165,6 +172,12 @@ impl Ints {
             Scales::F16(all) => s.load_f16(bytemuck::cast_ref(&all[at])),
             Scales::Bf16(all) => s.load_bf16(bytemuck::cast_ref(&all[at])),
         }
+    }
+
+    /// Whether every zero point is [`Ints::offset`].
+    #[inline(always)]
+    pub(crate) fn is_symmetric(&self) -> bool {
+        self.zeros.is_none()
     }
 
     /// Unsigned zero points of sixteen rows, or `None` when symmetric ([`Ints::offset`] everywhere).

@@ -41,6 +41,13 @@ const DIRECT_TOKENS: usize = 8;
 const TASK_BYTES: Range<usize> = 32 << 10..512 << 10;
 /// Bytes of inputs of a task of the panel path: they are read again for every panel and should stay in the second-level cache.
 const INPUT_BYTES: usize = 1 << 20;
+/// Bytes of weights of a task of the panel path, a byte a weight: they are read again for every tile of tokens and should
+/// stay in the second-level cache.
+const PANEL_BYTES: usize = 768 << 10;
+/// Blocks of a task of the panel path.
+const MOST_BLOCKS: usize = 16;
+/// Tokens below which a task is not cut further: weights are unpacked once a task.
+const LEAST_TOKENS: usize = 192;
 /// Matrices of one parallel region; more run one region after another.
 const JOBS: usize = 8;
 
@@ -228,20 +235,30 @@ impl Engine {
             let block_bytes = (weights.resident_bytes() / blocks).max(1);
             let range = TASK_BYTES.start.div_ceil(block_bytes)..TASK_BYTES.end.div_ceil(block_bytes);
             ((blocks / (4 * self.threads())).clamp(range.start, range.end), tokens)
+        } else if bytes == 1 {
+            self.blocked_tasks(blocks, cols, tokens, tile)
         } else {
             let tiles = (INPUT_BYTES / (bytes * cols.max(1) * tile.1)).max(1);
             (tile.0 * (blocks / (16 * self.threads() * tile.0)).clamp(1, 4), tiles * tile.1)
         };
         Cut { prepared, direct, widest: tile.1, blocks, blocks_a_task, tokens_a_task }
     }
+
+    /// Blocks and tokens of a task whose blocks stay in the second-level cache while its tokens pass.
+    fn blocked_tasks(&self, blocks: usize, cols: usize, tokens: usize, tile: (usize, usize)) -> (usize, usize) {
+        let most = (PANEL_BYTES / (LANES * cols.max(1))).clamp(1, MOST_BLOCKS);
+        let group = (blocks / (4 * self.threads())).clamp(MOST_BLOCKS / 2, MOST_BLOCKS).min(most).next_multiple_of(tile.0);
+        let chunks = (8 * self.threads()).div_ceil(blocks.div_ceil(group)).min(tokens / LEAST_TOKENS).max(1);
+        (group, tokens.div_ceil(chunks).next_multiple_of(tile.1))
+    }
 }
 
 impl Work<'_> {
-    /// Runs task `task`: some blocks of rows, some tokens; tasks that follow each other share their tokens.
+    /// Runs task `task`: some blocks of rows, some tokens; tasks that follow each other share their blocks.
     fn run(&self, level: Level, inputs: &Inputs, x: &[f32], tokens: usize, task: usize, scratch: &mut Scratch) {
         let Cut { prepared, direct, blocks, blocks_a_task, tokens_a_task, .. } = self.cut;
-        let across = blocks.div_ceil(blocks_a_task);
-        let (first, chunk) = (task % across * blocks_a_task, task / across * tokens_a_task);
+        let down = tokens.div_ceil(tokens_a_task);
+        let (first, chunk) = (task / down * blocks_a_task, task % down * tokens_a_task);
         let blocks = first..blocks.min(first + blocks_a_task);
         let tokens = chunk..tokens.min(chunk + tokens_a_task);
         product(level, self.weights, prepared.map(|at| inputs.get(at)), x, [blocks, tokens], &self.output, direct, scratch);
