@@ -26,9 +26,9 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
     block: [usize; R],
     lines: [&[Line]; R],
     x: CodeTile<'_>,
-) -> [[[f32; LANES]; T]; R] {
+) -> [[Lanes; T]; R] {
     let words = x.codes.as_chunks::<T>().0.as_chunks::<2>().0;
-    let mut total = [[[0.0; LANES]; T]; R];
+    let mut total = [[Lanes([0.0; LANES]); T]; R];
     for segment in 0..ints.segments.count() {
         if const { R * T > IN_REGISTERS } {
             // Registers are for the integer sums: what would not fit beside them had better be in memory altogether.
@@ -58,11 +58,16 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
         }
         unroll!(r < R, {
             let scales = ints.scales(s, at[r]);
-            unroll!(t < T, { s.store(s.fma_exact(sums[r][t], scales, s.load(&total[r][t])), &mut total[r][t]) });
+            unroll!(t < T, { s.store(s.fma_exact(sums[r][t], scales, s.load(&total[r][t].0)), &mut total[r][t].0) });
         });
     }
     total
 }
+
+/// Sums in memory; a vector that crossed a cache line would cost twice.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Lanes([f32; LANES]);
 
 /// Sums of a tile that fit into registers beside its integer sums.
 const IN_REGISTERS: usize = 8;
@@ -74,7 +79,8 @@ fn minus_zeros<S: Simd, C: Codes, const R: usize, const T: usize>(s: S, ints: &I
     let mut start = [[s.splat_i(0); T]; R];
     if ints.is_symmetric() {
         let offset = i32::from(ints.offset) - bias;
-        let minus = sums.map(|sum| -offset * sum);
+        // A broadcast from memory takes no arithmetic unit; left alone, the compiler shuffles what it just computed.
+        let minus = black_box(sums.map(|sum| -offset * sum));
         unroll!(t < T, { start[0][t] = s.splat_i(minus[t]) });
         return [start[0]; R];
     }
@@ -175,7 +181,7 @@ impl IntProduct<'_> {
             let total = tile::<S, C, D, R, T>(s, self.ints, block, of.map(|i| &panels.lines[i * n..(i + 1) * n]), x);
             let mut values = [[s.splat(0.0); T]; R];
             unroll!(r < R, {
-                unroll!(t < T, { values[r][t] = s.load(&total[r][t]) });
+                unroll!(t < T, { values[r][t] = s.load(&total[r][t].0) });
             });
             if !x.grouped {
                 scale_tokens(s, &mut values, &x.scales.as_chunks::<T>().0[0]);
