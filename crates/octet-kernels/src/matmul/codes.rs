@@ -8,7 +8,7 @@
 //! words through a byte shuffle ([`Simd`] needs one method for it) and is not `SMALL`, its values stored + 128.
 
 use super::layout::Line;
-use crate::simd::{LANES, Simd, unroll};
+use crate::simd::{Simd, unroll};
 
 /// Octets that are stored together where codes are cut into planes.
 pub(crate) const CHUNK: usize = 4;
@@ -76,15 +76,11 @@ pub(crate) trait Codes {
     const OCTETS: usize;
     /// Whether no code exceeds 63, however many bits it takes.
     const SMALL: bool;
-    /// Whether codes become floats through a table of sixteen values.
-    const TABLE: bool;
 
     /// Lines as chunks.
     fn chunks(lines: &[Line]) -> &[Self::Chunk];
     /// The codes of inputs 0..4 and 4..8 of octet `octet` of the chunk.
     fn load<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize) -> [S::W; 2];
-    /// Code minus zero point of all inputs of octet `octet`, `zero` being the same lanes where `table`, made by [`table`], has it not.
-    fn values<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, table: S::F, zero: Option<S::F>) -> [S::F; 8];
     /// Asks for octet `octet` of the chunk `ahead` bytes on.
     fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, ahead: usize);
 }
@@ -96,21 +92,10 @@ pub(crate) struct Nibbles;
 /// Codes of two, three, five or six bits.
 pub(crate) struct Planes<const BITS: usize>;
 
-/// The values of codes up to fifteen, `zero` taken away.
-#[inline(always)]
-pub(crate) fn table<S: Simd>(s: S, zero: u8) -> S::F {
-    let mut table = [0.0; LANES];
-    for (code, value) in table.iter_mut().enumerate() {
-        *value = code as f32 - f32::from(zero);
-    }
-    s.load(&table)
-}
-
 impl<const SMALL: bool> Codes for Bytes<SMALL> {
     type Chunk = [Line; 2];
     const OCTETS: usize = 1;
     const SMALL: bool = SMALL;
-    const TABLE: bool = false;
 
     #[inline(always)]
     fn chunks(lines: &[Line]) -> &[Self::Chunk] {
@@ -121,30 +106,16 @@ impl<const SMALL: bool> Codes for Bytes<SMALL> {
         [s.codes(&chunk[0].0), s.codes(&chunk[1].0)]
     }
     #[inline(always)]
-    fn values<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, _: S::F, zero: Option<S::F>) -> [S::F; 8] {
-        floats(s, Self::load(s, chunk, octet), zero)
-    }
-    #[inline(always)]
     fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {
         s.prefetch(&chunk[0].0, ahead);
         s.prefetch(&chunk[1].0, ahead);
     }
 }
 
-/// Codes as floats, `zero` taken away.
-#[inline(always)]
-fn floats<S: Simd>(s: S, words: [S::W; 2], zero: Option<S::F>) -> [S::F; 8] {
-    let zero = zero.unwrap_or(s.splat(0.0));
-    let mut out = [zero; 8];
-    unroll!(j < 8, { out[j] = s.sub(s.code(words[j / 4], j % 4), zero) });
-    out
-}
-
 impl Codes for Nibbles {
     type Chunk = Line;
     const OCTETS: usize = 1;
     const SMALL: bool = true;
-    const TABLE: bool = true;
 
     #[inline(always)]
     fn chunks(lines: &[Line]) -> &[Self::Chunk] {
@@ -155,24 +126,9 @@ impl Codes for Nibbles {
         s.nibbles(&chunk.0)
     }
     #[inline(always)]
-    fn values<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, table: S::F, zero: Option<S::F>) -> [S::F; 8] {
-        let raw = s.codes(&chunk.0);
-        let mut out = [table; 8];
-        unroll!(j < 8, { out[j] = s.lookup(raw, j, table) });
-        less(s, out, zero)
-    }
-    #[inline(always)]
     fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {
         s.prefetch(&chunk.0, ahead);
     }
-}
-
-#[inline(always)]
-fn less<S: Simd>(s: S, mut values: [S::F; 8], zero: Option<S::F>) -> [S::F; 8] {
-    if let Some(zero) = zero {
-        unroll!(j < 8, { values[j] = s.sub(values[j], zero) });
-    }
-    values
 }
 
 /// The bits of word `word` that are in one plane, where they belong.
@@ -186,7 +142,6 @@ impl<const BITS: usize> Codes for Planes<BITS> {
     type Chunk = [Line; BITS];
     const OCTETS: usize = CHUNK;
     const SMALL: bool = true;
-    const TABLE: bool = BITS <= 4;
 
     #[inline(always)]
     fn chunks(lines: &[Line]) -> &[Self::Chunk] {
@@ -203,16 +158,6 @@ impl<const BITS: usize> Codes for Planes<BITS> {
             }
         });
         words
-    }
-    #[inline(always)]
-    fn values<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, table: S::F, zero: Option<S::F>) -> [S::F; 8] {
-        let words = Self::load(s, chunk, octet);
-        if const { !Self::TABLE } {
-            return floats(s, words, zero);
-        }
-        let mut out = [table; 8];
-        unroll!(j < 8, { out[j] = s.lookup(words[j / 4], j % 4, table) });
-        less(s, out, zero)
     }
     #[inline(always)]
     fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, ahead: usize) {

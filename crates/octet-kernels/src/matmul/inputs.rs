@@ -3,7 +3,12 @@
 //! A tile of T tokens holds, for each run of four inputs (each input, for floats), that run of token 0, of token 1, …:
 //! what a register tile reads next is what lies next. With one token that is the row itself.
 
-use super::{Source, layout::Segments, with_scratch};
+use super::{
+    Source,
+    digits::{DIGITS, Digits},
+    layout::Segments,
+    with_scratch,
+};
 use crate::{
     Engine,
     parallel::Shared,
@@ -27,10 +32,28 @@ pub(crate) fn tiles(tokens: usize, widest: usize) -> impl Iterator<Item = (usize
 /// How inputs are prepared: matrices that agree in it share them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
-    /// Inputs that share an int8 scale (`usize::MAX`: all of a token), or `None` for floats.
-    pub(crate) group: Option<usize>,
+    pub(crate) form: Form,
     pub(crate) segments: Segments,
+    /// Tokens of the widest tile.
     pub(crate) widest: usize,
+}
+
+/// What inputs become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Floats as they are.
+    Floats,
+    /// Int8 codes; so many inputs share a scale (`usize::MAX`: all of a token).
+    Codes(usize),
+    /// Int8 digits, three columns a token; a segment shares a scale.
+    Digits,
+}
+
+impl Form {
+    /// Columns of a tile that a token takes.
+    fn columns(self) -> usize {
+        if self == Self::Digits { DIGITS } else { 1 }
+    }
 }
 
 /// Inputs prepared one way.
@@ -62,10 +85,20 @@ impl Prepared {
     }
 
     fn scales_a_token(&self) -> usize {
-        if self.key.group == Some(usize::MAX) { 1 } else { self.key.segments.count() }
+        if self.key.form == Form::Codes(usize::MAX) { 1 } else { self.key.segments.count() }
     }
 
-    /// The int8 inputs of the tile of `width` tokens from `first` on.
+    /// Tokens of the widest tile.
+    pub(crate) fn widest(&self) -> usize {
+        self.key.widest
+    }
+
+    /// Whether inputs are digits: three columns a token.
+    pub(crate) fn is_digits(&self) -> bool {
+        self.key.form == Form::Digits
+    }
+
+    /// The int8 inputs of the tile of `width` columns (tokens, or digits of tokens) from `first` on.
     #[inline(always)]
     pub(crate) fn code_tile(&self, first: usize, width: usize) -> CodeTile<'_> {
         let (words, segments, scales) = (2 * self.key.segments.all_octets(), self.key.segments.count(), self.scales_a_token());
@@ -73,7 +106,7 @@ impl Prepared {
             codes: &self.codes[first * words..(first + width) * words],
             sums: &self.sums[first * segments..(first + width) * segments],
             scales: &self.scales[first * scales..(first + width) * scales],
-            grouped: self.key.group != Some(usize::MAX),
+            grouped: self.key.form != Form::Codes(usize::MAX),
         }
     }
 
@@ -87,7 +120,7 @@ impl Prepared {
     fn prepare(&mut self, engine: &Engine, source: Source<'_>, tokens: usize, cols: usize) {
         let (inputs, segments, scales) = (8 * self.key.segments.all_octets(), self.key.segments.count(), self.scales_a_token());
         let key = self.key;
-        let Some(group) = key.group else {
+        if key.form == Form::Floats {
             self.floats.resize(tokens * inputs, 0.0);
             let floats = Shared::new(&mut self.floats);
             each_row(engine, source, tokens, cols, key.widest, &|tile, token, x| {
@@ -96,12 +129,14 @@ impl Prepared {
                 interleave_floats(x, key.segments, tile.len(), &mut out[token..]);
             });
             return;
-        };
-        self.codes.resize(tokens * inputs / 4, [0; 4]);
-        self.sums.resize(tokens * segments, 0);
-        self.scales.resize(tokens * scales, 0.0);
+        }
+        let each = key.form.columns();
+        self.codes.resize(tokens * each * inputs / 4, [0; 4]);
+        self.sums.resize(tokens * each * segments, 0);
+        self.scales.resize(tokens * each * scales, 0.0);
         let (codes, sums, scale) = (Shared::new(&mut self.codes), Shared::new(&mut self.sums), Shared::new(&mut self.scales));
         each_row(engine, source, tokens, cols, key.widest, &|tile, token, x| {
+            let (tile, token) = (tile.start * each..tile.end * each, token * each);
             // SAFETY: tiles are disjoint runs of tokens, and so are their parts; a tile's tokens come one after the other.
             let codes = unsafe { codes.part(tile.start * inputs / 4..tile.end * inputs / 4) };
             // SAFETY: as above.
@@ -109,7 +144,11 @@ impl Prepared {
             // SAFETY: as above.
             let scales = unsafe { scale.part(tile.start * scales..tile.end * scales) };
             let (codes, sums, scales) = (&mut codes[token..], &mut sums[token..], &mut scales[token..]);
-            engine.vectorize(Quantize { x, group, segments: key.segments, width: tile.len(), codes, sums, scales });
+            let (segments, width) = (key.segments, tile.len());
+            match key.form {
+                Form::Codes(group) => engine.vectorize(Quantize { x, group, segments, width, codes, sums, scales }),
+                _ => engine.vectorize(Digits { x, segments, width, codes, sums, scales }),
+            }
         });
     }
 }
@@ -331,7 +370,7 @@ mod tests {
             let engine = Engine::new(isa, NonZeroUsize::MIN).unwrap();
             let segments = Segments::of_groups(cols, 512, usize::MAX);
             let mut inputs = Inputs::default();
-            let at = inputs.prepare(&engine, Key { group: Some(usize::MAX), segments, widest: 1 }, Source::Rows(&x), tokens, cols);
+            let at = inputs.prepare(&engine, Key { form: Form::Codes(usize::MAX), segments, widest: 1 }, Source::Rows(&x), tokens, cols);
             let expected = quantize_activations(&x, cols, cols);
             for token in 0..tokens {
                 check_token(inputs.get(at).code_tile(token, 1), 0, 1, segments, &expected, token, cols, cols);
@@ -352,7 +391,7 @@ mod tests {
             for group in [usize::MAX, 32, 20] {
                 let segments = Segments::of_groups(cols, 40, group);
                 let mut inputs = Inputs::default();
-                let at = inputs.prepare(&engine, Key { group: Some(group), segments, widest: 6 }, Source::Rows(&x), tokens, cols);
+                let at = inputs.prepare(&engine, Key { form: Form::Codes(group), segments, widest: 6 }, Source::Rows(&x), tokens, cols);
                 let expected = quantize_activations(&x, cols, group.min(cols));
                 for (first, width) in tiles(tokens, 6) {
                     let tile = inputs.get(at).code_tile(first, width);

@@ -1,11 +1,12 @@
-//! Products of integer weights and int8 activations.
+//! Products of integer weights and int8 activations, or activations cut into int8 digits.
 //!
 //! y[row, token] = Σ over segments of scale(row) · scale(token) · (Σ code · a − zero · Σ a); what is in brackets is
 //! exact in 32 bits, and the rest is written so that every instruction set rounds alike: results are equal bit for bit.
 
 use super::{
-    DIRECT_TOKENS, Scratch,
+    Scratch,
     codes::{Bytes, Codes, Nibbles, Planes, each_octet, unpack},
+    digits::DIGITS,
     inputs::{CodeTile, Prepared, tiles},
     ints::Ints,
     layout::Line,
@@ -151,40 +152,56 @@ impl IntProduct<'_> {
     /// All tiles of blocks `blocks`, whose codes are `lines`: a tile's tokens stay in the first-level cache while the
     /// blocks pass, and what is written of a token lies together.
     #[inline(always)]
-    fn panels<S: Simd, C: Codes, const R: usize>(&self, s: S, blocks: Range<usize>, lines: &[Line], widest: usize) {
+    fn panels<S: Simd, C: Codes, const R: usize>(&self, s: S, blocks: Range<usize>, lines: &[Line]) {
         let panels = Panels { first: blocks.start, count: blocks.len(), lines };
-        for (start, width) in tiles(self.tokens.len(), widest) {
+        let digits = self.inputs.is_digits();
+        for (start, width) in tiles(self.tokens.len(), self.inputs.widest()) {
             let token = self.tokens.start + start;
             match width {
-                12 => self.pass::<S, C, 1, R, 12>(s, &panels, token),
-                8 => self.pass::<S, C, 1, R, 8>(s, &panels, token),
-                6 => self.pass::<S, C, 1, R, 6>(s, &panels, token),
-                4 => self.pass::<S, C, 1, R, 4>(s, &panels, token),
-                2 => self.pass::<S, C, 2, R, 2>(s, &panels, token),
-                _ => self.pass::<S, C, 2, R, 1>(s, &panels, token),
+                4 if digits => self.pass::<S, C, 1, R, 12, 4>(s, &panels, token),
+                2 if digits => self.pass::<S, C, 2, R, 6, 2>(s, &panels, token),
+                _ if digits => self.pass::<S, C, 2, R, 3, 1>(s, &panels, token),
+                12 => self.pass::<S, C, 1, R, 12, 12>(s, &panels, token),
+                8 => self.pass::<S, C, 1, R, 8, 8>(s, &panels, token),
+                6 => self.pass::<S, C, 1, R, 6, 6>(s, &panels, token),
+                4 => self.pass::<S, C, 1, R, 4, 4>(s, &panels, token),
+                2 => self.pass::<S, C, 2, R, 2, 2>(s, &panels, token),
+                _ => self.pass::<S, C, 2, R, 1, 1>(s, &panels, token),
             }
         }
     }
 
-    /// The tiles of `T` tokens, `R` blocks each; a block past the last repeats it and is not written.
+    /// The tiles of `N` tokens, `T` columns and `R` blocks each; a block past the last repeats it and is not written.
     #[inline(always)]
-    fn pass<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(&self, s: S, panels: &Panels<'_>, token: usize) {
+    fn pass<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize, const N: usize>(
+        &self,
+        s: S,
+        panels: &Panels<'_>,
+        token: usize,
+    ) {
         // Tiles that this instruction set never uses are not compiled for it.
-        if const { T > S::INT_TILE.1 || T == 6 && S::INT_TILE.1 != 6 || T == 12 && R < S::INT_TILE.0 } {
+        if const { !is_used(S::INT_TILE, R, T, N) } {
             return;
         }
-        let x = self.inputs.code_tile(token, T);
+        let x = self.inputs.code_tile(token * (T / N), T);
         let n = panels.lines.len() / panels.count;
         for first in (0..panels.count).step_by(R) {
             let of: [usize; R] = std::array::from_fn(|r| (first + r).min(panels.count - 1));
             let block = of.map(|i| panels.first + i);
             let total = tile::<S, C, D, R, T>(s, self.ints, block, of.map(|i| &panels.lines[i * n..(i + 1) * n]), x);
-            let mut values = [[s.splat(0.0); T]; R];
+            let mut values = [[s.splat(0.0); N]; R];
             unroll!(r < R, {
-                unroll!(t < T, { values[r][t] = s.load(&total[r][t].0) });
+                unroll!(t < N, {
+                    values[r][t] = s.load(&total[r][t * (T / N)].0);
+                    unroll!(digit < 2, {
+                        if T > N {
+                            values[r][t] = s.add(values[r][t], s.load(&total[r][t * DIGITS + digit + 1].0));
+                        }
+                    });
+                });
             });
             if !x.grouped {
-                scale_tokens(s, &mut values, &x.scales.as_chunks::<T>().0[0]);
+                scale_tokens(s, &mut values, &x.scales.as_chunks::<N>().0[0]);
             }
             // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
             unsafe { self.output.write_tile(s, token, block, &values) };
@@ -194,7 +211,7 @@ impl IntProduct<'_> {
     #[inline(always)]
     fn direct<S: Simd, C: Codes>(&self, s: S) {
         for block in self.blocks.clone() {
-            self.panels::<S, C, 1>(s, block..block + 1, self.ints.block(block), S::INT_TILE.1.min(DIRECT_TOKENS));
+            self.panels::<S, C, 1>(s, block..block + 1, self.ints.block(block));
         }
     }
 
@@ -209,9 +226,9 @@ impl IntProduct<'_> {
             lines = &scratch[..unpacked];
         }
         if const { S::INT_TILE.0 == 2 } {
-            self.panels::<S, C, 2>(s, blocks, lines, S::INT_TILE.1);
+            self.panels::<S, C, 2>(s, blocks, lines);
         } else {
-            self.panels::<S, C, 1>(s, blocks, lines, S::INT_TILE.1);
+            self.panels::<S, C, 1>(s, blocks, lines);
         }
         self.scratch.0 = scratch;
     }
@@ -227,6 +244,14 @@ impl IntProduct<'_> {
             _ => unpack::<S, Planes<6>>(s, packed, out),
         }
     }
+}
+
+/// Whether an instruction set with register tiles `tile` uses tiles of `blocks` blocks and `columns` columns for `tokens` tokens.
+const fn is_used(tile: (usize, usize), blocks: usize, columns: usize, tokens: usize) -> bool {
+    if columns > tokens {
+        return columns == DIGITS || columns <= tile.1 && (columns < 12 || blocks == tile.0);
+    }
+    columns <= tile.1 && (columns != 6 || tile.1 == 6) && (columns < 12 || blocks == tile.0)
 }
 
 /// Blocks of rows and their codes, a block after the other.

@@ -7,6 +7,7 @@
 
 use super::{
     codes::{self, CHUNK},
+    digits,
     layout::{Line, Segments},
     pack::PackBlock,
 };
@@ -51,11 +52,12 @@ impl Ints {
     /// Packs a stored matrix, rows in parallel and a few blocks at a time, for activations as `activations` says.
     pub(crate) fn pack(engine: &Engine, stored: &StoredQuant, activations: Activations) -> Result<Self> {
         let (rows, cols, scheme) = (stored.rows(), stored.cols(), stored.scheme().weights);
+        let group = scheme.group_size(cols);
         let activation_group = match activations {
             Activations::Int8PerGroup(size) => size.get(),
+            Activations::Exact if group >= cols => digits::GROUP,
             Activations::Int8PerToken | Activations::Exact => usize::MAX,
         };
-        let group = scheme.group_size(cols);
         let bits = codes::stored_bits(scheme.bits.get());
         let segments = Segments::of_groups(cols, group, activation_group).filled_to(codes::unit(bits));
         let (blocks, groups) = (rows.div_ceil(LANES), scheme.groups(cols));

@@ -60,12 +60,6 @@ impl Segments {
         }
     }
 
-    /// One segment, or as many as the same padding asks for: what float inputs are laid out by, so that matrices with
-    /// different groups share them.
-    pub(crate) fn padding_only(self) -> Self {
-        if self.size.is_multiple_of(self.unit) { Self::new(self.cols, self.cols).filled_to(self.unit) } else { self }
-    }
-
     /// Number of segments.
     pub(crate) fn count(&self) -> usize {
         self.count

@@ -2,7 +2,7 @@
 
 mod codes;
 mod dense;
-mod exact;
+mod digits;
 mod float;
 mod gated;
 mod inputs;
@@ -27,8 +27,7 @@ use crate::{
     simd::{LANES, Level, Op, Simd},
 };
 use dense::DenseProduct;
-use exact::ExactProduct;
-use inputs::{Key, Prepared};
+use inputs::{Form, Key, Prepared};
 use int::IntProduct;
 use layout::Segments;
 use output::Output;
@@ -211,25 +210,26 @@ impl Engine {
 
     fn cut(&self, weights: &PackedLinear, inputs: &mut Inputs, source: Source<'_>, tokens: usize) -> Cut {
         let cols = weights.cols();
-        let direct = tokens <= DIRECT_TOKENS;
+        let most = if matches!(weights.body(), Body::Exact(_)) { DIRECT_TOKENS / 4 } else { DIRECT_TOKENS };
+        let direct = tokens <= most;
         let (int_tile, float_tile) = self.vectorize(Tiles);
         let key = match weights.body() {
             Body::Int { ints, group } => {
                 let widest = if direct { int_tile.1.min(DIRECT_TOKENS) } else { int_tile.1 };
-                Some(Key { group: Some(*group), segments: ints.segments, widest })
+                Some(Key { form: Form::Codes(*group), segments: ints.segments, widest })
             }
             Body::Exact(ints) => {
-                let widest = if direct { float_tile.1.min(exact::WIDEST) } else { float_tile.1 };
-                Some(Key { group: None, segments: ints.segments.padding_only(), widest })
+                let widest = (int_tile.1 / digits::DIGITS).max(1);
+                Some(Key { form: Form::Digits, segments: ints.segments, widest: if direct { widest.min(most) } else { widest } })
             }
             Body::Dense(_) if direct => None,
-            Body::Dense(_) => Some(Key { group: None, segments: Segments::new(cols, cols), widest: float_tile.1 }),
+            Body::Dense(_) => Some(Key { form: Form::Floats, segments: Segments::new(cols, cols), widest: float_tile.1 }),
         };
         let prepared = key.map(|key| inputs.prepare(self, key, source, tokens, cols));
         let blocks = weights.rows().div_ceil(LANES);
         let (tile, bytes) = match key {
-            Some(Key { group: Some(_), widest, .. }) => ((int_tile.0, widest), 1),
-            _ => (float_tile, 4),
+            Some(Key { form: Form::Floats, .. }) | None => (float_tile, 4),
+            Some(Key { widest, .. }) => ((int_tile.0, widest), 1),
         };
         let (blocks_a_task, tokens_a_task) = if direct {
             let block_bytes = (weights.resident_bytes() / blocks).max(1);
@@ -278,8 +278,9 @@ fn product(
     scratch: &mut Scratch,
 ) {
     match (weights.body(), inputs) {
-        (Body::Int { ints, .. }, Some(inputs)) => level.run(IntProduct { ints, inputs, blocks, tokens, output, direct, scratch }),
-        (Body::Exact(ints), Some(inputs)) => level.run(ExactProduct { ints, inputs, blocks, tokens, output, direct, scratch }),
+        (Body::Int { ints, .. } | Body::Exact(ints), Some(inputs)) => {
+            level.run(IntProduct { ints, inputs, blocks, tokens, output, direct, scratch });
+        }
         (Body::Dense(dense), inputs) => level.run(DenseProduct { dense, x, inputs, blocks, tokens, output, scratch }),
         // Quantized matrices always have prepared inputs (Engine::cut).
         (_, None) => {}

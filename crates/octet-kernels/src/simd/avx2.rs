@@ -230,31 +230,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         each!(_mm256_or_si256(a, b))
     }
     #[inline(always)]
-    fn code(self, w: I, j: usize) -> F {
-        intrinsic!({
-            let (by, byte) = (_mm256_set1_epi32(8 * j as i32), _mm256_set1_epi32(255));
-            [
-                _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(w[0], by), byte)),
-                _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(w[1], by), byte)),
-            ]
-        })
-    }
-    #[inline(always)]
-    fn lookup(self, raw: I, j: usize, table: F) -> F {
-        intrinsic!({
-            let by = _mm256_set1_epi32((8 * (j % 4) + j / 4 * 4) as i32);
-            let mut out = table;
-            for (out, raw) in out.iter_mut().zip(raw) {
-                // The permutation reads three bits of a lane; the fourth, moved to the top, chooses between the halves.
-                let at = _mm256_srlv_epi32(raw, by);
-                let low = _mm256_permutevar8x32_ps(table[0], at);
-                let high = _mm256_permutevar8x32_ps(table[1], at);
-                *out = _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(at)));
-            }
-            out
-        })
-    }
-    #[inline(always)]
     fn quad(self, from: &[i8; 4]) -> __m256i {
         intrinsic!(_mm256_set1_epi32(i32::from_le_bytes(from.map(|b| b as u8))))
     }

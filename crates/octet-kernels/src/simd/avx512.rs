@@ -188,19 +188,6 @@ impl Simd for Avx512 {
         intrinsic!(_mm512_or_si512(a, b))
     }
     #[inline(always)]
-    fn code(self, w: __m512i, j: usize) -> __m512 {
-        intrinsic!({
-            let byte = _mm512_and_si512(_mm512_srlv_epi32(w, _mm512_set1_epi32(8 * j as i32)), _mm512_set1_epi32(255));
-            _mm512_cvtepi32_ps(byte)
-        })
-    }
-    #[inline(always)]
-    fn lookup(self, raw: __m512i, j: usize, table: __m512) -> __m512 {
-        // The permutation reads the low four bits of a lane only.
-        let bits = 8 * (j % 4) + j / 4 * 4;
-        intrinsic!(_mm512_permutexvar_ps(_mm512_srlv_epi32(raw, _mm512_set1_epi32(bits as i32)), table))
-    }
-    #[inline(always)]
     fn quad(self, from: &[i8; 4]) -> __m512i {
         intrinsic!(_mm512_set1_epi32(i32::from_le_bytes(from.map(|b| b as u8))))
     }

@@ -127,10 +127,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Of every byte the `bits` bits from bit `from` on, moved to bit `to`, the others zero.
     fn field(self, w: Self::W, from: usize, to: usize, bits: usize) -> Self::W;
     fn or(self, a: Self::W, b: Self::W) -> Self::W;
-    /// Input `j` (0..4) of every row as a float.
-    fn code(self, w: Self::W, j: usize) -> Self::F;
-    /// Input `j` (0..8) of every row, as [`Simd::nibbles`] numbers them, through a table of 16 values.
-    fn lookup(self, raw: Self::W, j: usize, table: Self::F) -> Self::F;
     fn quad(self, from: &[i8; 4]) -> Self::A;
     /// acc + Σ over four inputs of code · activation, exact; with `SMALL` every code is at most 63, else what is
     /// multiplied is code − [`Simd::BIAS`].

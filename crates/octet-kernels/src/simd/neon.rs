@@ -232,29 +232,6 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
         each!(vorrq_u8(a, b))
     }
     #[inline(always)]
-    fn code(self, w: W, j: usize) -> F {
-        w.map(|w| {
-            intrinsic!({
-                let shifted = vshlq_u32(vreinterpretq_u32_u8(w), vdupq_n_s32(-8 * j as i32));
-                vcvtq_f32_u32(vandq_u32(shifted, vdupq_n_u32(255)))
-            })
-        })
-    }
-    #[inline(always)]
-    fn lookup(self, raw: W, j: usize, table: F) -> F {
-        intrinsic!({
-            let [a, b, c, d] = table.map(|t| vreinterpretq_u8_f32(t));
-            let table = uint8x16x4_t(a, b, c, d);
-            let by = vdupq_n_s32(-((8 * (j % 4) + j / 4 * 4) as i32));
-            raw.map(|raw| {
-                let at = vandq_u32(vshlq_u32(vreinterpretq_u32_u8(raw), by), vdupq_n_u32(15));
-                // Entry i is bytes 4i to 4i + 3 of the table.
-                let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), at, vdupq_n_u32(0x0404_0404));
-                vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(bytes)))
-            })
-        })
-    }
-    #[inline(always)]
     fn quad(self, from: &[i8; 4]) -> int8x16_t {
         intrinsic!(vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(from.map(|b| b as u8)))))
     }

@@ -147,14 +147,6 @@ impl Simd for Scalar {
         std::array::from_fn(|i| a[i] | b[i])
     }
     #[inline(always)]
-    fn code(self, w: [u8; 64], j: usize) -> F {
-        std::array::from_fn(|i| f32::from(w[4 * i + j]))
-    }
-    #[inline(always)]
-    fn lookup(self, raw: [u8; 64], j: usize, table: F) -> F {
-        std::array::from_fn(|i| table[(raw[4 * i + j % 4] >> (j / 4 * 4) & 15) as usize])
-    }
-    #[inline(always)]
     fn quad(self, from: &[i8; 4]) -> [i8; 4] {
         *from
     }
