@@ -1,6 +1,10 @@
 //! What products read: rows as they are, or rows that are normed on the way.
 
-use crate::{Engine, Norm, norm::NormRows};
+use crate::{
+    Engine, Norm,
+    norm::NormRows,
+    simd::{LANES, Op, Simd},
+};
 
 /// The inputs of products, `[tokens, cols]`.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +35,9 @@ impl<'a> Source<'a> {
         'a: 'b,
     {
         let at = token * cols..(token + 1) * cols;
+        if let Some(next) = self.stored().get(at.end..at.end + cols) {
+            engine.vectorize(Ask(next));
+        }
         match *self {
             Self::Rows(x) => &x[at],
             Self::Normed(x, norm) => {
@@ -45,6 +52,20 @@ impl<'a> Source<'a> {
         if let Self::Normed(_, norm) = self {
             assert_eq!(norm.weight.len(), cols, "the norm is as wide as a row");
             norm.check();
+        }
+    }
+}
+
+/// Asks for a row that comes next: what fetches ahead by itself stops at the end of a page, which a row often is.
+struct Ask<'a>(&'a [f32]);
+
+impl Op for Ask<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for line in self.0.chunks(LANES) {
+            s.prefetch(bytemuck::cast_slice(line), 0);
         }
     }
 }
