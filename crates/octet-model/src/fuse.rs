@@ -134,38 +134,32 @@ fn add_norm<L: Outputs, P: Width>(nodes: &[Node<L, P>], first: usize) -> Option<
 /// Whether nobody of `nodes` reads what `slot` holds before them; after a stage only the residual stream and the logits live on.
 fn dead<L: Outputs, P>(nodes: &[Node<L, P>], slot: Slot) -> bool {
     for node in nodes {
-        if reads(node, slot) {
+        let (reads, writes) = uses(node);
+        if reads.contains(&slot) {
             return false;
         }
-        if writes(node, slot) {
+        if writes.contains(&slot) {
             return true;
         }
     }
     !matches!(slot, Slot::Hidden | Slot::Logits)
 }
 
-fn reads<L: Outputs, P>(node: &Node<L, P>, slot: Slot) -> bool {
+/// Slots a node reads, and slots it fills without reading what they held.
+pub(crate) fn uses<L: Outputs, P>(node: &Node<L, P>) -> (Vec<Slot>, Vec<Slot>) {
     match node {
-        Node::Embed { .. } => false,
-        Node::Norm { from, .. } => *from == slot,
-        Node::Linears(group) => group.from == slot || group.accumulate && group.linears.iter().flat_map(L::slots).any(|to| to == slot),
-        Node::Rope { .. } => matches!(slot, Slot::Q | Slot::K),
-        Node::Attend { .. } => matches!(slot, Slot::Q | Slot::K | Slot::V),
-        Node::Gate(_) => matches!(slot, Slot::Gate | Slot::Up),
-        Node::Activate(_) => slot == Slot::Up,
-        Node::Experts { .. } => slot == Slot::Normed,
-        Node::Add { from } => *from == slot || slot == Slot::Hidden,
-        Node::SoftCap(_) => slot == Slot::Logits,
-    }
-}
-
-fn writes<L: Outputs, P>(node: &Node<L, P>, slot: Slot) -> bool {
-    match node {
-        Node::Embed { .. } => slot == Slot::Hidden,
-        Node::Norm { to, .. } => *to == slot,
-        Node::Linears(group) => group.linears.iter().flat_map(L::slots).any(|to| to == slot),
-        Node::Attend { .. } => slot == Slot::Attended,
-        Node::Experts { .. } => slot == Slot::Branch,
-        _ => false,
+        Node::Embed { .. } => (vec![], vec![Slot::Hidden]),
+        Node::Norm { from, to, .. } => (vec![*from], vec![*to]),
+        Node::Linears(group) => {
+            let outs: Vec<Slot> = group.linears.iter().flat_map(L::slots).collect();
+            if group.accumulate { ([vec![group.from], outs].concat(), vec![]) } else { (vec![group.from], outs) }
+        }
+        Node::Rope { .. } => (vec![Slot::Q, Slot::K], vec![]),
+        Node::Attend { .. } => (vec![Slot::Q, Slot::K, Slot::V], vec![Slot::Attended]),
+        Node::Gate(_) => (vec![Slot::Gate, Slot::Up], vec![]),
+        Node::Activate(_) => (vec![Slot::Up], vec![]),
+        Node::Experts { .. } => (vec![Slot::Normed], vec![Slot::Branch]),
+        Node::Add { from } => (vec![Slot::Hidden, *from], vec![]),
+        Node::SoftCap(_) => (vec![Slot::Logits], vec![]),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     error::Place,
+    fuse::uses,
     graph::{BlockGraph, Linear, Node, PlainNode, Slot},
     load::nodes_at,
     sites::InputSite,
@@ -76,23 +77,4 @@ fn starts(nodes: &[PlainNode]) -> Vec<usize> {
     }
     starts.reverse();
     starts
-}
-
-/// Slots a node reads, and slots it fills without reading them.
-fn uses(node: &PlainNode) -> (Vec<Slot>, Vec<Slot>) {
-    match node {
-        Node::Embed { .. } => (vec![], vec![Slot::Hidden]),
-        Node::Norm { from, to, .. } => (vec![*from], vec![*to]),
-        Node::Linears(group) => {
-            let outs: Vec<Slot> = group.linears.iter().flat_map(|linear| linear.parts.iter().map(|part| part.0)).collect();
-            if group.accumulate { ([vec![group.from], outs].concat(), vec![]) } else { (vec![group.from], outs) }
-        }
-        Node::Rope { .. } => (vec![Slot::Q, Slot::K], vec![]),
-        Node::Attend { .. } => (vec![Slot::Q, Slot::K, Slot::V], vec![Slot::Attended]),
-        Node::Gate(_) => (vec![Slot::Gate, Slot::Up], vec![]),
-        Node::Activate(_) => (vec![Slot::Up], vec![]),
-        Node::Experts { .. } => (vec![Slot::Normed], vec![Slot::Branch]),
-        Node::Add { from } => (vec![Slot::Hidden, *from], vec![]),
-        Node::SoftCap(_) => (vec![Slot::Logits], vec![]),
-    }
 }
