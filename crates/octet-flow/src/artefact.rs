@@ -1,6 +1,6 @@
 //! The output folder: weights as compressed-tensors, configs, and everything else byte for byte.
 
-use crate::{Error, Result};
+use crate::{Error, Result, write::hex};
 use octet_formats::{
     Folder, compressed_tensors,
     safetensors::{TensorSpec, Writer},
@@ -8,8 +8,9 @@ use octet_formats::{
 use octet_quant::{Action, Line, Plan, Sink, SinkError};
 use octet_tensor::{Granularity, QMatrix, Scheme, Tensor};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     path::Path,
 };
@@ -28,13 +29,41 @@ const OWN_FILES: [&str; 5] =
 pub(crate) struct Artefact {
     writer: Writer,
     quantized: HashMap<String, Scheme>,
+    /// SHA-256 of what was written of each stored tensor since the last [`Artefact::sync`], where that is wanted.
+    written: Option<BTreeMap<String, Sha256>>,
 }
 
 impl Artefact {
-    /// Creates the weight files in `dir`, with room for every line.
-    pub(crate) fn create(dir: &Path, plan: &Plan) -> Result<Self> {
-        let quantized = plan.quantized().map(|(line, scheme)| (line.name.clone(), scheme)).collect();
-        Ok(Self { writer: Writer::create(dir, specs(plan), MAX_SHARD_BYTES, &BTreeMap::new())?, quantized })
+    /// Creates the weight files in `dir`, with room for every line; `resumable` ones can be read and gone on with before
+    /// they are finished.
+    pub(crate) fn create(dir: &Path, plan: &Plan, resumable: bool) -> Result<Self> {
+        let mut writer = Writer::create(dir, specs(plan), MAX_SHARD_BYTES, &BTreeMap::new())?;
+        if resumable {
+            writer.write_index()?;
+        }
+        Ok(Self { writer, quantized: schemes(plan), written: resumable.then(BTreeMap::new) })
+    }
+
+    /// Goes on with files that were left unfinished; `finished` tensors are written.
+    pub(crate) fn resume(dir: &Path, plan: &Plan, finished: &BTreeSet<String>) -> Result<Self> {
+        let mut writer = Writer::resume(dir, specs(plan), MAX_SHARD_BYTES, &BTreeMap::new(), finished)?;
+        writer.write_index()?;
+        Ok(Self { writer, quantized: schemes(plan), written: Some(BTreeMap::new()) })
+    }
+
+    /// Brings what was written to disk and gives its digests, by tensor.
+    pub(crate) fn sync(&mut self) -> Result<BTreeMap<String, String>> {
+        self.writer.sync()?;
+        let written = self.written.as_mut().map(std::mem::take).unwrap_or_default();
+        Ok(written.into_iter().map(|(name, sha)| (name, hex(&sha.finalize()))).collect())
+    }
+
+    fn write(&mut self, name: &str, offset: usize, bytes: &[u8]) -> Result<()> {
+        if let Some(written) = &mut self.written {
+            // Rows come in order, so that the pieces of a tensor do.
+            written.entry(name.into()).or_default().update(bytes);
+        }
+        Ok(self.writer.write(name, offset, bytes)?)
     }
 
     /// Checks that nothing is missing and brings the weights to disk.
@@ -47,14 +76,18 @@ impl Sink for Artefact {
     fn matrix(&mut self, module: &str, first_row: usize, rows: usize, q: &QMatrix) -> std::result::Result<(), SinkError> {
         let scheme = *self.quantized.get(module).ok_or_else(|| format!("{module} was not planned as quantized"))?;
         for piece in compressed_tensors::encode_rows(module, q, first_row, rows, scheme)? {
-            self.writer.write(&piece.tensor, piece.offset, &piece.bytes)?;
+            self.write(&piece.tensor, piece.offset, &piece.bytes)?;
         }
         Ok(())
     }
 
     fn tensor(&mut self, name: &str, tensor: &Tensor) -> std::result::Result<(), SinkError> {
-        Ok(self.writer.write(name, 0, tensor.bytes())?)
+        Ok(self.write(name, 0, tensor.bytes())?)
     }
+}
+
+fn schemes(plan: &Plan) -> HashMap<String, Scheme> {
+    plan.quantized().map(|(line, scheme)| (line.name.clone(), scheme)).collect()
 }
 
 /// The tensors that a plan's result is stored in.
@@ -147,6 +180,20 @@ pub(crate) fn folder_bytes(dir: &Path) -> Result<u64> {
     Ok(entries.filter_map(|entry| entry.ok()?.metadata().ok()).filter(fs::Metadata::is_file).map(|meta| meta.len()).sum())
 }
 
+/// The solvers of the blocks' linears.
+fn method(plan: &Plan) -> String {
+    let mut names: Vec<&str> = vec![];
+    for line in plan.lines() {
+        if let (Action::Quantize { solver, .. }, Some(site)) = (&line.action, &line.linear)
+            && site.layer.is_some()
+            && !names.contains(&solver.name())
+        {
+            names.push(solver.name());
+        }
+    }
+    if names.is_empty() { "rtn".into() } else { names.join("+") }
+}
+
 /// quantization_config.json: what was done, in octet's own words.
 pub(crate) fn describe(label: &str, plan: &Plan, plan_digest: &str, calibration: &Value, seed: u64) -> Value {
     let mut schemes: BTreeMap<String, usize> = BTreeMap::new();
@@ -161,7 +208,7 @@ pub(crate) fn describe(label: &str, plan: &Plan, plan_digest: &str, calibration:
         "octet_version": env!("CARGO_PKG_VERSION"),
         "format": "compressed-tensors",
         "scheme": label,
-        "method": "rtn",
+        "method": method(plan),
         "group_size": group_size,
         "modules_by_scheme": schemes,
         "portable": plan.is_portable(),

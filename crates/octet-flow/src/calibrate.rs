@@ -1,49 +1,216 @@
-//! Calibration: what flows into every linear when the original reads some text.
+//! Calibrated quantization: block by block, every finished block durable, resumed after a kill.
 
-use crate::{Calibrated, Error, Prepared, Progress, Result, write::hex};
+use crate::{
+    Error, Prepared, Result, Staged,
+    artefact::{self, Artefact},
+    journal::{self, DiskJournal, Identity},
+    spill::OnDisk,
+    write::{check_space, hex},
+};
+use octet_formats::{Checkpoint, staging::Staging};
 use octet_kernels::Engine;
-use octet_model::{ForwardError, KvDtype, LoadOptions, Logits, Model, Step};
-use octet_quant::ImportanceObserver;
+use octet_model::ForwardError;
+use octet_quant::{CalibratedOptions, CalibratedRun, CalibrationForecast, Event, HiddenStates, InMemory, Samples, SinkError, StageRecord};
+use octet_tensor::WeightSource;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{Mutex, PoisonError, atomic::AtomicBool},
+};
 
-/// Tokens of a calibration window, at most.
-const WINDOW: usize = 512;
+/// Hidden states while they are on disk, in the work folder.
+const SPILL: &str = "hidden.f32";
+
+/// Bytes of weights that are mapped at once while a model's digest is taken.
+const DIGEST_BYTES: usize = 64 << 20;
+
+/// What a calibration runs on, and how.
+#[derive(Clone, Debug)]
+pub struct Calibration {
+    /// Names of the texts.
+    pub texts: Vec<String>,
+    /// What was drawn from them.
+    pub samples: Samples,
+    /// Whether linears see what already quantized linears of the same block leave.
+    pub sequential: bool,
+    /// Memory that may be taken, in bytes; hidden states go to disk where they would not fit.
+    pub memory_budget: u64,
+    /// Whether unfinished work is thrown away instead of resumed.
+    pub restart: bool,
+}
+
+impl Calibration {
+    fn digest(&self) -> String {
+        let mut sha = Sha256::new();
+        for length in self.samples.lengths() {
+            sha.update((length as u64).to_le_bytes());
+        }
+        for token in self.samples.tokens() {
+            sha.update(token.to_le_bytes());
+        }
+        hex(&sha.finalize())
+    }
+}
 
 impl Prepared {
-    /// Runs the original over `ids` (named `texts`) and gathers the importance of every input.
+    /// What calibration will take.
+    pub fn forecast_calibration(&self, calibration: &Calibration) -> CalibrationForecast {
+        CalibrationForecast::new(&self.plan, &self.spec, &calibration.samples, calibration.sequential, calibration.memory_budget)
+    }
+
+    /// Quantizes into a staging folder beside `target`, with statistics of what flows through the model on the way. A run
+    /// that was killed or interrupted goes on where it was; its bytes are those of an undisturbed run.
     ///
     /// # Errors
-    /// If the model cannot run, or `cancel` is set.
-    pub fn calibrate(
+    /// As [`Prepared::write`]; if unfinished work of another recipe, model, text or seed is there; if activations are not
+    /// finite. What is finished stays, to be resumed, where the cause can go away (a full disk, an interruption).
+    pub fn write_calibrated(
         &self,
-        texts: Vec<String>,
-        ids: &[u32],
+        target: &Path,
+        force: bool,
+        calibration: &Calibration,
         engine: &Engine,
         cancel: &AtomicBool,
-        progress: Progress<'_>,
-    ) -> Result<Calibrated> {
-        let model = Model::load(
-            engine,
-            self.spec.clone(),
-            &self.checkpoint,
-            LoadOptions { activations: None, kv: KvDtype::F16, context: None },
-            &mut |_, _| {},
-        )?;
-        let mut observer = ImportanceObserver::default();
-        let (mut out, mut done) = (vec![], 0);
-        for window in ids.chunks(WINDOW.min(model.context())) {
-            let mut sequence = model.new_sequence();
-            let mut step = [Step { sequence: &mut sequence, tokens: window, logits: Logits::None }];
-            model.forward(&mut step, &mut out, Some(&mut observer)).map_err(|error| self.culprit(error))?;
-            done += window.len();
-            progress("calibrating", done as u64, ids.len() as u64, "tokens");
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
-            }
+        progress: &mut dyn FnMut(&Event<'_>),
+    ) -> Result<Staged> {
+        let mut staging = self.open_stage(target, force)?;
+        let (work, out) = (staging.work().to_path_buf(), staging.path());
+        let identity = self.identity(calibration, engine)?;
+        let found = if calibration.restart { None } else { journal::find(&work, &out, &identity)? };
+        let resumed = found.is_some();
+        if !resumed {
+            staging.clear()?;
         }
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        Ok(Calibrated { importance: observer.finish(), texts, tokens: ids.len(), digest: hex(&Sha256::digest(&bytes)) })
+        let forecast_bytes =
+            artefact::forecast(&self.input, self.checkpoint.config(), &self.plan, &self.describe(self.calibrated(calibration, &[])))?;
+        if !resumed {
+            check_space(staging.target(), forecast_bytes)?;
+        }
+        // Readers of finished blocks need the config; a killed run may have left half of it.
+        artefact::write_json(&out.join("config.json"), &artefact::config(self.checkpoint.config(), &self.plan))?;
+        let artefact = |finished: Option<&BTreeSet<String>>| match finished {
+            Some(finished) => Artefact::resume(&out, &self.plan, finished),
+            None => Artefact::create(&out, &self.plan, true),
+        };
+        let mut journal = DiskJournal::open(&work, &out, &identity, found, artefact)?;
+        staging.retain(true);
+        let run = CalibratedRun {
+            plan: &self.plan,
+            spec: &self.spec,
+            open: &|| -> std::result::Result<Box<dyn WeightSource>, SinkError> { Ok(Box::new(Checkpoint::open(&self.input)?)) },
+            samples: &calibration.samples,
+            transforms: &[],
+            options: CalibratedOptions { sequential: calibration.sequential, strict: self.settings.strict },
+            engine,
+            cancel,
+        };
+        let mut hidden = self.hidden(calibration, &work)?;
+        let outcome = run.quantize(&mut journal, &mut *hidden, progress);
+        drop(hidden);
+        if let Err(error) = outcome {
+            return Err(self.stopped(error, staging));
+        }
+        let records = journal.finish()?;
+        artefact::copy_companions(&out, &self.input)?;
+        let calibrated = self.calibrated(calibration, &records);
+        artefact::write_json(&out.join("quantization_config.json"), &self.describe(calibrated.clone()))?;
+        let reports = records.iter().flat_map(|record| record.tensors.clone()).collect();
+        Ok(Staged { staging, reports, forecast_bytes, calibration: calibrated })
+    }
+
+    fn hidden(&self, calibration: &Calibration, work: &Path) -> Result<Box<dyn HiddenStates>> {
+        let spilled = self.forecast_calibration(calibration).spilled;
+        let values = calibration.samples.tokens().len() * self.spec.hidden();
+        if !spilled {
+            return Ok(Box::new(InMemory::new(values)));
+        }
+        let path = work.join(SPILL);
+        check_space(&path, (values * size_of::<f32>()) as u64)?;
+        Ok(Box::new(OnDisk::create(&path).map_err(Error::write(&path))?))
+    }
+
+    /// The error a caller sees, and whether the work stays to be resumed.
+    fn stopped(&self, error: octet_quant::Error, mut staging: Staging) -> Error {
+        use octet_quant::Error as Quant;
+        let passing = matches!(error, Quant::Interrupted { .. } | Quant::Spill(_) | Quant::Sink { .. });
+        staging.retain(passing);
+        match error {
+            Quant::Interrupted { done, total } => Error::Paused { done, total },
+            Quant::Forward(error) => self.culprit(error),
+            other => other.into(),
+        }
+    }
+
+    /// Everything the bytes of the result depend on.
+    fn identity(&self, calibration: &Calibration, engine: &Engine) -> Result<Identity> {
+        let plan = hex(&Sha256::digest(self.plan.digest().as_bytes()));
+        let order = if calibration.sequential { "true-sequential" } else { "one pass a block" };
+        let entries = [
+            ("octet version", env!("CARGO_PKG_VERSION").to_string()),
+            ("recipe", plan),
+            ("model", self.model_digest(engine)?),
+            ("calibration text", calibration.digest()),
+            ("calibration tokens", calibration.samples.tokens().len().to_string()),
+            ("order of inputs", order.to_string()),
+            ("seed", self.settings.seed.to_string()),
+            ("instruction set", engine.isa().to_string()),
+        ];
+        Ok(entries.map(|(key, value)| (key.to_string(), value)).into())
+    }
+
+    /// SHA-256 over the names and contents of all tensors and the config.
+    fn model_digest(&self, engine: &Engine) -> Result<String> {
+        let entries = self.checkpoint.entries();
+        let digests: Vec<Mutex<Option<Vec<u8>>>> = entries.iter().map(|_| Mutex::default()).collect();
+        let mut first = 0;
+        while first < entries.len() {
+            let (mut last, mut bytes) = (first, 0);
+            while last < entries.len() && (last == first || bytes < DIGEST_BYTES) {
+                bytes += entries[last].bytes as usize;
+                last += 1;
+            }
+            // Opened anew, so that what was mapped for a part is given back.
+            let part = Checkpoint::open(&self.input)?;
+            engine.run(last - first, &|i| {
+                let digest =
+                    part.entries().get(first + i).and_then(|entry| entry.tensor().ok()).map(|t| Sha256::digest(&**t.bytes()).to_vec());
+                *digests[first + i].lock().unwrap_or_else(PoisonError::into_inner) = digest;
+            });
+            first = last;
+        }
+        let mut sha = Sha256::new();
+        sha.update(self.checkpoint.config().to_string());
+        for (entry, digest) in entries.iter().zip(digests) {
+            let digest = digest.into_inner().unwrap_or_else(PoisonError::into_inner);
+            sha.update(&entry.name);
+            sha.update(digest.ok_or_else(|| octet_tensor::Error::Missing { name: entry.name.clone() })?);
+        }
+        Ok(hex(&sha.finalize()))
+    }
+
+    /// What `quantization_config.json` and the report say about the calibration.
+    fn calibrated(&self, calibration: &Calibration, records: &[StageRecord]) -> Value {
+        let inputs = || records.iter().flat_map(|record| &record.inputs);
+        let unreached: Vec<&str> = inputs().filter(|input| input.expert && input.tokens == 0).map(|input| input.input.as_str()).collect();
+        let remarks = records.iter().flat_map(|record| &record.tensors).filter_map(|tensor| Some((tensor, tensor.remark.as_ref()?)));
+        let remarks: Vec<String> = remarks.map(|(tensor, remark)| format!("{}: {remark}", tensor.name)).collect();
+        json!({
+            "texts": calibration.texts,
+            "samples": calibration.samples.len(),
+            "tokens": calibration.samples.tokens().len(),
+            "sha256": calibration.digest(),
+            "true_sequential": calibration.sequential,
+            "coverage": {
+                "distinct_tokens": calibration.samples.distinct(),
+                "vocabulary": self.spec.vocab_size(),
+                "dead_inputs": inputs().map(|input| input.dead).sum::<usize>(),
+                "inputs": inputs().map(|input| input.width).sum::<usize>(),
+                "experts_never_reached": unreached,
+            },
+            "remarks": remarks,
+        })
     }
 
     /// The damaged tensor that made a forward pass fail, where there is one.
@@ -58,8 +225,23 @@ impl Prepared {
         damaged.map_or_else(|| error.into(), Error::from)
     }
 
-    /// Whether statistics can change the plan's result: weights of 8 bits gain nothing from them.
+    /// Whether statistics can change the plan's result: rounding to 8 bits gains nothing from them.
     pub fn wants_calibration(&self) -> bool {
-        self.plan.quantized().any(|(_, scheme)| scheme.weights.bits.get() < 8)
+        let wants = |line: &octet_quant::Line| match line.action {
+            octet_quant::Action::Quantize { scheme, solver, .. } => solver.needs_hessian() || scheme.weights.bits.get() < 8,
+            _ => false,
+        };
+        self.plan.lines().iter().any(wants)
+    }
+
+    /// Whether a solver of the plan cannot do without calibration.
+    pub fn needs_hessians(&self) -> bool {
+        self.plan.lines().iter().any(|line| matches!(line.action, octet_quant::Action::Quantize { solver, .. } if solver.needs_hessian()))
+    }
+
+    /// Inputs of the widest linear that statistics are gathered for.
+    pub fn widest_input(&self) -> usize {
+        let sites = self.plan.quantized().filter_map(|(line, _)| line.linear.as_ref());
+        sites.filter(|site| site.layer.is_some()).map(|site| site.cols).max().unwrap_or(0)
     }
 }

@@ -68,6 +68,25 @@ pub enum Error {
     /// Weights make no sense.
     #[error(transparent)]
     Tensor(#[from] octet_tensor::Error),
+    /// Unfinished work of something else.
+    #[error(
+        "{} holds unfinished work that differs in {differs}; give the command it was begun with, or throw it away with --restart",
+        work.display()
+    )]
+    OtherWork {
+        /// The folder.
+        work: PathBuf,
+        /// What differs.
+        differs: String,
+    },
+    /// Asked to stop; what is finished stays.
+    #[error("interrupted after {done} of {total} blocks; run the same command again to go on from there")]
+    Paused {
+        /// Blocks finished.
+        done: usize,
+        /// Blocks of the model.
+        total: usize,
+    },
     /// Asked to stop; nothing is left behind but what can be made again.
     #[error("interrupted; run the same command again to start over")]
     Interrupted,

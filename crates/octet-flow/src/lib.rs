@@ -1,6 +1,7 @@
 //! The quantize job: plan, stage, write, re-open, judge, commit or refuse.
 //!
-//! What lives here: [`Prepared`] (a checkpoint and the plan for it), [`Prepared::write`] (the staged artefact), [`judge`] (the
+//! What lives here: [`Prepared`] (a checkpoint and the plan for it), [`Prepared::write`] and
+//! [`Prepared::write_calibrated`] (the staged artefact; the latter resumable), [`judge`] (the
 //! verdict on two opened models) and [`Summary`] (several variants compared). What does not: any algorithm of quantization or
 //! of statistics; those are asked of octet-quant and octet-eval.
 #![forbid(unsafe_code)]
@@ -8,16 +9,19 @@
 mod artefact;
 mod calibrate;
 mod error;
+mod journal;
 mod judge;
 mod prepare;
+mod spill;
 mod summary;
 mod write;
 
+pub use calibrate::Calibration;
 pub use error::{Error, Result};
 pub use judge::{JudgeSettings, Judged, Original, judge};
 pub use prepare::{Prepared, QuantizeSettings};
 pub use summary::{Summary, Variant};
-pub use write::{Calibrated, Staged};
+pub use write::Staged;
 
 /// Told where a long step stands: its name, how much is done out of how much, and a detail worth showing.
 pub type Progress<'a> = &'a mut dyn FnMut(&str, u64, u64, &str);

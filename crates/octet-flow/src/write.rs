@@ -3,44 +3,27 @@
 use crate::{
     Error, Prepared, Progress, Result,
     artefact::{self, Artefact},
+    journal,
 };
 use octet_formats::staging::{Staging, available_bytes};
 use octet_kernels::Engine;
-use octet_quant::{Importance, Run, TensorReport};
-use serde_json::{Value, json};
+use octet_quant::{Run, TensorReport};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::{
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
 };
 
-/// Importance of inputs with where it came from.
-#[derive(Clone, Debug)]
-pub struct Calibrated {
-    /// What was measured.
-    pub importance: Importance,
-    /// Names of the texts.
-    pub texts: Vec<String>,
-    /// Tokens that went through the model.
-    pub tokens: usize,
-    /// SHA-256 of the token ids.
-    pub digest: String,
-}
-
 /// A complete artefact in its staging folder.
 pub struct Staged {
-    staging: Staging,
+    pub(crate) staging: Staging,
     /// What quantizing cost each tensor.
     pub reports: Vec<TensorReport>,
     /// Bytes that the finished folder was forecast to take before anything was written.
     pub forecast_bytes: u64,
-}
-
-impl Calibrated {
-    fn describe(&self) -> Value {
-        let (dead, inputs) = self.importance.coverage();
-        json!({ "texts": self.texts, "tokens": self.tokens, "sha256": self.digest, "dead_inputs": dead, "inputs": inputs })
-    }
+    /// What calibration did, as `quantization_config.json` says it; null without.
+    pub calibration: Value,
 }
 
 impl Prepared {
@@ -49,37 +32,40 @@ impl Prepared {
     /// # Errors
     /// If the target exists (without `force`), touches the input, is not writable, or another run works on it.
     pub fn check_target(&self, target: &Path, force: bool) -> Result<()> {
-        self.stage(target, force).map(drop)
+        self.open_stage(target, force).map(drop)
     }
 
-    fn stage(&self, target: &Path, force: bool) -> Result<Staging> {
+    pub(crate) fn open_stage(&self, target: &Path, force: bool) -> Result<Staging> {
         let inputs: Vec<&Path> = self.input.path().into_iter().collect();
-        Ok(Staging::begin(target, force, &inputs)?)
+        Ok(Staging::open(target, force, &inputs)?)
     }
 
-    /// Quantizes into a staging folder beside `target`.
+    /// Quantizes into a staging folder beside `target`, without calibration.
     ///
     /// # Errors
     /// If the target exists (without `force`) or lies inside the input, the disk is full, weights are not finite, or `cancel`
-    /// is set; the staging folder is removed then.
+    /// is set; the staging folder is removed then. If unfinished work of a calibrated run is there (without `restart`).
     pub fn write(
         &self,
         target: &Path,
         force: bool,
-        calibrated: Option<&Calibrated>,
+        restart: bool,
         engine: &Engine,
         cancel: &AtomicBool,
         progress: Progress<'_>,
     ) -> Result<Staged> {
-        let staging = self.stage(target, force)?;
+        let mut staging = self.open_stage(target, force)?;
+        if !restart && journal::exists(staging.work()) {
+            return Err(Error::OtherWork { work: staging.work().to_path_buf(), differs: "calibration (some, now none)".into() });
+        }
+        staging.clear()?;
         let dir = staging.path();
-        let described = self.describe(calibrated);
+        let described = self.describe(Value::Null);
         let forecast_bytes = artefact::forecast(&self.input, self.checkpoint.config(), &self.plan, &described)?;
         check_space(staging.target(), forecast_bytes)?;
         tracing::info!(target = %target.display(), bytes = forecast_bytes, "staging");
-        let mut sink = Artefact::create(&dir, &self.plan)?;
-        let importance = calibrated.map(|c| &c.importance);
-        let run = Run { plan: &self.plan, source: &self.checkpoint, importance, engine, cancel };
+        let mut sink = Artefact::create(&dir, &self.plan, false)?;
+        let run = Run { plan: &self.plan, source: &self.checkpoint, engine, cancel };
         let reports = run.quantize(&mut sink, &mut |at| {
             let error = at.error.map_or(String::new(), |e| format!("  error {e:.2e}"));
             progress("quantizing", at.done_bytes, at.total_bytes, &format!("{}{error}", at.tensor));
@@ -99,11 +85,10 @@ impl Prepared {
         artefact::write_json(&dir.join("config.json"), &artefact::config(self.checkpoint.config(), &self.plan))?;
         artefact::copy_companions(&dir, &self.input)?;
         artefact::write_json(&dir.join("quantization_config.json"), &described)?;
-        Ok(Staged { staging, reports, forecast_bytes })
+        Ok(Staged { staging, reports, forecast_bytes, calibration: Value::Null })
     }
 
-    fn describe(&self, calibrated: Option<&Calibrated>) -> Value {
-        let calibration = calibrated.map_or(Value::Null, Calibrated::describe);
+    pub(crate) fn describe(&self, calibration: Value) -> Value {
         let digest = hex(&Sha256::digest(self.plan.digest().as_bytes()));
         artefact::describe(&self.settings.label, &self.plan, &digest, &calibration, self.settings.seed)
     }
@@ -131,6 +116,11 @@ impl Staged {
         artefact::write_json(&self.path().join(name), value)
     }
 
+    /// Removes it: what was refused leaves nothing to resume.
+    pub fn discard(mut self) {
+        self.staging.retain(false);
+    }
+
     /// Gives the artefact its name.
     ///
     /// # Errors
@@ -140,7 +130,7 @@ impl Staged {
     }
 }
 
-fn check_space(target: &Path, bytes: u64) -> Result<()> {
+pub(crate) fn check_space(target: &Path, bytes: u64) -> Result<()> {
     let megabytes = |b: u64| b as f64 / 1e6;
     match available_bytes(target) {
         Some(free) if free < bytes => {

@@ -9,8 +9,9 @@ use std::{
 
 /// The unfinished output: a locked hidden folder `.<name>.octet-work/` beside the target.
 ///
-/// Dropping it without [`Staging::commit`] removes it. A killed run leaves the hidden folder, which the next run on the
-/// same target takes over (and from which it puts back a target that was being replaced).
+/// Dropping it without [`Staging::commit`] removes it, unless it was told to [stay](Staging::retain). A killed run leaves the
+/// hidden folder, which the next run on the same target clears or resumes (and from which it puts back a target that was
+/// being replaced).
 #[derive(Debug)]
 pub struct Staging {
     target: PathBuf,
@@ -26,6 +27,16 @@ impl Staging {
     /// If the target is an input, inside or around one; if it exists and `force` is not given, or is something that
     /// `force` does not replace; if its parent is missing or not writable; if another run works on it.
     pub fn begin(target: &Path, force: bool, inputs: &[&Path]) -> Result<Self> {
+        let mut staging = Self::open(target, force, inputs)?;
+        staging.clear()?;
+        Ok(staging)
+    }
+
+    /// As [`Staging::begin`], but leaves what a killed run left in the hidden folder, and leaves it there when dropped.
+    ///
+    /// # Errors
+    /// As [`Staging::begin`].
+    pub fn open(target: &Path, force: bool, inputs: &[&Path]) -> Result<Self> {
         let (parent, name) = locate(target)?;
         let target = parent.join(&name);
         for input in inputs {
@@ -34,9 +45,39 @@ impl Staging {
         refuse_existing(&target, force)?;
         let work = parent.join(format!(".{name}.octet-work"));
         let lock = lock(&target, &work)?;
-        let staging = Self { target, work, lock: Some(lock), keep: false };
-        staging.take_over(force)?;
+        let mut staging = Self { target, work, lock: Some(lock), keep: true };
+        staging.put_back(force)?;
+        staging.keep = staging.path().exists();
         Ok(staging)
+    }
+
+    /// Clears what a killed run left and makes an empty folder to write into, to be removed when this is dropped.
+    ///
+    /// # Errors
+    /// If it cannot be cleared.
+    pub fn clear(&mut self) -> Result<()> {
+        self.keep = false;
+        for left in self.contents().map_err(Error::io("list", &self.work))? {
+            let removed = if left.is_dir() { fs::remove_dir_all(&left) } else { fs::remove_file(&left) };
+            removed.map_err(Error::io("clear", &left))?;
+        }
+        fs::create_dir(self.path()).map_err(Error::io("create", &self.path()))
+    }
+
+    /// Whether the hidden folder stays when this is dropped.
+    pub fn retain(&mut self, keep: bool) {
+        self.keep = keep;
+    }
+
+    /// The hidden folder, for what accompanies the output while it is made.
+    pub fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// What is in the hidden folder beside its lock.
+    fn contents(&self) -> std::io::Result<Vec<PathBuf>> {
+        let paths: Vec<PathBuf> = fs::read_dir(&self.work)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+        Ok(paths.into_iter().filter(|path| path.file_name().is_some_and(|name| name != "lock")).collect())
     }
 
     /// The folder to write into.
@@ -49,16 +90,11 @@ impl Staging {
         &self.target
     }
 
-    /// Leaves the hidden folder in place, to be looked at or resumed from.
-    pub fn keep(mut self) {
-        self.keep = true;
-    }
-
     /// Brings everything to disk and gives the output its name; with `force` the old folder is replaced.
     ///
     /// # Errors
     /// If the disk or the rename fails; the old folder, if any, is then back in its place.
-    pub fn commit(self) -> Result<PathBuf> {
+    pub fn commit(mut self) -> Result<PathBuf> {
         let (out, old) = (self.path(), self.work.join("old"));
         sync(&out)?;
         let replaces = fs::symlink_metadata(&self.target).is_ok();
@@ -74,22 +110,20 @@ impl Staging {
         if let Some(parent) = self.target.parent() {
             sync_folder(parent)?;
         }
+        self.keep = false;
         Ok(self.target.clone())
     }
 
-    /// Clears what a killed run left, putting back the old target it was replacing.
-    fn take_over(&self, force: bool) -> Result<()> {
+    /// Puts back the old target that a killed run was replacing.
+    fn put_back(&self, force: bool) -> Result<()> {
         let old = self.work.join("old");
         if old.exists() && fs::symlink_metadata(&self.target).is_err() {
             fs::rename(&old, &self.target).map_err(Error::io("put back", &self.target))?;
             refuse_existing(&self.target, force)?;
+        } else if old.exists() {
+            fs::remove_dir_all(&old).map_err(Error::io("clear", &old))?;
         }
-        for left in [old, self.path()] {
-            if left.exists() {
-                fs::remove_dir_all(&left).map_err(Error::io("clear", &left))?;
-            }
-        }
-        fs::create_dir(self.path()).map_err(Error::io("create", &self.path()))
+        Ok(())
     }
 }
 
@@ -97,10 +131,11 @@ impl Drop for Staging {
     fn drop(&mut self) {
         // A failure leaves a hidden folder that the next run clears, so there is nothing to report.
         if !self.keep {
-            let _ = fs::remove_dir_all(self.path());
+            let old = self.work.join("old");
             // What was moved aside goes only once something stands in its place.
-            if self.target.exists() {
-                let _ = fs::remove_dir_all(self.work.join("old"));
+            let gone = |path: &PathBuf| *path != old || self.target.exists();
+            for left in self.contents().into_iter().flatten().filter(gone) {
+                let _ = if left.is_dir() { fs::remove_dir_all(&left) } else { fs::remove_file(&left) };
             }
             let _ = fs::remove_file(self.work.join("lock"));
             let _ = fs::remove_dir(&self.work);

@@ -51,7 +51,8 @@ fn an_error_leaves_nothing_and_keep_leaves_the_hidden_folder() {
     assert!(names(dir.path()).is_empty());
     let staging = begin(&target, false).unwrap();
     fs::write(staging.path().join("a"), "a").unwrap();
-    staging.keep();
+    staging.retain(true);
+    drop(staging);
     assert_eq!(names(dir.path()), [".out.octet-work"]);
     let staging = begin(&target, false).unwrap();
     assert!(names(&staging.path()).is_empty(), "a left-over starts empty");
@@ -92,7 +93,8 @@ fn a_run_killed_while_replacing_gives_the_old_folder_back() {
     let staging = begin(&target, true).unwrap();
     // What a kill between the two renames leaves.
     fs::rename(&target, dir.path().join(".out.octet-work/old")).unwrap();
-    staging.keep();
+    staging.retain(true);
+    drop(staging);
     refused(&target, false, &[], "exists already");
     assert_eq!(names(&target), ["model.safetensors"]);
 }

@@ -99,6 +99,44 @@ pub enum Error {
         /// Which of its inputs.
         input: String,
     },
+    /// A solver without statistics, refused because exactness was demanded.
+    #[error(
+        "no calibration token reached {module}, so that its solver has nothing to go by; give more or other calibration text, or drop --strict"
+    )]
+    Unreached {
+        /// The tensor.
+        module: String,
+    },
+    /// Hidden states that cannot be put aside or read back.
+    #[error("hidden states cannot be kept on disk: {0}")]
+    Spill(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The weights, or results of finished blocks, cannot be opened.
+    #[error("the weights cannot be opened again: {0}")]
+    Source(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A stage of the model cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] octet_model::LoadError),
+    /// A stage of the model cannot run.
+    #[error(transparent)]
+    Forward(#[from] octet_model::ForwardError),
+    /// A solver that needs the Hessian of a tensor's input without it.
+    #[error("{module} has no calibration statistics, which its solver needs; give calibration text or use round-to-nearest")]
+    NoHessian {
+        /// The tensor.
+        module: String,
+    },
+    /// Activations that are not finite numbers.
+    #[error(
+        "{input} is not finite (NaN or infinite) at {count} of {total} places on the calibration text; the checkpoint is damaged or its activations overflow, keep it in 16 bits"
+    )]
+    Activations {
+        /// The linear input.
+        input: String,
+        /// Places that were not finite at least once.
+        count: usize,
+        /// Places in all.
+        total: usize,
+    },
     /// The weights cannot be read.
     #[error(transparent)]
     Tensor(#[from] octet_tensor::Error),

@@ -75,7 +75,7 @@ fn measure(work: Work, engine: &Engine) -> Result<f64, Error> {
     let (rows, cols) = SAMPLE;
     let weights = sample(rows * cols);
     // Every solver begins with the search for scales.
-    let solver = work.solver.rtn().unwrap_or(Rtn::USUAL);
+    let solver = Rtn::with(work.solver.candidates());
     let job = TensorJob {
         module: "the sample",
         shape: SAMPLE,

@@ -75,6 +75,6 @@ impl Inventory {
 }
 
 fn site(linear: &LinearSite, source: &dyn WeightSource) -> Result<Site, Error> {
-    let matrix = crate::pipeline::matrix(source, linear)?;
+    let matrix = crate::rows::matrix(source, linear)?;
     Ok(Site { linear: linear.clone(), dtype: matrix.dtype(), bytes: matrix.stored_bytes() as u64 })
 }

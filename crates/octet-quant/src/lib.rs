@@ -1,33 +1,44 @@
-//! Recipe, plan, observe, solve: one streaming pipeline.
+//! Recipe, plan, observe, transform, solve: one streaming pipeline.
 //!
 //! A [`Recipe`] (what the user asks) and an [`Inventory`] (what the checkpoint holds) make a [`Plan`]: one explicit
 //! line a tensor, computed before anything is touched. A [`Run`] carries it out, a chunk of rows in memory at a time:
-//! a [`Solver`] turns rows into codes, scales and zero points, a [`Sink`] takes them. [`ImportanceObserver`] gathers
-//! from calibration what solvers can use.
+//! a [`Solver`] turns rows into codes, scales and zero points, a [`Sink`] takes them. A [`CalibratedRun`] does so block by
+//! block, with statistics of what flows in ([`InputStatistics`]); finished blocks are durable ([`Journal`]).
 //!
-//! What does not live here: file formats (a sink packs bytes), judging the result, hot loops of the forward pass.
+//! What does not live here: file formats (a sink packs bytes), judging the result, hot loops.
 #![forbid(unsafe_code)]
 
 mod behind;
+mod calibrated;
 mod chunks;
+mod cost;
 mod error;
 mod forecast;
+mod hidden;
 mod inventory;
 mod observe;
 mod pipeline;
 mod plan;
 mod recipe;
 mod report;
+mod rows;
+mod samples;
 mod solve;
 mod statistics;
 
+pub use calibrated::{
+    Block, BlockWeights, CalibratedOptions, CalibratedRun, CalibrationForecast, Event, InputRecord, Journal, StageRecord, Transform,
+};
+pub use cost::{Cost, Costs};
 pub use error::Error;
 pub use forecast::{Forecast, SolveRates};
+pub use hidden::{HiddenStates, InMemory};
 pub use inventory::{Inventory, OtherTensor, Site};
-pub use observe::{Importance, ImportanceObserver, SiteImportance};
+pub use observe::{InputObserver, Want};
 pub use pipeline::{Progress, Run, Sink, SinkError};
 pub use plan::{Action, Line, Plan};
-pub use recipe::{ActOrder, Flags, GptqSettings, Precision, Recipe, SolverChoice, Step, Target};
+pub use recipe::{Flags, GptqSettings, Precision, Recipe, SolverChoice, Step, Target};
 pub use report::{ErrorSums, TensorReport};
-pub use solve::{RowSolver, RowsMut, Rtn, Solver, TensorJob};
-pub use statistics::{Hessian, InputStatistics};
+pub use samples::Samples;
+pub use solve::{ActOrder, Gptq, Hessian, HessianOptions, RowSolver, RowsMut, Rtn, Solver, TensorJob};
+pub use statistics::InputStatistics;

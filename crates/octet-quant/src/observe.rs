@@ -1,116 +1,160 @@
-//! What calibration tells about the inputs of linears.
+//! Gathering statistics of what flows into linears.
 
+use crate::InputStatistics;
+use octet_kernels::{Engine, Gram};
 use octet_model::{InputSite, Tap};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Mutex};
 
-/// Gathers the mean square of every input of every distinct linear input: pass it as the tap of forward passes.
-#[derive(Clone, Debug, Default)]
-pub struct ImportanceObserver {
-    sums: BTreeMap<InputSite, Seen>,
+/// What is wanted of one input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Want {
+    /// Magnitudes of each input.
+    Magnitudes,
+    /// Magnitudes and the Hessian.
+    Hessian,
 }
 
-#[derive(Clone, Debug)]
-struct Seen {
-    squares: Vec<f64>,
+/// Gathers statistics of the inputs it was told about: pass it as the tap of forward passes.
+pub struct InputObserver<'a> {
+    engine: &'a Engine,
+    wanted: BTreeMap<InputSite, Want>,
+    seen: BTreeMap<InputSite, Seen>,
+}
+
+enum Seen {
+    Hessian(Gram),
+    Magnitudes(Magnitudes),
+}
+
+/// Sums of every input.
+struct Magnitudes {
     tokens: usize,
+    columns: Vec<Column>,
 }
 
-impl Tap for ImportanceObserver {
+#[derive(Clone, Copy, Default)]
+struct Column {
+    square: f64,
+    abs: f64,
+    max: f32,
+}
+
+/// Inputs of a task.
+const TASK_COLUMNS: usize = 128;
+
+impl<'a> InputObserver<'a> {
+    /// One that gathers what is `wanted`.
+    pub fn new(engine: &'a Engine, wanted: BTreeMap<InputSite, Want>) -> Self {
+        Self { engine, wanted, seen: BTreeMap::new() }
+    }
+
+    /// What was seen; inputs that no token reached are missing.
+    pub fn finish(self) -> BTreeMap<InputSite, InputStatistics> {
+        let engine = self.engine;
+        self.seen.into_iter().map(|(site, seen)| (site, seen.finish(engine))).collect()
+    }
+}
+
+impl Tap for InputObserver<'_> {
     fn input(&mut self, site: InputSite, x: &[f32], tokens: usize) {
-        if tokens == 0 {
-            return;
+        let (Some(want), false) = (self.wanted.get(&site), x.is_empty()) else { return };
+        let cols = x.len() / tokens.max(1);
+        let seen = self.seen.entry(site).or_insert_with(|| match want {
+            Want::Hessian => Seen::Hessian(Gram::new(cols)),
+            Want::Magnitudes => Seen::Magnitudes(Magnitudes { tokens: 0, columns: vec![Column::default(); cols] }),
+        });
+        match seen {
+            Seen::Hessian(gram) => gram.add(self.engine, x),
+            Seen::Magnitudes(magnitudes) => magnitudes.add(self.engine, x),
         }
-        let cols = x.len() / tokens;
-        let seen = self.sums.entry(site).or_insert_with(|| Seen { squares: vec![0.0; cols], tokens: 0 });
-        seen.tokens += tokens;
-        for token in x.chunks_exact(cols.max(1)) {
-            for (sum, &value) in seen.squares.iter_mut().zip(token) {
-                *sum += f64::from(value) * f64::from(value);
+    }
+}
+
+impl Magnitudes {
+    fn add(&mut self, engine: &Engine, x: &[f32]) {
+        let cols = self.columns.len();
+        self.tokens += x.len() / cols.max(1);
+        let tasks: Vec<_> = self.columns.chunks_mut(TASK_COLUMNS).map(Mutex::new).collect();
+        engine.run(tasks.len(), &|task| {
+            let mut columns = crate::rows::lock(&tasks[task]);
+            for token in x.chunks_exact(cols) {
+                for (column, &value) in columns.iter_mut().zip(&token[task * TASK_COLUMNS..]) {
+                    let size = value.abs();
+                    column.square += f64::from(value) * f64::from(value);
+                    column.abs += f64::from(size);
+                    // Not `max`, which would lose a NaN.
+                    column.max = if size <= column.max { column.max } else { size };
+                }
+            }
+        });
+    }
+}
+
+impl Seen {
+    fn finish(self, engine: &Engine) -> InputStatistics {
+        match self {
+            Self::Hessian(gram) => {
+                let moments = gram.finish(engine);
+                InputStatistics {
+                    tokens: moments.tokens,
+                    mean_square: moments.second.diagonal(),
+                    mean_abs: moments.mean_abs.clone(),
+                    max_abs: moments.max_abs.clone(),
+                    moments: Some(moments),
+                }
+            }
+            Self::Magnitudes(Magnitudes { tokens, columns }) => {
+                let mean = |sum: f64| (sum / tokens.max(1) as f64) as f32;
+                InputStatistics {
+                    tokens,
+                    mean_square: columns.iter().map(|c| mean(c.square)).collect(),
+                    mean_abs: columns.iter().map(|c| mean(c.abs)).collect(),
+                    max_abs: columns.iter().map(|c| c.max).collect(),
+                    moments: None,
+                }
             }
         }
-    }
-}
-
-impl ImportanceObserver {
-    /// What was seen, ready for solvers.
-    pub fn finish(self) -> Importance {
-        let one = |(site, seen): (InputSite, Seen)| (site, SiteImportance::new(&seen));
-        Importance { sites: self.sums.into_iter().map(one).collect() }
-    }
-}
-
-/// Importance of every input of every distinct linear input.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Importance {
-    sites: BTreeMap<InputSite, SiteImportance>,
-}
-
-/// What calibration tells about one linear input.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SiteImportance {
-    /// Mean square of each input divided by the mean of them all, and no less than a thousandth: text that leaves an
-    /// input dark must not make its weights worthless.
-    pub importance: Vec<f32>,
-    /// Inputs that were zero on every token.
-    pub dead: usize,
-    /// Tokens seen.
-    pub tokens: usize,
-}
-
-/// The least importance an input can have, of the mean.
-const FLOOR: f64 = 1e-3;
-
-impl SiteImportance {
-    fn new(seen: &Seen) -> Self {
-        let mean = seen.squares.iter().sum::<f64>() / seen.squares.len().max(1) as f64;
-        let dead = seen.squares.iter().filter(|&&v| v == 0.0).count();
-        let live = mean > 0.0 && mean.is_finite();
-        let importance = seen.squares.iter().map(|v| if live { (v / mean).max(FLOOR) as f32 } else { 1.0 }).collect();
-        Self { importance, dead, tokens: seen.tokens }
-    }
-}
-
-impl Importance {
-    /// Importance of each input of `site`, mean 1, or `None` where no token reached it.
-    pub fn of(&self, site: InputSite) -> Option<&[f32]> {
-        self.sites.get(&site).map(|seen| seen.importance.as_slice())
-    }
-
-    /// Everything that is known, by input.
-    pub fn sites(&self) -> impl Iterator<Item = (InputSite, &SiteImportance)> {
-        self.sites.iter().map(|(site, seen)| (*site, seen))
-    }
-
-    /// Dead inputs and inputs in all.
-    pub fn coverage(&self) -> (usize, usize) {
-        self.sites.values().fold((0, 0), |(dead, all), seen| (dead + seen.dead, all + seen.importance.len()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use octet_kernels::Isa;
     use octet_model::InputKind;
+    use std::num::NonZeroUsize;
 
-    #[test]
-    fn mean_squares_are_gathered_over_calls_and_normalised() {
-        let site = InputSite { layer: Some(1), kind: InputKind::Mlp };
-        let mut observer = ImportanceObserver::default();
-        observer.input(site, &[1.0, 0.0, 3.0, 1.0, 0.0, -3.0], 2);
-        observer.input(site, &[2.0, 0.0, 0.0], 1);
-        let found = observer.finish();
-        // Squares 6, 0, 18; their mean is 8.
-        assert_eq!(found.of(site).unwrap(), [0.75, 1e-3, 2.25]);
-        assert_eq!(found.coverage(), (1, 3));
-        assert_eq!(found.of(InputSite { layer: None, kind: InputKind::Head }), None);
-        assert_eq!(found.sites().next().unwrap().1.tokens, 3);
+    fn engine() -> Engine {
+        Engine::new(Isa::best(), NonZeroUsize::new(2).unwrap()).unwrap()
     }
 
     #[test]
-    fn an_input_of_zeros_is_as_good_as_unknown() {
-        let site = InputSite { layer: None, kind: InputKind::Head };
-        let mut observer = ImportanceObserver::default();
-        observer.input(site, &[0.0; 4], 2);
-        assert_eq!(observer.finish().of(site).unwrap(), [1.0, 1.0]);
+    fn both_ways_of_gathering_agree_and_others_are_not_gathered() {
+        let site = |layer| InputSite { layer: Some(layer), kind: InputKind::Mlp };
+        let engine = engine();
+        let wanted = [(site(0), Want::Magnitudes), (site(1), Want::Hessian)].into();
+        let mut observer = InputObserver::new(&engine, wanted);
+        for layer in 0..3 {
+            observer.input(site(layer), &[1.0, 0.0, 3.0, 1.0, 0.0, -3.0], 2);
+            observer.input(site(layer), &[2.0, 0.0, 0.0], 1);
+        }
+        let found = observer.finish();
+        assert_eq!(found.len(), 2);
+        for seen in found.values() {
+            assert_eq!((seen.tokens, seen.dead()), (3, 1));
+            assert_eq!(seen.mean_square, [2.0, 0.0, 6.0]);
+            assert_eq!(seen.max_abs, [2.0, 0.0, 3.0]);
+            assert!((seen.mean_abs[0] - 4.0 / 3.0).abs() < 1e-6 && seen.mean_abs[2] == 2.0);
+        }
+        assert_eq!(found[&site(1)].moments.as_ref().unwrap().second.at(2, 0), 0.0);
+    }
+
+    #[test]
+    fn a_nan_is_not_lost() {
+        let site = InputSite { layer: Some(1), kind: InputKind::Mlp };
+        let engine = engine();
+        let mut observer = InputObserver::new(&engine, [(site, Want::Magnitudes)].into());
+        observer.input(site, &[1.0, f32::NAN, 2.0, 0.0], 2);
+        assert!(observer.finish()[&site].check(site).is_err());
     }
 }

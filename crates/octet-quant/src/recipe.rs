@@ -4,7 +4,7 @@ mod parse;
 mod solver;
 mod target;
 
-pub use solver::{ActOrder, GptqSettings, SolverChoice};
+pub use solver::{GptqSettings, SolverChoice};
 pub use target::Target;
 pub(crate) use target::{is_tied, role_name};
 
@@ -90,8 +90,7 @@ impl Recipe {
     /// If a tied model is asked for an embedding and a head that differ.
     pub fn from_flags(flags: &Flags, tied: bool) -> Result<Self, Error> {
         let Flags { scheme, portable, solver, .. } = *flags;
-        let (SolverChoice::Rtn { candidates } | SolverChoice::Gptq(GptqSettings { candidates, .. })) = solver;
-        let rounded = SolverChoice::Rtn { candidates };
+        let rounded = SolverChoice::Rtn { candidates: solver.candidates() };
         let usual = if portable {
             Precision::Keep
         } else {
@@ -145,8 +144,7 @@ impl fmt::Display for Recipe {
                 if let SolverChoice::Gptq(GptqSettings { act_order, damping, refine, .. }) = solver {
                     write!(f, "act_order = \"{}\"\ndamping = {damping:?}\nrefine = {refine}\n", act_order.name())?;
                 }
-                let (SolverChoice::Rtn { candidates } | SolverChoice::Gptq(GptqSettings { candidates, .. })) = solver;
-                if let Some(candidates) = candidates {
+                if let Some(candidates) = solver.candidates() {
                     writeln!(f, "candidates = {candidates}")?;
                 }
             }

@@ -1,15 +1,18 @@
 //! Solvers: weights + statistics + scheme → codes, scales and zero points, with the error they leave.
 
 mod candidates;
+mod gptq;
 mod quick;
 mod rounding;
 mod rtn;
 
+pub use gptq::{ActOrder, Gptq, Hessian, HessianOptions};
 pub use rtn::Rtn;
 
-use crate::{Error, ErrorSums, Hessian};
+use crate::{Error, ErrorSums};
 use octet_kernels::Engine;
 use octet_tensor::{Dtype, Granularity, WeightScheme};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What a solver is told about a tensor before it sees any of its rows.
 #[derive(Clone, Copy)]
@@ -24,7 +27,7 @@ pub struct TensorJob<'a> {
     pub scale_dtype: Dtype,
     /// Importance of each input, mean 1 (mean square of what flows in), or `None` without calibration.
     pub importance: Option<&'a [f32]>,
-    /// The Hessian of the input, where the solver asked for it and calibration reached it.
+    /// Second moments of the input, for solvers that need more than its importance.
     pub hessian: Option<&'a Hessian>,
     /// Kernels to solve with.
     pub engine: &'a Engine,
@@ -49,6 +52,25 @@ pub struct RowsMut<'a> {
     pub scales: &'a mut [f32],
     /// Zero points `[rows, groups]`; empty for a symmetric scheme.
     pub zeros: &'a mut [i8],
+}
+
+impl<'a> RowsMut<'a> {
+    /// Cuts it into runs of at most `rows` rows of `cols` codes and `groups` scales.
+    pub fn split(self, rows: usize, cols: usize, groups: usize) -> impl Iterator<Item = RowsMut<'a>> {
+        let mut zeros = self.zeros;
+        let parts = self.codes.chunks_mut((rows * cols).max(1)).zip(self.scales.chunks_mut((rows * groups).max(1)));
+        parts.map(move |(codes, scales)| {
+            let take = scales.len().min(zeros.len());
+            let (mine, rest) = std::mem::take(&mut zeros).split_at_mut(take);
+            zeros = rest;
+            RowsMut { codes, scales, zeros: mine }
+        })
+    }
+}
+
+/// A panic while holding the lock is raised again by the engine; the data behind it is then never looked at.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A quantization algorithm.

@@ -1,48 +1,11 @@
 //! What calibration tells solvers and transforms about a linear's input.
 
 use crate::Error;
+use octet_kernels::InputMoments;
 use octet_model::{InputSite, Place};
 
-/// H = Σ xᵀx / tokens of a linear input (half the Hessian of its squared output error; Frantar et al., arXiv 2210.17323).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Hessian {
-    size: usize,
-    values: Vec<f32>,
-}
-
-impl Hessian {
-    /// One from all its values, `[size, size]`, both triangles.
-    ///
-    /// # Panics
-    /// If there are not `size` · `size` of them.
-    pub fn new(size: usize, values: Vec<f32>) -> Self {
-        assert_eq!(values.len(), size * size, "a Hessian of {size} inputs");
-        Self { size, values }
-    }
-
-    /// Number of inputs.
-    pub fn size(&self) -> usize {
-        self.size
-    }
-
-    /// All values, `[size, size]`.
-    pub fn values(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// One row (or column).
-    pub fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.size..(row + 1) * self.size]
-    }
-
-    /// Mean square of each input.
-    pub fn diagonal(&self) -> impl Iterator<Item = f32> {
-        (0..self.size).map(|i| self.values[i * self.size + i])
-    }
-}
-
 /// What calibration tells about one linear input; every vector has a number for each input.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct InputStatistics {
     /// Tokens seen.
     pub tokens: usize,
@@ -52,12 +15,12 @@ pub struct InputStatistics {
     pub mean_abs: Vec<f32>,
     /// Largest |x|.
     pub max_abs: Vec<f32>,
-    /// The Hessian, where a solver asked for it.
-    pub hessian: Option<Hessian>,
+    /// All second moments, where a solver asked for them.
+    pub moments: Option<InputMoments>,
 }
 
 /// The least importance an input can have, of the mean.
-const FLOOR: f64 = 1e-3;
+pub(crate) const FLOOR: f64 = 1e-3;
 
 impl InputStatistics {
     /// Mean square of each input divided by the mean of them all, and no less than a thousandth: text that leaves an input
@@ -105,11 +68,5 @@ mod tests {
         let error = seen.check(site).unwrap_err().to_string();
         assert!(error.contains("layer 3 mlp activations"), "{error}");
         assert!(InputStatistics { mean_square: vec![1.0], ..Default::default() }.check(site).is_ok());
-    }
-
-    #[test]
-    fn a_hessian_knows_its_rows_and_diagonal() {
-        let h = Hessian::new(2, vec![1.0, 2.0, 2.0, 5.0]);
-        assert_eq!((h.row(1), h.diagonal().collect::<Vec<_>>()), (&[2.0, 5.0][..], vec![1.0, 5.0]));
     }
 }

@@ -4,9 +4,7 @@
 
 use octet_kernels::{Engine, Isa};
 use octet_model::{InputKind, InputSite, LinearSite, Role};
-use octet_quant::{
-    Error, Flags, ImportanceObserver, Inventory, Plan, Progress, Recipe, Run, Sink, SinkError, SolveRates, SolverChoice, TensorReport,
-};
+use octet_quant::{Error, Flags, Inventory, Plan, Progress, Recipe, Run, Sink, SinkError, SolveRates, SolverChoice, TensorReport};
 use octet_tensor::{Bytes, Dtype, FloatMatrix, Matrix, QMatrix, Result as TensorResult, Tensor, WeightSource};
 use std::{
     collections::BTreeMap,
@@ -120,7 +118,7 @@ fn recipe(scheme: &str, portable: bool) -> Recipe {
 
 fn run(source: &Memory, plan: &Plan, threads: usize, sink: &mut Collected) -> Result<Vec<TensorReport>, Error> {
     let (engine, cancel) = (engine(threads), AtomicBool::new(false));
-    Run { plan, source, importance: None, engine: &engine, cancel: &cancel }.quantize(sink, &mut |_| {})
+    Run { plan, source, engine: &engine, cancel: &cancel }.quantize(sink, &mut |_| {})
 }
 
 fn original(source: &Memory, site: &LinearSite) -> Vec<f32> {
@@ -223,7 +221,7 @@ fn cancelling_stops_within_a_tensor_and_progress_only_grows() {
     let (source, sites) = checkpoint();
     let plan = Plan::new(&recipe("w8a16", false), &Inventory::new(&sites, &source).unwrap(), false).unwrap();
     let (engine, cancel) = (engine(2), AtomicBool::new(false));
-    let run = Run { plan: &plan, source: &source, importance: None, engine: &engine, cancel: &cancel };
+    let run = Run { plan: &plan, source: &source, engine: &engine, cancel: &cancel };
     let mut seen: Vec<(u64, String)> = Vec::new();
     let mut watch = |p: &Progress<'_>| {
         assert!(p.done_bytes <= p.total_bytes);
@@ -237,33 +235,6 @@ fn cancelling_stops_within_a_tensor_and_progress_only_grows() {
     let error = run.quantize(&mut sink, &mut |p| cancel.store(p.done_bytes > 0, Ordering::Relaxed)).unwrap_err();
     assert!(matches!(error, Error::Interrupted { done: 0, total: 6 }), "{error:?}");
     assert_eq!(sink.matrices["embed"].len(), 1);
-}
-
-#[test]
-fn importance_moves_the_error_to_where_it_matters_less() {
-    let (source, sites) = checkpoint();
-    let plan = Plan::new(&recipe("w4a16-pc", false), &Inventory::new(&sites, &source).unwrap(), false).unwrap();
-    let mut observer = ImportanceObserver::default();
-    let x: Vec<f32> = (0..64).map(|k| if k < 4 { 20.0 } else { 0.1 }).collect();
-    octet_model::Tap::input(&mut observer, sites[2].input, &x, 1);
-    let importance = observer.finish();
-    let (engine, cancel) = (engine(2), AtomicBool::new(false));
-    let error = |importance| {
-        let mut small = Vec::new();
-        // Only the FP8 linear has 64 inputs and that input site; the Conv1D shares the site in this toy and is left out.
-        let recipe = Recipe::from_toml("[[step]]\naction='quantize'\ntargets=['down']\nscheme='w4a16-pc'").unwrap();
-        let plan = Plan::new(&recipe, &Inventory::new(&sites, &source).unwrap(), false).unwrap();
-        let mut sink = Collected::default();
-        let run = Run { plan: &plan, source: &source, importance, engine: &engine, cancel: &cancel };
-        small.extend(run.quantize(&mut sink, &mut |_| {}).unwrap());
-        let (w, q) = (original(&source, &sites[2]), sink.dequantized("fp8"));
-        (0..64 * 64).filter(|i| i % 64 < 4).map(|i| f64::from(w[i] - q[i]).powi(2)).sum::<f64>()
-    };
-    assert!(error(Some(&importance)) < 0.7 * error(None));
-    // Statistics of another width are refused, not misread.
-    let run = Run { plan: &plan, source: &source, importance: Some(&importance), engine: &engine, cancel: &cancel };
-    let found = run.quantize(&mut Collected::default(), &mut |_| {}).unwrap_err();
-    assert_eq!(found.to_string(), "conv has 48 inputs, but its statistics cover 64; calibrate again with this model");
 }
 
 #[test]
@@ -308,7 +279,7 @@ fn speed_from_bf16_to_codes() {
         let plan = Plan::new(&Recipe::from_toml(&text).unwrap(), &inventory, true).unwrap();
         let (engine, cancel) = (engine(2), AtomicBool::new(false));
         let (wall, cpu) = (std::time::Instant::now(), cpu_seconds());
-        let run = Run { plan: &plan, source: &source, importance: None, engine: &engine, cancel: &cancel };
+        let run = Run { plan: &plan, source: &source, engine: &engine, cancel: &cancel };
         run.quantize(&mut Nothing, &mut |_| {}).unwrap();
         let (wall, cpu) = (wall.elapsed().as_secs_f64(), cpu_seconds() - cpu);
         println!("{scheme} {candidates}: {:.2} GB/s of BF16 wall, {:.2} GB/s a CPU-second", bytes / wall / 1e9, bytes / cpu / 1e9);

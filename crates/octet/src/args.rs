@@ -89,9 +89,30 @@ pub(crate) struct Quantize {
     /// A recipe file (TOML) of ordered steps
     #[arg(long, value_name = "FILE")]
     pub(crate) recipe: Option<PathBuf>,
+    /// What chooses the codes of the linears (a recipe says it itself)
+    #[arg(long, value_enum, value_name = "M", default_value_t = Method::Rtn, conflicts_with = "recipe")]
+    pub(crate) method: Method,
     /// Calibration text: plain text, .jsonl or .bin token ids [default: built-in text]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) calibration: Vec<PathBuf>,
+    /// Windows drawn from the calibration text [default: 64, or more where the model is wide]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) calibration_samples: Option<usize>,
+    /// Tokens of a calibration window [default: 512]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) calibration_length: Option<usize>,
+    /// Observe all inputs of a block at once, before any of its linears is quantized: faster, a little worse
+    #[arg(long)]
+    pub(crate) one_pass: bool,
+    /// Memory to take, such as 1.5GB; hidden states go to disk where they would not fit [default: half of what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory_budget: Option<String>,
+    /// Append a line of JSON for every finished tensor to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log_jsonl: Option<PathBuf>,
+    /// Begin anew where unfinished work of an earlier run would be resumed
+    #[arg(long)]
+    pub(crate) restart: bool,
     /// Do not measure activations, even when there is calibration text
     #[arg(long, conflicts_with = "calibration")]
     pub(crate) no_calibration: bool,
@@ -138,6 +159,20 @@ pub(crate) struct JudgeArgs {
     /// Gate: smallest accepted decode speed-up over 16 bits where memory is the bound
     #[arg(long, value_name = "RATIO", default_value_t = 1.5, allow_negative_numbers = true)]
     pub(crate) min_speedup: f64,
+}
+
+/// What chooses codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Method {
+    /// Round to nearest, with a search for scales
+    Rtn,
+    /// GPTQ: what rounding one input costs is made good by the others; needs calibration
+    Gptq,
+}
+
+/// A whole number above zero.
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| format!("{text:?} is no number above zero"))
 }
 
 /// Named choices of scheme.

@@ -5,9 +5,9 @@ use crate::{Error, Result, staging::available_bytes};
 use octet_tensor::Dtype;
 use serde_json::{Map, Value, json};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{File, OpenOptions},
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -70,7 +70,7 @@ impl Writer {
         let count = shards.len();
         let (mut files, mut tensors, mut weight_map) = (vec![], HashMap::new(), BTreeMap::new());
         for (i, specs) in shards.into_iter().enumerate() {
-            let name = if count == 1 { SINGLE.into() } else { format!("model-{:05}-of-{count:05}.safetensors", i + 1) };
+            let name = shard_name(i, count);
             let (header, slots) = layout(specs, metadata, i)?;
             for (tensor, slot) in slots {
                 weight_map.insert(tensor.clone(), name.clone());
@@ -84,6 +84,62 @@ impl Writer {
         let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
         let index = (count > 1).then(|| (dir.join(INDEX), index));
         Ok(Self { files, tensors, index })
+    }
+
+    /// As [`Writer::create`], but goes on with files that an earlier writer of the same tensors left unfinished; those called
+    /// `finished` count as written.
+    ///
+    /// # Errors
+    /// If a file is missing or was made for other tensors.
+    pub fn resume(
+        dir: &Path,
+        specs: Vec<TensorSpec>,
+        max_shard_bytes: u64,
+        metadata: &BTreeMap<String, String>,
+        finished: &BTreeSet<String>,
+    ) -> Result<Self> {
+        let total = total_bytes(&specs)?;
+        let shards = deal(specs, max_shard_bytes);
+        let count = shards.len();
+        let (mut files, mut tensors, mut weight_map) = (vec![], HashMap::new(), BTreeMap::new());
+        for (i, specs) in shards.into_iter().enumerate() {
+            let name = shard_name(i, count);
+            let (header, mut slots) = layout(specs, metadata, i)?;
+            let bytes = header.len() as u64 + slots.iter().map(|(_, slot)| slot.bytes).sum::<u64>();
+            files.push(Shard::reopen(dir.join(&name), &header, bytes)?);
+            for (tensor, slot) in slots.iter_mut() {
+                weight_map.insert(tensor.clone(), name.clone());
+                if finished.contains(tensor) {
+                    slot.mark(0, slot.bytes);
+                }
+            }
+            tensors.extend(slots);
+        }
+        let path = dir.join(INDEX);
+        if path.exists() {
+            std::fs::remove_file(&path).map_err(Error::io("clear", &path))?;
+        }
+        let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        Ok(Self { files, tensors, index: (count > 1).then_some((path, index)) })
+    }
+
+    /// Writes the index now, where there is one: readers then open the unfinished files too.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_index(&mut self) -> Result<()> {
+        let Some((path, index)) = self.index.take() else { return Ok(()) };
+        let text = format!("{index:#}\n");
+        let write = || File::create(&path).and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+        write().map_err(failed(&path, text.len() as u64))
+    }
+
+    /// Brings everything written so far to disk.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn sync(&self) -> Result<()> {
+        self.files.iter().try_for_each(|shard| shard.file.sync_data().map_err(failed(&shard.path, shard.bytes)))
     }
 
     /// Bytes that files with these tensors take, headers included (the index of a sharded checkpoint, well below a
@@ -118,7 +174,7 @@ impl Writer {
     ///
     /// # Errors
     /// If bytes are missing (the tensor is named), or the disk is full.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         let mut missing: Vec<_> = self.tensors.iter().filter(|(_, slot)| !slot.is_complete()).collect();
         missing.sort_by_key(|(name, _)| name.as_str());
         if let Some((name, slot)) = missing.first() {
@@ -129,14 +185,26 @@ impl Writer {
         for shard in &self.files {
             shard.file.sync_all().map_err(failed(&shard.path, shard.bytes))?;
         }
-        let Some((path, index)) = self.index else { return Ok(()) };
-        let text = format!("{index:#}\n");
-        let write = || File::create_new(&path).and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
-        write().map_err(failed(&path, text.len() as u64))
+        self.write_index()
     }
 }
 
+fn shard_name(index: usize, count: usize) -> String {
+    if count == 1 { SINGLE.into() } else { format!("model-{:05}-of-{count:05}.safetensors", index + 1) }
+}
+
 impl Shard {
+    /// Opens a file that has this header and size.
+    fn reopen(path: PathBuf, header: &[u8], bytes: u64) -> Result<Self> {
+        let mut file = OpenOptions::new().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
+        let mut found = vec![0; header.len()];
+        let same = file.metadata().is_ok_and(|meta| meta.len() == bytes) && file.read_exact(&mut found).is_ok() && found == header;
+        if !same {
+            return Err(Error::Writer { name: path.display().to_string(), what: "was made for other tensors; begin anew".into() });
+        }
+        Ok(Self { path, file, bytes })
+    }
+
     fn create(path: PathBuf, header: &[u8], bytes: u64) -> Result<Self> {
         let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(failed(&path, bytes))?;
         let mut shard = Self { path, file, bytes };

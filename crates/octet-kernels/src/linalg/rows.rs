@@ -66,6 +66,32 @@ impl RowPanels {
         out
     }
 
+    /// Takes a row from `other`, which has the same columns in the same places.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn copy_row(&mut self, row: usize, other: &Self) {
+        let (padded, lane) = (self.padded(), row % LANES);
+        let range = row / LANES * padded..(row / LANES + 1) * padded;
+        for (line, other) in self.lines[range.clone()].iter_mut().zip(&other.lines[range]) {
+            line.0[lane] = other.0[lane];
+        }
+    }
+
+    /// Sum of squares.
+    pub fn squares(&self) -> f64 {
+        let mut sums = [0f64; LANES];
+        for line in &self.lines {
+            sums.iter_mut().zip(line.0).for_each(|(sum, v)| *sum += f64::from(v) * f64::from(v));
+        }
+        sums.iter().sum()
+    }
+
+    /// Largest magnitude.
+    pub fn largest(&self) -> f32 {
+        self.lines.iter().flat_map(|line| line.0).fold(0.0, |most, v| most.max(v.abs()))
+    }
+
     /// Lines of a run.
     pub(crate) fn padded(&self) -> usize {
         self.cols.next_multiple_of(EDGE)
@@ -90,6 +116,12 @@ mod tests {
             }
         }
         assert_eq!(plain.reordered(&order), turned);
+        let mut zeros = RowPanels::zeros(rows, cols);
+        zeros.copy_row(17, &plain);
+        let row = &values[17 * cols..18 * cols];
+        assert!((0..cols).all(|p| zeros.at(17, p) == row[p] && zeros.at(16, p) == 0.0));
+        assert_eq!(zeros.squares(), row.iter().map(|v| f64::from(v * v)).sum::<f64>());
+        assert_eq!(zeros.largest(), row[cols - 1]);
         assert_eq!((plain.runs(), plain.lines.len()), (2, 2 * 256));
     }
 }

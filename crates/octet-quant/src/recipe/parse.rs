@@ -1,7 +1,7 @@
 //! Recipes from TOML, by hand: so that an unknown key is answered with the keys there are.
 
-use super::{ActOrder, GptqSettings, Recipe, SolverChoice, Step, Target};
-use crate::Error;
+use super::{GptqSettings, Recipe, SolverChoice, Step, Target};
+use crate::{ActOrder, Error};
 use octet_tensor::Scheme;
 use toml::{Table, Value};
 
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn flags_and_their_toml_say_the_same() {
-        let gptq = GptqSettings { act_order: ActOrder::Descending, damping: 0.1, refine: 0, candidates: Some(32) };
+        let gptq = GptqSettings { act_order: ActOrder::Dynamic, damping: 0.1, refine: 0, candidates: Some(32) };
         let solvers = [SolverChoice::Rtn { candidates: Some(8) }, SolverChoice::Gptq(gptq), SolverChoice::Gptq(GptqSettings::USUAL)];
         let cases = [("w8a8", false, true), ("w4a16-g32-asym", true, false), ("w4a16", false, false)];
         for ((scheme, portable, tied), solver) in cases.into_iter().zip(solvers) {

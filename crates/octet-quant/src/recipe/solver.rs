@@ -1,6 +1,6 @@
 //! Which solver chooses the codes, with its settings.
 
-use crate::Rtn;
+use crate::{ActOrder, Gptq, HessianOptions, Rtn, Solver};
 use std::fmt;
 
 /// A solver and its settings.
@@ -31,39 +31,39 @@ pub struct GptqSettings {
 impl GptqSettings {
     /// Static order, 1 % damping, the usual refinement.
     pub const USUAL: Self = Self { act_order: ActOrder::Static, damping: 0.01, refine: 3, candidates: None };
-}
 
-/// In which order GPTQ sweeps columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ActOrder {
-    /// Scales first, then columns by descending activity; storage stays as it is.
-    Static,
-    /// Columns by descending activity, groups of columns that follow each other in that order (`g_idx`).
-    Descending,
-    /// As they are stored.
-    None,
+    fn solver(self) -> Gptq {
+        Gptq { search: Rtn::with(self.candidates), refinements: self.refine }
+    }
 }
 
 impl ActOrder {
     /// All orders.
-    pub const ALL: [Self; 3] = [Self::Static, Self::Descending, Self::None];
+    pub const ALL: [Self; 3] = [Self::Static, Self::Dynamic, Self::Off];
 
     /// Its name in recipes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Static => "static",
-            Self::Descending => "desc",
-            Self::None => "none",
+            Self::Dynamic => "desc",
+            Self::Off => "none",
         }
     }
 }
 
 impl SolverChoice {
-    /// The settings of round-to-nearest, `None` for a solver that needs more than single rows.
-    pub fn rtn(self) -> Option<Rtn> {
+    /// The solver itself.
+    pub fn solver(self) -> Box<dyn Solver> {
         match self {
-            Self::Rtn { candidates } => Some(Rtn::with(candidates)),
-            Self::Gptq(_) => None,
+            Self::Rtn { candidates } => Box::new(Rtn::with(candidates)),
+            Self::Gptq(settings) => Box::new(settings.solver()),
+        }
+    }
+
+    /// Candidates of its scale search, where it was told how many.
+    pub fn candidates(self) -> Option<usize> {
+        match self {
+            Self::Rtn { candidates } | Self::Gptq(GptqSettings { candidates, .. }) => candidates,
         }
     }
 
@@ -75,9 +75,17 @@ impl SolverChoice {
         }
     }
 
+    /// The Hessian it needs, `None` if it can do without calibration.
+    pub fn hessian(self) -> Option<HessianOptions> {
+        match self {
+            Self::Rtn { .. } => None,
+            Self::Gptq(GptqSettings { act_order, damping, .. }) => Some(HessianOptions { damping, act_order }),
+        }
+    }
+
     /// Whether it cannot do without calibration.
     pub fn needs_hessian(self) -> bool {
-        matches!(self, Self::Gptq(_))
+        self.hessian().is_some()
     }
 }
 

@@ -84,7 +84,14 @@ impl QuickRows<'_> {
         scales.copy_from_slice(&at.scale);
         let found = engine.encode_groups(row, &at.live, scales, codes);
         let (error, weight) = (found.error, found.weight);
-        sums.add(&ErrorSums { error, weight, weighted_error: error, weighted_weight: weight, max_error: f64::from(found.max) });
+        sums.add(&ErrorSums {
+            error,
+            weight,
+            weighted_error: error,
+            weighted_weight: weight,
+            nearest_error: error,
+            max_error: f64::from(found.max),
+        });
         for &group in &at.usual {
             let codes = &mut codes[group * row.size..][..row.group(group).len()];
             scales[group] = self.usual.group(row.group(group), &[], codes, sums).scale;

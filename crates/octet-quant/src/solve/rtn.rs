@@ -127,6 +127,7 @@ impl RtnRows<'_> {
             weight: found.weight * unit * unit,
             weighted_error: weighted_error * unit * unit,
             weighted_weight: weighted_weight * unit * unit,
+            nearest_error: weighted_error * unit * unit,
             max_error: f64::from(found.max) * unit,
         });
         if best.is_void() {

@@ -28,7 +28,7 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
     let reader = base.as_ref().unwrap_or(&model);
     let judge = &args.judge;
     let tokens = text::tokens(
-        (&judge.eval_text, judge.text_field.as_deref()),
+        text::Given { files: &judge.eval_text, field: judge.text_field.as_deref(), chat: None },
         BuiltIn::Evaluation,
         &reader.tokenizer,
         reader.vocab(),

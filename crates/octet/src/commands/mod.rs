@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_show;
+mod calibration;
 mod doctor;
 mod eval;
 mod inspect;

@@ -1,32 +1,31 @@
 //! `octet quantize`: compress, re-open, judge, accept or refuse.
 
 use super::{
-    say_json,
-    text::{self, BuiltIn, Tokens},
+    calibration, say_json,
+    text::{self, BuiltIn, Given, Tokens},
     verdict,
 };
 use crate::{
     Ended,
-    args::{Global, Preset, Quantize},
+    args::{Global, Method, Preset, Quantize},
     interrupt, machine, resolve,
     ui::{self, Progress},
 };
 use anyhow::{Context, Result, bail};
 use octet_eval::{Report, gates::Status, gates::Thresholds, overlap::Overlap, report::REPORT_FILE};
-use octet_flow::{Calibrated, JudgeSettings, Original, Prepared, QuantizeSettings, Summary, Variant};
+use octet_flow::{Calibration, JudgeSettings, Original, Prepared, QuantizeSettings, Staged, Summary, Variant};
 use octet_formats::Folder;
 use octet_kernels::Engine;
-use octet_quant::{Flags, Recipe, SolverChoice};
+use octet_quant::{Flags, GptqSettings, Recipe, SolverChoice};
 use octet_runtime::Tokenizer;
 use octet_tensor::Scheme;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 /// Fewest tokens a verdict can rest on: eight windows of the smallest size.
 const LEAST_EVAL_TOKENS: usize = 2048;
-
-/// Fewest and usual numbers of tokens that importance is measured on.
-const LEAST_CALIBRATION_TOKENS: usize = 4096;
-const CALIBRATION_TOKENS: usize = 16_384;
 
 /// Runs the command.
 pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
@@ -124,15 +123,7 @@ impl Session<'_> {
         for (prepared, target) in prepared.iter().zip(targets) {
             prepared.check_target(target, self.args.force)?;
         }
-        let tokenizer = if self.args.no_judge && self.args.calibration.is_empty() { None } else { Some(Tokenizer::open(&self.input)?) };
-        let (evaluation, calibration) = match &tokenizer {
-            Some(tokenizer) => self.texts(tokenizer, prepared)?,
-            None => (None, None),
-        };
-        let calibrated = match &calibration {
-            Some(tokens) => Some(self.calibrate(tokens, prepared)?),
-            None => None,
-        };
+        let (evaluation, calibration) = self.texts(prepared)?;
         let settings = evaluation.map(|tokens| self.judge_settings(tokens));
         let mut original = match &settings {
             Some(settings) => Some(Original::open(&self.input, &self.engine, settings)?),
@@ -141,7 +132,7 @@ impl Session<'_> {
         let mut outcomes = vec![];
         for (prepared, target) in prepared.iter().zip(targets) {
             let judging = original.as_mut().zip(settings.as_ref());
-            outcomes.push(self.one(prepared, target, calibrated.as_ref(), judging)?);
+            outcomes.push(self.one(prepared, target, calibration.as_ref(), judging)?);
         }
         self.conclude(&outcomes, original.as_ref())
     }
@@ -152,13 +143,11 @@ impl Session<'_> {
             let recipe = match asked {
                 Asked::Recipe { recipe, .. } => recipe.clone(),
                 Asked::Scheme(scheme) => {
-                    let flags = Flags {
-                        scheme: *scheme,
-                        embedding: None,
-                        head: None,
-                        portable: args.portable,
-                        solver: SolverChoice::Rtn { candidates: None },
+                    let solver = match args.method {
+                        Method::Rtn => SolverChoice::Rtn { candidates: None },
+                        Method::Gptq => SolverChoice::Gptq(GptqSettings::USUAL),
                     };
+                    let flags = Flags { scheme: *scheme, embedding: None, head: None, portable: args.portable, solver };
                     Recipe::from_flags(&flags, spec.head().tied)?
                 }
             };
@@ -181,10 +170,17 @@ impl Session<'_> {
         let mut documents = vec![];
         for (asked, prepared) in asked.iter().zip(prepared) {
             let forecast = prepared.forecast(&self.engine)?;
+            let calibration = calibration::read(self.args, &self.input, std::slice::from_ref(prepared))?;
+            let calibration = calibration.filter(|_| prepared.wants_calibration());
+            let calibration = calibration.map(|calibration| calibration::forecast(&calibration, prepared, &self.engine)).transpose()?;
             if self.global.json {
-                documents.push(verdict::plan_document(&asked.label(), prepared.plan(), &forecast));
+                let mut document = verdict::plan_document(&asked.label(), prepared.plan(), &forecast);
+                document["forecast"]["calibration"] = calibration.map_or(serde_json::Value::Null, |(_, document)| document);
+                documents.push(document);
             } else {
-                ui::say(&format!("{} as {}\n\n{}\n{forecast}", self.name, asked.label(), prepared.plan().table(self.global.verbose > 0)));
+                let table = prepared.plan().table(self.global.verbose > 0);
+                let calibration = calibration.map_or(String::new(), |(text, _)| text);
+                ui::say(&format!("{} as {}\n\n{table}\n{forecast}{calibration}", self.name, asked.label()));
             }
         }
         if self.global.json {
@@ -193,41 +189,23 @@ impl Session<'_> {
         Ok(Ended::Done)
     }
 
-    /// Evaluation tokens (unless nothing is judged) and calibration tokens (where they can matter), which must not overlap.
-    fn texts(&self, tokenizer: &Tokenizer, prepared: &[Prepared]) -> Result<(Option<Tokens>, Option<Tokens>)> {
+    /// Evaluation tokens (unless nothing is judged) and calibration windows (where they can matter), which must not overlap.
+    fn texts(&self, prepared: &[Prepared]) -> Result<(Option<Tokens>, Option<Calibration>)> {
         let Some(first) = prepared.first() else { return Ok((None, None)) };
         let (args, vocab) = (self.args, first.spec().vocab_size());
-        let field = args.judge.text_field.as_deref();
         let evaluation = if args.no_judge {
             None
         } else {
             let judge = &args.judge;
-            Some(text::tokens((&judge.eval_text, field), BuiltIn::Evaluation, tokenizer, vocab, LEAST_EVAL_TOKENS, judge.eval_tokens)?)
+            let given = Given { files: &judge.eval_text, field: judge.text_field.as_deref(), chat: None };
+            let tokenizer = Tokenizer::open(&self.input)?;
+            Some(text::tokens(given, BuiltIn::Evaluation, &tokenizer, vocab, LEAST_EVAL_TOKENS, judge.eval_tokens)?)
         };
-        let wanted = !args.no_calibration && (!args.calibration.is_empty() || prepared.iter().any(Prepared::wants_calibration));
-        let calibration = if wanted && (evaluation.is_some() || !args.calibration.is_empty()) {
-            Some(text::tokens(
-                (&args.calibration, field),
-                BuiltIn::Calibration,
-                tokenizer,
-                vocab,
-                LEAST_CALIBRATION_TOKENS,
-                CALIBRATION_TOKENS,
-            )?)
-        } else {
-            None
-        };
+        let calibration = calibration::read(args, &self.input, prepared)?;
         if let (Some(c), Some(e)) = (&calibration, &evaluation) {
-            Overlap::between(&c.ids, &e.ids).check(&c.names.join(", "), &e.names.join(", "))?;
+            Overlap::between(c.samples.tokens(), &e.ids).check(&c.texts.join(", "), &e.names.join(", "))?;
         }
         Ok((evaluation, calibration))
-    }
-
-    fn calibrate(&mut self, tokens: &Tokens, prepared: &[Prepared]) -> Result<Calibrated> {
-        let first = prepared.first().context("no scheme was given")?;
-        let progress = &mut self.progress;
-        let mut step = |stage: &str, done, total, detail: &str| progress.update(stage, done, total, detail);
-        Ok(first.calibrate(tokens.names.clone(), &tokens.ids, &self.engine, interrupt::flag(), &mut step)?)
     }
 
     fn judge_settings(&self, tokens: Tokens) -> JudgeSettings {
@@ -248,13 +226,20 @@ impl Session<'_> {
         &mut self,
         prepared: &Prepared,
         target: &Path,
-        calibrated: Option<&Calibrated>,
+        calibration: Option<&Calibration>,
         judging: Option<(&mut Original, &JudgeSettings)>,
     ) -> Result<Outcome> {
+        let staged = match calibration.filter(|_| prepared.wants_calibration()) {
+            Some(calibration) => self.calibrated(prepared, target, calibration)?,
+            None => {
+                let progress = &mut self.progress;
+                let mut step = |stage: &str, done, total, detail: &str| progress.update(stage, done, total, detail);
+                let (args, cancel) = (self.args, interrupt::flag());
+                prepared.write(target, args.force, args.restart, &self.engine, cancel, &mut step)?
+            }
+        };
         let progress = &mut self.progress;
         let mut step = |stage: &str, done, total, detail: &str| progress.update(stage, done, total, detail);
-        let calibrated = calibrated.filter(|_| prepared.wants_calibration());
-        let staged = prepared.write(target, self.args.force, calibrated, &self.engine, interrupt::flag(), &mut step)?;
         let scheme = prepared.settings().label.clone();
         let Some((original, settings)) = judging else {
             let bytes = staged.bytes()?;
@@ -273,7 +258,7 @@ impl Session<'_> {
         let path = if accepted {
             Some(staged.commit()?)
         } else {
-            drop(staged);
+            staged.discard();
             let kept = refusal_path(target);
             std::fs::write(&kept, report.to_json()?).with_context(|| format!("cannot write {}", kept.display()))?;
             None
@@ -282,6 +267,19 @@ impl Session<'_> {
             ui::say(&verdict::screen(&self.name, &report, path.as_deref(), &refusal_path(target)));
         }
         Ok(Outcome { report: Some(report), path, sample: Some(sample) })
+    }
+
+    /// Quantizes block by block with calibration, or goes on where an earlier run was stopped.
+    fn calibrated(&mut self, prepared: &Prepared, target: &Path, calibration: &Calibration) -> Result<Staged> {
+        let (args, started) = (self.args, Instant::now());
+        let mut reporter = calibration::Reporter::new(&mut self.progress, args.log_jsonl.as_deref(), prepared.spec().layers().len())?;
+        let mut event = |event: &octet_quant::Event<'_>| reporter.event(event);
+        let staged = prepared.write_calibrated(target, args.force, calibration, &self.engine, interrupt::flag(), &mut event)?;
+        self.progress.finish();
+        if !self.global.json {
+            calibration::conclusion(&staged.calibration, started).iter().for_each(|line| ui::note(line));
+        }
+        Ok(staged)
     }
 
     /// The summary of all variants, the sample of the winner, the next commands.

@@ -3,7 +3,7 @@
 use crate::{args::JudgeArgs, builtin};
 use anyhow::{Result, bail};
 use octet_eval::text::{ReadOptions, Text};
-use octet_runtime::Tokenizer;
+use octet_runtime::{ChatTemplate, Tokenizer};
 use std::path::PathBuf;
 
 /// Token ids with the names of the texts they came from.
@@ -35,16 +35,26 @@ pub(super) fn check(judge: &JudgeArgs) -> Result<()> {
     Ok(())
 }
 
-/// Reads `files` (or the built-in text) as at most `most` tokens, at least `needed`; `field` is that of a JSONL line.
+/// Text that was given, and how its JSONL lines are read.
+#[derive(Clone, Copy)]
+pub(super) struct Given<'a> {
+    pub(super) files: &'a [PathBuf],
+    /// The field of a line that holds the text.
+    pub(super) field: Option<&'a str>,
+    /// Renders lines of messages.
+    pub(super) chat: Option<&'a ChatTemplate>,
+}
+
+/// Reads the files given (or the built-in text) as at most `most` tokens, at least `needed`.
 pub(super) fn tokens(
-    (files, field): (&[PathBuf], Option<&str>),
+    Given { files, field, chat }: Given<'_>,
     built_in: BuiltIn,
     tokenizer: &Tokenizer,
     vocab: usize,
     needed: usize,
     most: usize,
 ) -> Result<Tokens> {
-    let options = ReadOptions { vocab: Some(vocab), field: field.filter(|_| !files.is_empty()), ..ReadOptions::default() };
+    let options = ReadOptions { vocab: Some(vocab), field: field.filter(|_| !files.is_empty()), chat };
     let texts = if files.is_empty() {
         let (name, text) = match built_in {
             BuiltIn::Calibration => ("built-in calibration text", builtin::CALIBRATION),

@@ -6,6 +6,7 @@ mod checkpoints;
 mod happy;
 mod help;
 mod interrupted;
+mod killed;
 mod outputs;
 mod requests;
 mod running;

@@ -1,0 +1,156 @@
+//! One tensor: the solver it was planned for, or rounding to nearest where that one cannot.
+
+use super::{BlockWeights, CalibratedRun, stage::Statistics};
+use crate::{
+    Action, Error, ErrorSums, Hessian, HessianOptions, Line, RowSolver, Rtn, Sink, Solver, TensorJob, TensorReport, chunks::Chunks, rows,
+};
+use octet_kernels::Engine;
+use octet_model::InputSite;
+use octet_tensor::{Dtype, FloatMatrix, Matrix, QMatrix, Scheme, StoredQuant};
+use std::sync::Arc;
+
+/// The Hessians of the inputs at hand, each made once for all linears that read the input.
+#[derive(Default)]
+pub(super) struct Hessians(Vec<(InputSite, HessianOptions, Hessian)>);
+
+impl Hessians {
+    /// Makes what the solvers of `lines` need.
+    pub(super) fn new(engine: &Engine, lines: &[&Line], statistics: &Statistics) -> Result<Self, Error> {
+        let mut all = Self::default();
+        for line in lines {
+            let (Action::Quantize { solver, .. }, Some(site)) = (&line.action, &line.linear) else { continue };
+            let moments = statistics.get(&site.input).and_then(|seen| seen.moments.as_ref());
+            if let (Some(options), Some(moments)) = (solver.hessian(), moments)
+                && all.get(site.input, options).is_none()
+            {
+                all.0.push((site.input, options, Hessian::new(engine, &site.input.to_string(), moments, options)?));
+            }
+        }
+        Ok(all)
+    }
+
+    fn get(&self, input: InputSite, options: HessianOptions) -> Option<&Hessian> {
+        self.0.iter().find(|(known, with, _)| (*known, *with) == (input, options)).map(|(_, _, hessian)| hessian)
+    }
+}
+
+/// A tensor to be solved.
+pub(super) struct Solving<'a> {
+    pub(super) run: &'a CalibratedRun<'a>,
+    pub(super) line: &'a Line,
+    pub(super) weights: &'a BlockWeights<'a>,
+    pub(super) statistics: &'a Statistics,
+    pub(super) hessians: &'a Hessians,
+    /// Whether the result is needed as a whole.
+    pub(super) keep: bool,
+}
+
+impl Solving<'_> {
+    /// Solves the tensor into `sink`.
+    pub(super) fn solve(
+        &self,
+        sink: &mut dyn Sink,
+        step: &mut dyn FnMut(f64) -> Result<(), Error>,
+    ) -> Result<(TensorReport, Option<Matrix>), Error> {
+        let (Action::Quantize { scheme, scale_dtype, solver: choice }, Some(site)) = (&self.line.action, &self.line.linear) else {
+            return Ok((TensorReport::kept(self.line), None));
+        };
+        let matrix = match self.weights.changed(&site.module) {
+            Some(Matrix::Float(matrix)) => matrix.clone(),
+            _ => rows::matrix(self.weights, site)?,
+        };
+        let seen = self.statistics.get(&site.input);
+        let importance = seen.map(|seen| seen.importance());
+        let hessian = choice.hessian().and_then(|options| self.hessians.get(site.input, options));
+        let job = TensorJob {
+            module: &self.line.name,
+            shape: (site.rows, site.cols),
+            scheme: scheme.weights,
+            scale_dtype: *scale_dtype,
+            importance: importance.as_deref(),
+            hessian,
+            engine: self.run.engine,
+        };
+        let solver = choice.solver();
+        let rounding = Rtn::with(choice.candidates());
+        let remark;
+        let ready = match (choice.needs_hessian() && job.hessian.is_none(), self.run.options.strict) {
+            (true, true) => return Err(Error::Unreached { module: self.line.name.clone() }),
+            (true, false) => {
+                remark = Some("no calibration token reached it: rounded to nearest".to_string());
+                rounding.prepare(job)?
+            }
+            (false, strict) => {
+                remark = match hessian {
+                    Some(hessian) if !hessian.is_positive_definite() => {
+                        let error = Error::NotPositiveDefinite { module: self.line.name.clone(), damping: hessian.damping() };
+                        if strict {
+                            return Err(error);
+                        }
+                        Some(format!("rounded to nearest: {error}"))
+                    }
+                    Some(hessian) if hessian.is_damping_raised() => Some(format!(
+                        "damping raised to {} of the mean diagonal, so that its Hessian is positive definite",
+                        hessian.damping()
+                    )),
+                    _ => None,
+                };
+                solver.prepare(job)?
+            }
+        };
+        let (sums, q) = self.rows(&matrix, &*ready, &job, sink, step)?;
+        let remark = remark.or_else(|| ready.remark());
+        let report = TensorReport { solver: Some(choice.to_string()), remark, ..TensorReport::quantized(self.line, *scheme, sums) };
+        Ok((report, q.map(|q| in_place(&self.line.name, q, *scheme))))
+    }
+
+    fn rows(
+        &self,
+        matrix: &FloatMatrix,
+        ready: &dyn RowSolver,
+        job: &TensorJob<'_>,
+        sink: &mut dyn Sink,
+        step: &mut dyn FnMut(f64) -> Result<(), Error>,
+    ) -> Result<(ErrorSums, Option<QMatrix>), Error> {
+        let chunks = Chunks::new(job.shape.0, job.shape.1);
+        let mut sums = ErrorSums::default();
+        let mut whole = Whole::default();
+        for range in chunks.iter() {
+            step(range.start as f64 / job.shape.0 as f64)?;
+            let Some((q, part)) = rows::solve_rows(matrix, ready, job, &chunks, range.clone())? else {
+                return Err(rows::non_finite(matrix, job.module)?);
+            };
+            sums.add(&part);
+            sink.matrix(job.module, range.start, job.shape.0, &q).map_err(|source| Error::Sink { name: job.module.into(), source })?;
+            if self.keep {
+                whole.add(&q);
+            }
+        }
+        let whole = self.keep.then(|| whole.finish(job.shape, job.scheme, job.scale_dtype)).transpose()?;
+        Ok((sums, whole))
+    }
+}
+
+/// Runs of rows put together again.
+#[derive(Default)]
+struct Whole {
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    zeros: Vec<i8>,
+}
+
+impl Whole {
+    fn add(&mut self, q: &QMatrix) {
+        self.codes.extend_from_slice(q.codes());
+        self.scales.extend_from_slice(q.scales());
+        self.zeros.extend_from_slice(q.zeros());
+    }
+
+    fn finish(self, shape: (usize, usize), scheme: octet_tensor::WeightScheme, scale_dtype: Dtype) -> Result<QMatrix, Error> {
+        Ok(QMatrix::new(shape.0, shape.1, scheme, self.codes, self.scales, scale_dtype, self.zeros)?)
+    }
+}
+
+fn in_place(module: &str, q: QMatrix, scheme: Scheme) -> Matrix {
+    Matrix::Quant(StoredQuant::new(module, Arc::new((q, scheme))))
+}

@@ -1,0 +1,104 @@
+//! The windows of a text that calibration runs on.
+
+/// Windows of tokens, drawn from a text by a seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Samples {
+    tokens: Vec<u32>,
+    /// Where each window ends.
+    ends: Vec<usize>,
+}
+
+impl Samples {
+    /// Cuts `ids` into windows of `length` tokens (the last may be shorter) and draws `count` of them by `seed`, in the
+    /// text's order; all of them where there are no more.
+    pub fn draw(ids: &[u32], count: usize, length: usize, seed: u64) -> Self {
+        let windows: Vec<&[u32]> = ids.chunks(length.max(1)).filter(|window| window.len() > 1).collect();
+        let mut chosen: Vec<usize> = (0..windows.len()).collect();
+        if windows.len() > count {
+            // A shorter window is the last choice: it tells less.
+            let whole = ids.len() / length.max(1);
+            if whole >= count {
+                chosen.truncate(whole);
+            }
+            let mut random = SplitMix(seed);
+            for i in 0..count {
+                let other = i + random.below(chosen.len() - i);
+                chosen.swap(i, other);
+            }
+            chosen.truncate(count);
+            chosen.sort_unstable();
+        }
+        let mut samples = Self { tokens: vec![], ends: vec![] };
+        for index in chosen {
+            samples.tokens.extend_from_slice(windows[index]);
+            samples.ends.push(samples.tokens.len());
+        }
+        samples
+    }
+
+    /// All tokens, window after window.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Number of windows.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Tokens of each window, in order.
+    pub fn lengths(&self) -> impl Iterator<Item = usize> {
+        std::iter::once(0).chain(self.ends.iter().copied()).zip(&self.ends).map(|(start, end)| end - start)
+    }
+
+    /// How many different tokens occur.
+    pub fn distinct(&self) -> usize {
+        let mut tokens = self.tokens.clone();
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens.len()
+    }
+}
+
+/// SplitMix64 (Steele et al. 2014).
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        // The bias of a 128-bit product is far below what any sample could show.
+        ((u128::from(z ^ (z >> 31)) * limit.max(1) as u128) >> 64) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_drawn_by_the_seed_without_repetition() {
+        let ids: Vec<u32> = (0..1005).collect();
+        let drawn = Samples::draw(&ids, 10, 10, 7);
+        assert_eq!(drawn, Samples::draw(&ids, 10, 10, 7));
+        assert_ne!(drawn, Samples::draw(&ids, 10, 10, 8));
+        assert_eq!((drawn.len(), drawn.tokens().len(), drawn.distinct()), (10, 100, 100));
+        assert!(drawn.tokens().is_sorted() && drawn.lengths().all(|length| length == 10));
+    }
+
+    #[test]
+    fn little_text_is_taken_whole() {
+        let ids: Vec<u32> = (0..25).collect();
+        let drawn = Samples::draw(&ids, 64, 10, 0);
+        assert_eq!((drawn.tokens(), drawn.lengths().collect::<Vec<_>>()), (&ids[..], vec![10, 10, 5]));
+        assert!(Samples::draw(&ids[..1], 64, 10, 0).is_empty());
+        assert_eq!(Samples::draw(&ids, 2, 10, 0).tokens().len(), 20);
+    }
+}

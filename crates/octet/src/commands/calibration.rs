@@ -1,0 +1,209 @@
+//! Calibration of `octet quantize`: which text, how much of it, what is said while it runs and afterwards.
+
+use super::text::{self, BuiltIn, Given};
+use crate::{
+    args::Quantize,
+    ui::{self, Progress},
+};
+use anyhow::{Context, Result};
+use octet_eval::memory::{ProcessMemory, available_memory};
+use octet_flow::{Calibration, Prepared};
+use octet_formats::Folder;
+use octet_quant::{Event, Samples, TensorReport};
+use octet_runtime::{ChatTemplate, Tokenizer};
+use serde_json::{Value, json};
+use std::{
+    fs::File,
+    io::{LineWriter, Write},
+    path::Path,
+    time::Instant,
+};
+
+/// Windows of a calibration and tokens of each, where nothing else is asked for.
+const SAMPLES: usize = 64;
+const LENGTH: usize = 512;
+
+/// Fewest tokens that magnitudes of inputs, and Hessians, are gathered from.
+const LEAST_FOR_MAGNITUDES: usize = 4096;
+const LEAST_FOR_HESSIANS: usize = 16_384;
+
+/// A Hessian should see this many tokens for every input of the widest linear.
+const TOKENS_PER_INPUT: usize = 4;
+
+/// Reads the calibration text and draws from it; `None` where it could change nothing.
+pub(super) fn read(args: &Quantize, input: &Folder, prepared: &[Prepared]) -> Result<Option<Calibration>> {
+    let Some(first) = prepared.first() else { return Ok(None) };
+    let hessians = prepared.iter().any(Prepared::needs_hessians);
+    let asked = !args.calibration.is_empty() || hessians || (!args.no_judge && prepared.iter().any(Prepared::wants_calibration));
+    if args.no_calibration || !asked {
+        return Ok(None);
+    }
+    let tokenizer = Tokenizer::open(input)?;
+    let chat = ChatTemplate::open(input)?;
+    let vocab = first.spec().vocab_size();
+    let (samples, length) = (args.calibration_samples.unwrap_or(SAMPLES), args.calibration_length.unwrap_or(LENGTH));
+    let length = length.min(first.spec().context());
+    let widest = prepared.iter().map(Prepared::widest_input).max().unwrap_or(0);
+    let rule = if hessians { LEAST_FOR_HESSIANS.max(TOKENS_PER_INPUT * widest) } else { LEAST_FOR_MAGNITUDES };
+    // Whoever says how much wants no more.
+    let said = args.calibration_samples.is_some() || args.calibration_length.is_some();
+    let needed = if said { rule.min(samples * length) } else { rule };
+    let samples = if said { samples } else { samples.max(needed.div_ceil(length)) };
+    let given = Given { files: &args.calibration, field: args.judge.text_field.as_deref(), chat: chat.as_ref() };
+    let tokens = text::tokens(given, BuiltIn::Calibration, &tokenizer, vocab, needed, usize::MAX)?;
+    let asked = args.memory_budget.as_deref().map(bytes).transpose()?;
+    let memory_budget = asked.or_else(|| available_memory().map(|free| free / 2)).unwrap_or(u64::MAX);
+    Ok(Some(Calibration {
+        texts: tokens.names,
+        samples: Samples::draw(&tokens.ids, samples, length, args.judge.seed),
+        sequential: !args.one_pass,
+        memory_budget,
+        restart: args.restart,
+    }))
+}
+
+/// A number of bytes such as `1500000000`, `1500 MB` or `1.5GB`.
+fn bytes(text: &str) -> Result<u64> {
+    let lower = text.trim().to_ascii_lowercase();
+    let (number, unit) = lower.split_at(lower.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(lower.len()));
+    let factor = match unit {
+        "" | "b" => Some(1.0),
+        "kb" | "k" => Some(1e3),
+        "mb" | "m" => Some(1e6),
+        "gb" | "g" => Some(1e9),
+        "mib" => Some(1024.0 * 1024.0),
+        "gib" => Some(1024.0 * 1024.0 * 1024.0),
+        _ => None,
+    };
+    let value = number.trim().parse::<f64>().ok().filter(|v| *v > 0.0 && v.is_finite());
+    let (Some(value), Some(factor)) = (value, factor) else {
+        anyhow::bail!("--memory-budget {text:?} is no size; write it like 1500MB or 1.5GB");
+    };
+    Ok((value * factor) as u64)
+}
+
+/// Where a calibrated run says what it does: the progress line, and a file for machines.
+pub(super) struct Reporter<'a> {
+    progress: &'a mut Progress,
+    log: Option<LineWriter<File>>,
+    started: Instant,
+    layers: usize,
+    loss: String,
+}
+
+impl<'a> Reporter<'a> {
+    /// One that writes a line of JSON an event to `log` as well.
+    pub(super) fn new(progress: &'a mut Progress, log: Option<&Path>, layers: usize) -> Result<Self> {
+        let open = |path: &Path| {
+            let file = File::options().create(true).append(true).open(path);
+            file.map(LineWriter::new).with_context(|| format!("cannot write the log {}; check the path", path.display()))
+        };
+        Ok(Self { progress, log: log.map(open).transpose()?, started: Instant::now(), layers, loss: String::new() })
+    }
+
+    /// Says where the run stands.
+    pub(super) fn event(&mut self, event: &Event<'_>) {
+        if let Some(report) = event.report.filter(|report| report.scheme.is_some()) {
+            let error = &report.error;
+            self.loss = format!("  loss {:.2e} -> {:.2e}", error.nearest_relative(), error.weighted_relative());
+        }
+        let memory = ProcessMemory::now();
+        let rss = memory.peak_rss.map_or(String::new(), |bytes| format!("  peak {}", ui::bytes(bytes)));
+        let short = event.tensor.map(|name| name.rsplit('.').take(2).collect::<Vec<_>>());
+        let short = short.map_or(String::new(), |parts| format!(" {}", parts.into_iter().rev().collect::<Vec<_>>().join(".")));
+        let place = match event.place {
+            octet_model::Place::Layer(layer) => format!("layer {}/{}", layer + 1, self.layers),
+            other => other.to_string(),
+        };
+        let detail = format!("{place} {}{short}{}{rss}", event.what, self.loss);
+        self.progress.update("quantizing", event.done, event.total, &detail);
+        if let (Some(log), Some(report)) = (&mut self.log, event.report) {
+            let line = line(event, report, self.started, memory);
+            // A log that cannot be written must not cost the run.
+            let _ = writeln!(log, "{line}");
+        }
+    }
+}
+
+fn line(event: &Event<'_>, report: &TensorReport, started: Instant, memory: ProcessMemory) -> Value {
+    let share = event.done as f64 / event.total.max(1) as f64;
+    let seconds = started.elapsed().as_secs_f64();
+    json!({
+        "stage": event.place.to_string(),
+        "tensor": report.name,
+        "scheme": report.scheme.map(|scheme| scheme.to_string()),
+        "solver": report.solver,
+        "relative_error": report.scheme.map(|_| report.error.relative()),
+        "loss_nearest": report.scheme.map(|_| report.error.nearest_relative()),
+        "loss": report.scheme.map(|_| report.error.weighted_relative()),
+        "remark": report.remark,
+        "seconds": seconds,
+        "eta_seconds": (share > 0.0).then(|| seconds * (1.0 - share) / share),
+        "peak_rss_bytes": memory.peak_rss,
+        "done": share,
+    })
+}
+
+/// What a person should know of a finished calibration, in one or two lines.
+pub(super) fn conclusion(calibration: &Value, started: Instant) -> Vec<String> {
+    let coverage = &calibration["coverage"];
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let (seen, vocabulary) = (number(&coverage["distinct_tokens"]), number(&coverage["vocabulary"]).max(1));
+    let peak = ProcessMemory::now().peak_rss.map_or(String::new(), |bytes| format!(", {} at most", ui::bytes(bytes)));
+    let mut lines = vec![format!(
+        "calibrated on {} tokens in {}{peak}: {:.0} % of the vocabulary seen, {} of {} inputs never active",
+        number(&calibration["tokens"]),
+        ui::duration(started.elapsed()),
+        100.0 * seen as f64 / vocabulary as f64,
+        number(&coverage["dead_inputs"]),
+        number(&coverage["inputs"]),
+    )];
+    let names = |value: &Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_string)).collect()
+    };
+    let some = |what: &str, all: &[String]| {
+        let more = if all.len() > 3 { format!(" and {} more", all.len() - 3) } else { String::new() };
+        format!("{what}: {}{more}", all.iter().take(3).cloned().collect::<Vec<_>>().join("; "))
+    };
+    for (what, all) in [("never reached", names(&coverage["experts_never_reached"])), ("note", names(&calibration["remarks"]))] {
+        if !all.is_empty() {
+            lines.push(some(what, &all));
+        }
+    }
+    lines
+}
+
+/// Lines of a dry run about the calibration.
+pub(super) fn forecast(calibration: &Calibration, prepared: &Prepared, engine: &octet_kernels::Engine) -> Result<(String, Value)> {
+    let forecast = prepared.forecast_calibration(calibration);
+    let seconds = forecast.seconds(engine)?;
+    let (count, tokens) = (calibration.samples.len(), calibration.samples.tokens().len());
+    let kept = if forecast.spilled { "on disk" } else { "in memory" };
+    let text = format!(
+        "calibrate {count} windows, {tokens} tokens of {}\nat most   {} with one block at a time; hidden states ({}) {kept}\ntime      {} by this machine's measured rates\n",
+        calibration.texts.join(", "),
+        ui::bytes(forecast.peak_bytes),
+        ui::bytes(forecast.hidden_bytes),
+        ui::duration(std::time::Duration::from_secs_f64(seconds)),
+    );
+    let document = json!({
+        "texts": calibration.texts, "samples": count, "tokens": tokens, "peak_bytes": forecast.peak_bytes,
+        "hidden_bytes": forecast.hidden_bytes, "spilled": forecast.spilled, "seconds": seconds,
+    });
+    Ok((text, document))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_in_the_usual_units() {
+        assert_eq!(bytes("1500").unwrap(), 1500);
+        assert_eq!(bytes("1.5GB").unwrap(), 1_500_000_000);
+        assert_eq!(bytes(" 2 MiB ").unwrap(), 2 << 20);
+        for wrong in ["", "much", "-3MB", "3 parsecs", "0"] {
+            assert!(bytes(wrong).unwrap_err().to_string().contains("--memory-budget"), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Calibrated runs that are killed at any moment, and go on to the same bytes.
+#![cfg(unix)]
+
+use crate::sandbox::{Sandbox, prose};
+use octet_testkit::Random;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// Hidden states go to disk: there is no room for them in a kilobyte.
+const RUN: &str = "quantize tiny out --scheme w4a16-g32 --method gptq --no-judge --calibration notes.txt \
+                   --calibration-samples 16 --calibration-length 64 --memory-budget 1kB";
+const WORK: &str = ".out.octet-work";
+
+/// Kills with each number of threads.
+const KILLS: usize = 25;
+
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("notes.txt", prose(20_000, 1));
+    sandbox
+}
+
+fn command(sandbox: &Sandbox, args: &str, threads: usize) -> Command {
+    let mut octet = Command::new(env!("CARGO_BIN_EXE_octet"));
+    octet.args(args.split_whitespace()).args(["--threads", &threads.to_string()]);
+    octet.current_dir(sandbox.path("")).stdout(Stdio::null()).stderr(Stdio::null());
+    octet
+}
+
+/// Every file of a folder but the report, which holds times.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
+}
+
+#[test]
+fn killed_at_any_moment_a_run_goes_on_to_the_same_bytes() {
+    let sandbox = sandbox();
+    let started = Instant::now();
+    sandbox.octet(RUN).done();
+    let whole = started.elapsed();
+    let expected = files(&sandbox.path("out"));
+    let mut random = Random::new(11);
+    let mut spills = 0;
+    for threads in [1, 2] {
+        let mut kills = 0;
+        // The folder is replaced, so that renames happen at the end of every run.
+        while kills < KILLS {
+            let mut child = command(&sandbox, &format!("{RUN} --force"), threads).spawn().unwrap();
+            sleep(whole.mul_f64(f64::from(random.uniform().abs())));
+            let ended = child.try_wait().unwrap();
+            spills += usize::from(sandbox.path(WORK).join("hidden.f32").exists());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            kills += usize::from(ended.is_none());
+            // Whatever has the name is complete.
+            if sandbox.path("out").exists() {
+                assert_eq!(files(&sandbox.path("out")), expected, "after {kills} kills of {threads} threads");
+            }
+        }
+        assert!(command(&sandbox, &format!("{RUN} --force"), threads).status().unwrap().success());
+        assert_eq!(files(&sandbox.path("out")), expected, "{threads} threads");
+        assert!(!sandbox.path(WORK).exists(), "nothing is left of finished work");
+    }
+    assert!(spills > 0, "no run was killed while hidden states were on disk");
+}
+
+/// Kills a run as soon as so many stages are finished.
+fn killed_after(sandbox: &Sandbox, args: &str, stages: usize) {
+    let mut child = command(sandbox, args, 2).spawn().unwrap();
+    let journal = sandbox.path(WORK).join("journal.jsonl");
+    let started = Instant::now();
+    while fs::read_to_string(&journal).map_or(0, |text| text.lines().count()) <= stages {
+        assert!(child.try_wait().unwrap().is_none(), "it ended too early");
+        assert!(started.elapsed() < Duration::from_secs(60), "it finished no stage in a minute");
+        sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn unfinished_work_is_resumed_by_the_same_command_only() {
+    let sandbox = sandbox();
+    killed_after(&sandbox, RUN, 1);
+    let changed = [
+        (RUN.replace("g32", "g64"), "recipe ("),
+        (format!("{RUN} --seed 1"), "seed (0, now 1)"),
+        (RUN.replace("samples 16", "samples 17"), "calibration tokens (1024, now 1088)"),
+        (format!("{RUN} --one-pass"), "order of inputs (true-sequential, now one pass a block)"),
+        (format!("{} --calibration other.txt", RUN.replace("--calibration notes.txt", "")), "calibration text ("),
+        (RUN.replace("--method gptq", "--no-calibration"), "calibration ("),
+    ];
+    sandbox.write("other.txt", prose(20_000, 2));
+    for (args, says) in changed {
+        sandbox.refuses(&args, &["unfinished work that differs in", says, "--restart"]);
+    }
+    let config = sandbox.path("tiny/config.json");
+    let original = fs::read(&config).unwrap();
+    sandbox.edit_json("tiny/config.json", |config| config["rms_norm_eps"] = 1e-5.into());
+    sandbox.refuses(RUN, &["unfinished work that differs in model ("]);
+    sandbox.octet(&format!("{RUN} --restart")).done();
+    let with_other_model = files(&sandbox.path("out"));
+    fs::write(&config, original).unwrap();
+    sandbox.octet(&format!("{RUN} --force")).done();
+    assert_ne!(files(&sandbox.path("out")), with_other_model);
+}
+
+#[test]
+fn results_that_changed_on_disk_are_made_again() {
+    let sandbox = sandbox();
+    sandbox.octet(RUN).done();
+    let expected = files(&sandbox.path("out"));
+    fs::remove_dir_all(sandbox.path("out")).unwrap();
+    killed_after(&sandbox, RUN, 3);
+    let weights = sandbox.path(WORK).join("out/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[header..].iter_mut().for_each(|byte| *byte ^= 0x11);
+    fs::write(&weights, bytes).unwrap();
+    // A line that was being written.
+    let journal = sandbox.path(WORK).join("journal.jsonl");
+    let text = fs::read_to_string(&journal).unwrap();
+    fs::write(&journal, format!("{text}{}", &text.lines().last().unwrap()[..20])).unwrap();
+    sandbox.octet(RUN).done();
+    assert_eq!(files(&sandbox.path("out")), expected);
+}
+
+#[test]
+fn a_kill_between_the_renames_loses_neither_folder() {
+    let sandbox = sandbox();
+    sandbox.octet(RUN).done();
+    let expected = files(&sandbox.path("out"));
+    let again = format!("{RUN} --force");
+    killed_after(&sandbox, &again, 2);
+    fs::rename(sandbox.path("out"), sandbox.path(WORK).join("old")).unwrap();
+    sandbox.refuses_leaving(RUN, &["exists already"]);
+    assert_eq!(files(&sandbox.path("out")), expected, "the old folder is back");
+    sandbox.octet(&again).done();
+    assert_eq!(files(&sandbox.path("out")), expected);
+    assert!(!sandbox.path(WORK).exists());
+}
+
+#[test]
+fn ctrl_c_keeps_finished_blocks_and_says_how_to_go_on() {
+    let sandbox = sandbox();
+    let mut octet = command(&sandbox, RUN, 2);
+    let child = octet.stderr(Stdio::piped()).spawn().unwrap();
+    let journal = sandbox.path(WORK).join("journal.jsonl");
+    while fs::read_to_string(&journal).map_or(0, |text| text.lines().count()) < 2 {
+        sleep(Duration::from_millis(1));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    if output.status.code() == Some(0) {
+        return; // It was faster than the signal.
+    }
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("blocks; run the same command again to go on from there"), "{said}");
+    assert!(sandbox.path(WORK).exists() && !sandbox.path("out").exists());
+    sandbox.octet(RUN).done();
+}
