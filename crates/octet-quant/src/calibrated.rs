@@ -154,6 +154,10 @@ impl CalibratedRun<'_> {
             } else {
                 let record = stage.solve(journal, &mut forward, &mut tick)?;
                 journal.commit(record).map_err(|source| Error::Sink { name: place.to_string(), source })?;
+                // Blocks run as they are solved; the embedding runs from what was written.
+                if *place == Place::Embedding && runs_on {
+                    stage.resume(&*journal, &mut forward, &mut |what, tensor, report, _| tick(what, tensor, report, 1.0))?;
+                }
             }
             done += costs.of(*place);
         }
@@ -163,7 +167,8 @@ impl CalibratedRun<'_> {
     /// The last stage whose inputs are looked at.
     fn last_forward(&self, stages: &[(Place, Vec<&Line>)]) -> Option<usize> {
         let observed = |lines: &[&Line]| lines.iter().any(|line| want(line).is_some());
-        stages.iter().rposition(|(place, lines)| *place != Place::Embedding && (observed(lines) || !self.transforms.is_empty()))
+        let transformed = |place: &Place| matches!(place, Place::Layer(_)) && !self.transforms.is_empty();
+        stages.iter().rposition(|(place, lines)| *place != Place::Embedding && (observed(lines) || transformed(place)))
     }
 
     fn interrupted(&self, stage: usize, layers: usize) -> Error {

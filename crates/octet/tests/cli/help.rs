@@ -58,7 +58,14 @@ Options:
       --bits <N>                    Bits a weight, 2 to 8 (with --group-size: the same as a scheme)
       --group-size <N>              Weights that share a scale: 32, 64, 128 or 256
       --recipe <FILE>               A recipe file (TOML) of ordered steps
+      --method <M>                  What chooses the codes of the linears (a recipe says it itself) [default: rtn] [possible values: rtn, gptq]
       --calibration <FILE>...       Calibration text: plain text, .jsonl or .bin token ids [default: built-in text]
+      --calibration-samples <N>     Windows drawn from the calibration text [default: 64, or more where the model is wide]
+      --calibration-length <N>      Tokens of a calibration window [default: 512]
+      --one-pass                    Observe all inputs of a block at once, before any of its linears is quantized: faster, a little worse
+      --memory-budget <SIZE>        Memory to take, such as 1.5GB; hidden states go to disk where they would not fit [default: half of what is free]
+      --log-jsonl <FILE>            Append a line of JSON for every finished tensor to this file
+      --restart                     Begin anew where unfinished work of an earlier run would be resumed
       --no-calibration              Do not measure activations, even when there is calibration text
       --portable                    Keep embedding and head in 16 bits, so that transformers and vLLM load the folder unchanged
       --dry-run                     Print the plan with forecast size, memory and time; write nothing
