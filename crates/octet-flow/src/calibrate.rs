@@ -88,8 +88,10 @@ impl Prepared {
         if !resumed {
             check_space(staging.target(), forecast_bytes)?;
         }
-        // Readers of finished blocks need the config; a killed run may have left half of it.
-        artefact::write_json(&out.join("config.json"), &artefact::config(self.checkpoint.config(), &self.plan))?;
+        if !resumed {
+            // Readers of finished blocks need the config.
+            artefact::write_json(&out.join("config.json"), &artefact::config(self.checkpoint.config(), &self.plan))?;
+        }
         let artefact = |finished: Option<&BTreeSet<String>>| match finished {
             Some(finished) => Artefact::resume(&out, &self.plan, finished),
             None => Artefact::create(&out, &self.plan, true),

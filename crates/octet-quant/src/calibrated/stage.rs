@@ -92,7 +92,9 @@ impl StageWork<'_> {
         let steps = (2 * phases.len() + 1) as f64;
         let mut at = 0;
         let mut statistics = Statistics::new();
-        if let (false, Some(stage), true) = (self.run.options.sequential, &stage, observes) {
+        // The head has one input only, and logits of all tokens would be large.
+        let sequential = self.run.options.sequential || !in_block;
+        if let (false, Some(stage), true) = (sequential, &stage, observes) {
             let wanted = phases.iter().flat_map(|(_, wanted, _)| wanted.clone()).collect();
             statistics =
                 self.observe(stage, Look::All, 0..0, wanted, forward, &mut |share| tick("observing", None, None, share / steps))?;
@@ -100,7 +102,7 @@ impl StageWork<'_> {
         let mut solved = BTreeSet::new();
         for (index, (phase, wanted, lines)) in phases.iter().enumerate() {
             let done = 2.0 * index as f64;
-            if let (true, Some(stage), false) = (self.run.options.sequential, &stage, wanted.is_empty()) {
+            if let (true, Some(stage), false) = (sequential, &stage, wanted.is_empty()) {
                 let look = Look::Node(phase.start..phase.node);
                 let mut tick = |share: f64| tick("observing", None, None, (done + share) / steps);
                 statistics = self.observe(stage, look, at..phase.start, wanted.clone(), forward, &mut tick)?;

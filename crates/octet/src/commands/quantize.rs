@@ -170,7 +170,11 @@ impl Session<'_> {
         let mut documents = vec![];
         for (asked, prepared) in asked.iter().zip(prepared) {
             let forecast = prepared.forecast(&self.engine)?;
-            let calibration = calibration::read(self.args, &self.input, std::slice::from_ref(prepared))?;
+            let calibration = match calibration::read(self.args, &self.input, std::slice::from_ref(prepared)) {
+                // A plan can be looked at without a tokenizer, as long as nothing depends on the text.
+                Err(_) if self.args.calibration.is_empty() && !prepared.needs_hessians() => None,
+                calibration => calibration?,
+            };
             let calibration = calibration.filter(|_| prepared.wants_calibration());
             let calibration = calibration.map(|calibration| calibration::forecast(&calibration, prepared, &self.engine)).transpose()?;
             if self.global.json {
