@@ -49,7 +49,7 @@ fn an_error_leaves_nothing_and_keep_leaves_the_hidden_folder() {
     fs::write(staging.path().join("a"), "a").unwrap();
     drop(staging);
     assert!(names(dir.path()).is_empty());
-    let staging = begin(&target, false).unwrap();
+    let mut staging = begin(&target, false).unwrap();
     fs::write(staging.path().join("a"), "a").unwrap();
     staging.retain(true);
     drop(staging);
@@ -90,7 +90,7 @@ fn an_existing_target_needs_force_and_must_look_like_a_model() {
 fn a_run_killed_while_replacing_gives_the_old_folder_back() {
     let dir = tempfile::tempdir().unwrap();
     let target = old_model(dir.path());
-    let staging = begin(&target, true).unwrap();
+    let mut staging = begin(&target, true).unwrap();
     // What a kill between the two renames leaves.
     fs::rename(&target, dir.path().join(".out.octet-work/old")).unwrap();
     staging.retain(true);
