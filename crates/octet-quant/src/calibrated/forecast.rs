@@ -40,7 +40,7 @@ impl CalibrationForecast {
         let tokens = samples.tokens().len();
         let hidden_bytes = (tokens * spec.hidden() * size_of::<f32>()) as u64;
         let beside = PROCESS_BYTES
-            + (tokens * size_of::<u32>()) as u64
+            + size_of_val(samples.tokens()) as u64
             + passes_bytes(spec, &graph, samples)
             + stage_bytes(plan, &graph, sequential);
         let spilled = beside + hidden_bytes > budget;

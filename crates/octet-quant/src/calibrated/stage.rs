@@ -16,6 +16,9 @@ pub(super) type Statistics = BTreeMap<InputSite, InputStatistics>;
 /// Told what is being done: words, the tensor, its report once it is finished, the share of the stage that is done.
 pub(super) type StageTick<'a> = &'a mut dyn FnMut(&'static str, Option<&str>, Option<&TensorReport>, f64) -> Result<(), Error>;
 
+/// Told of one tensor: its report once it is finished, the share of it that is done.
+type TensorTick<'a> = &'a mut dyn FnMut(Option<&TensorReport>, f64) -> Result<(), Error>;
+
 /// Rewrites the float weights of a block before they are solved, such that the block computes the same.
 pub trait Transform: Sync {
     /// Rewrites weights of `block` and says what it did, for the report.
@@ -191,7 +194,7 @@ impl StageWork<'_> {
         (statistics, hessians): (&Statistics, &Hessians),
         journal: &mut dyn Journal,
         record: &mut StageRecord,
-        tick: &mut dyn FnMut(Option<&TensorReport>, f64) -> Result<(), Error>,
+        tick: TensorTick<'_>,
     ) -> Result<Option<octet_tensor::Matrix>, Error> {
         let (report, matrix) = match &line.action {
             Action::Quantize { .. } => {
