@@ -170,7 +170,7 @@ impl Prepared {
         while first < entries.len() {
             let (mut last, mut bytes) = (first, 0);
             while last < entries.len() && (last == first || bytes < DIGEST_BYTES) {
-                bytes += entries[last].bytes as usize;
+                bytes += entries[last].bytes;
                 last += 1;
             }
             // Opened anew, so that what was mapped for a part is given back.
