@@ -8,7 +8,7 @@
 mod common;
 
 use common::{Numbers, float, quantized, scheme, stored};
-use octet_kernels::{AttentionJob, Engine, Isa, KvCache, KvDtype, MatmulJob, PackedLinear, limits};
+use octet_kernels::{AppendJob, AttentionJob, Engine, Isa, KvCache, KvDtype, MatmulJob, PackedLinear, limits};
 use octet_tensor::{Dtype, Matrix};
 use std::{
     hint::black_box,
@@ -98,27 +98,73 @@ fn prefill(engine: &Engine, roof: &dyn Fn(&Engine) -> f64, text: &str, tokens: u
     );
 }
 
-fn attention(engine: &Engine, roof: f64, tokens: usize, before: usize) {
-    let (heads, kv_heads, dim) = (16, 8, 128);
-    let mut numbers = Numbers(3);
-    let mut cache = KvCache::new(kv_heads, dim, KvDtype::F16, before + tokens);
-    for _ in 0..(before + tokens) / 64 {
-        cache.append(&numbers.normals(64 * kv_heads * dim), &numbers.normals(64 * kv_heads * dim));
+/// Attention of the 0.6B shape: 16 query heads over 8 key-value heads of 128.
+struct Shape06;
+
+impl Shape06 {
+    const HEADS: usize = 16;
+    const KV_HEADS: usize = 8;
+    const DIM: usize = 128;
+    const WIDTH: usize = Self::KV_HEADS * Self::DIM;
+
+    fn cache(engine: &Engine, dtype: KvDtype, tokens: usize, numbers: &[f32]) -> KvCache {
+        let mut cache = KvCache::new(Self::KV_HEADS, Self::DIM, dtype, tokens + 64);
+        while cache.len() < tokens {
+            let part = &numbers[..Self::WIDTH * (tokens - cache.len()).min(numbers.len() / Self::WIDTH)];
+            engine.append([AppendJob { cache: &mut cache, k: part, v: part }]);
+        }
+        cache
     }
-    let rest = (before + tokens - cache.len()) * kv_heads * dim;
-    cache.append(&vec![0.1; rest], &vec![0.1; rest]);
-    let q = numbers.normals(tokens * heads * dim);
+
+    fn job<'a>(q: &'a [f32], cache: &'a KvCache, out: &'a mut [f32]) -> AttentionJob<'a> {
+        AttentionJob { q, cache, heads: Self::HEADS, scale: 0.09, window: None, soft_cap: None, out }
+    }
+}
+
+fn attention_prefill(engine: &Engine, roofs: [f64; 2], dtype: KvDtype, tokens: usize, before: usize) {
+    let mut numbers = Numbers(3);
+    let block = numbers.normals(512 * Shape06::WIDTH);
+    let mut cache = Shape06::cache(engine, dtype, before + tokens, &block);
+    let q = numbers.normals(tokens * Shape06::HEADS * Shape06::DIM);
     let mut out = vec![0.0; q.len()];
-    let seconds = shortest(Duration::from_millis(500), || {
-        engine.attention(&mut [AttentionJob { q: &q, cache: &cache, heads, scale: 0.09, window: None, soft_cap: None, out: &mut out }]);
+    let seconds = shortest(Duration::from_millis(500), || engine.attention([Shape06::job(&q, &cache, &mut out)]));
+    let new = &block[..tokens * Shape06::WIDTH];
+    let append = shortest(Duration::from_millis(200), || {
+        cache.truncate(before);
+        engine.append([AppendJob { cache: &mut cache, k: new, v: new }]);
     });
     let pairs: usize = (0..tokens).map(|i| before + i + 1).sum();
-    let flops = (4 * pairs * heads * dim) as f64 / seconds / 1e9;
-    let bytes = (2 * 2 * (before + tokens) * kv_heads * dim) as f64 / seconds / 1e9;
+    let rate = (4 * pairs * Shape06::HEADS * Shape06::DIM) as f64 / seconds / 1e9;
     println!(
-        "attention f16 {tokens:>3} tok after {before:>4} (16/8 heads of 128): {:8.3} ms {flops:6.1} GFLOP/s ({:4.1} % of the f32 limit) {bytes:5.1} GB/s of keys and values",
+        "attention {dtype:<5} {tokens} tok after {before:>4}: {:8.3} ms {rate:6.1} GOP/s ({:4.1} % of the f32 limit, {:4.1} % of the int8 limit); append {:.3} ms",
         seconds * 1e3,
-        flops / roof * 100.0
+        rate / roofs[0] * 100.0,
+        rate / roofs[1] * 100.0,
+        append * 1e3
+    );
+}
+
+/// A token's attention in as many layers as hold [`STREAM`] bytes of keys and values, each for `batch` sequences.
+fn attention_decode(engine: &Engine, roof: f64, dtype: KvDtype, before: usize, batch: usize) {
+    let mut numbers = Numbers(3);
+    let block = numbers.normals(256 * Shape06::WIDTH);
+    let layers = (STREAM / KvCache::bytes_for(before, Shape06::KV_HEADS, Shape06::DIM, dtype)).div_ceil(batch);
+    let mut caches: Vec<KvCache> = (0..layers * batch).map(|_| Shape06::cache(engine, dtype, before, &block)).collect();
+    let q = numbers.normals(Shape06::HEADS * Shape06::DIM);
+    let mut outs = vec![vec![0.0; q.len()]; batch];
+    let new = &block[..Shape06::WIDTH];
+    let seconds = shortest(Duration::from_millis(500), || {
+        for layer in caches.chunks_mut(batch) {
+            layer.iter_mut().for_each(|cache| cache.truncate(before - 1));
+            engine.append(layer.iter_mut().map(|cache| AppendJob { cache, k: new, v: new }));
+            engine.attention(layer.iter().zip(&mut outs).map(|(cache, out)| Shape06::job(&q, cache, out)));
+        }
+    });
+    let rate = caches.iter().map(KvCache::bytes).sum::<usize>() as f64 / seconds / 1e9;
+    println!(
+        "attention {dtype:<5} {batch} x 1 tok after {before}: {:8.1} us a layer {rate:6.1} GB/s of keys and values, {:5.1} % of a streaming read",
+        seconds / layers as f64 * 1e6,
+        rate / roof * 100.0
     );
 }
 
@@ -164,8 +210,13 @@ fn main() {
             prefill(&engine, &roof, text, tokens, shape);
         }
     }
-    for (tokens, before) in [(512, 0), (1, 512), (1, 2048)].into_iter().filter(|_| only("attention")) {
-        attention(&engine, f32, tokens, before);
+    for dtype in KvDtype::ALL.into_iter().filter(|dtype| only(&format!("attention {dtype}"))) {
+        for before in [0, 1536] {
+            attention_prefill(&engine, [f32, int8], dtype, 512, before);
+        }
+        for (before, batch) in [(2048, 1), (2048, 8)] {
+            attention_decode(&engine, read, dtype, before, batch);
+        }
     }
     for text in ["w8a8", "w4a8", "w5a8-g128"].into_iter().filter(|_| only("pack")) {
         packing(&engine, text);

@@ -2,6 +2,7 @@
 
 use crate::{
     Isa,
+    attention::Partials,
     counters::{Counters, Kernel},
     isa,
     matmul::Inputs,
@@ -26,6 +27,7 @@ struct Inner {
     pool: Pool,
     counters: Counters,
     inputs: Mutex<Inputs>,
+    partials: Mutex<Partials>,
 }
 
 /// An engine that cannot be made.
@@ -62,7 +64,7 @@ impl Engine {
             return Err(EngineError::TooManyThreads { threads: threads.get() });
         }
         let pool = Pool::new(threads)?;
-        Ok(Self(Arc::new(Inner { isa, level, pool, counters: Counters::default(), inputs: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { isa, level, pool, counters: Counters::default(), inputs: Mutex::default(), partials: Mutex::default() })))
     }
 
     /// The instruction set kernels run on.
@@ -108,5 +110,14 @@ impl Engine {
 
     pub(crate) fn return_inputs(&self, inputs: Inputs) {
         *self.0.inputs.lock().unwrap_or_else(PoisonError::into_inner) = inputs;
+    }
+
+    /// Takes the buffers of attention that is cut along the keys; give them back with [`Engine::return_partials`].
+    pub(crate) fn take_partials(&self) -> Partials {
+        std::mem::take(&mut *self.0.partials.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn return_partials(&self, partials: Partials) {
+        *self.0.partials.lock().unwrap_or_else(PoisonError::into_inner) = partials;
     }
 }

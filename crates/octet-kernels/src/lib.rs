@@ -25,7 +25,7 @@ mod rope;
 mod search;
 mod simd;
 
-pub use attention::{AttentionJob, KvCache, KvDtype};
+pub use attention::{AppendJob, AttentionJob, KvCache, KvDtype};
 pub use elementwise::ActivationFn;
 pub use engine::{Engine, EngineError};
 pub use isa::{Isa, UnknownIsa};

@@ -8,7 +8,7 @@ use crate::{
     model::{Step, Tap},
     workspace::Workspace,
 };
-use octet_kernels::{ActivationFn, AttentionJob, Engine, Gated, Heads, KvCache, MatmulJob, Norm, PackedLinear, Source};
+use octet_kernels::{ActivationFn, AppendJob, AttentionJob, Engine, Gated, Heads, KvCache, MatmulJob, Norm, PackedLinear, Source};
 use octet_tensor::{Activations, Matrix, Tensor, WeightSource};
 use smallvec::SmallVec;
 use std::{ops::Range, sync::Arc};
@@ -47,17 +47,17 @@ impl Caches<'_, '_> {
         }
     }
 
-    fn get_mut(&mut self, index: usize) -> &mut KvCache {
-        match self {
-            Self::Given(caches) => &mut *caches[index],
-            Self::Of(steps, layer) => &mut steps[index].sequence.caches[*layer],
-        }
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut KvCache> {
+        let (given, steps, layer): (&mut [&mut KvCache], &mut [Step<'_>], usize) = match self {
+            Self::Given(caches) => (caches, &mut [], 0),
+            Self::Of(steps, layer) => (&mut [], steps, *layer),
+        };
+        given.iter_mut().map(|cache| &mut **cache).chain(steps.iter_mut().map(move |step| &mut step.sequence.caches[layer]))
     }
 }
 
-/// Linears of a group, and sequences of a pass, up to which nothing is allocated.
+/// Linears of a group up to which nothing is allocated.
 const FEW_LINEARS: usize = 4;
-const FEW_SEQUENCES: usize = 16;
 
 impl Stage {
     /// Loads one stage from `source`; a head loaded so that is tied packs the embedding again.
@@ -347,23 +347,20 @@ impl Pass<'_, '_, '_> {
         let mut out = self.ws.take_sized(Slot::Attended, q.len());
         let (k, v) = (self.ws.slot(Slot::K), self.ws.slot(Slot::V));
         let (width, kv_width) = (q.len() / rows, k.len() / rows);
-        let mut first = 0;
-        for (index, span) in self.ws.spans.iter().enumerate() {
-            let last = first + span.tokens;
-            self.caches.get_mut(index).append(&k[first * kv_width..last * kv_width], &v[first * kv_width..last * kv_width]);
-            first = last;
-        }
-        let (mut first, mut rest) = (0, out.as_mut_slice());
-        let mut jobs: SmallVec<[AttentionJob<'_>; FEW_SEQUENCES]> = SmallVec::new();
-        for (index, span) in self.ws.spans.iter().enumerate() {
-            let last = first + span.tokens;
-            let (out, after) = rest.split_at_mut(span.tokens * width);
-            let (q, cache) = (&q[first * width..last * width], self.caches.get(index));
-            jobs.push(AttentionJob { q, cache, heads, scale, window, soft_cap, out });
-            (first, rest) = (last, after);
-        }
-        self.engine.attention(&mut jobs);
-        drop(jobs);
+        // Jobs are made as the engine asks for them: nothing is allocated in a decoding step.
+        let mut next = 0;
+        self.engine.append(self.ws.spans.iter().zip(self.caches.all_mut()).map(|(span, cache)| {
+            let part = next * kv_width..(next + span.tokens) * kv_width;
+            next += span.tokens;
+            AppendJob { cache, k: &k[part.clone()], v: &v[part] }
+        }));
+        let (mut queries, mut outs) = (q.as_slice(), out.as_mut_slice());
+        self.engine.attention(self.ws.spans.iter().enumerate().map(|(index, span)| {
+            let (q, later) = queries.split_at(span.tokens * width);
+            let (out, rest) = std::mem::take(&mut outs).split_at_mut(span.tokens * width);
+            (queries, outs) = (later, rest);
+            AttentionJob { q, cache: self.caches.get(index), heads, scale, window, soft_cap, out }
+        }));
         self.ws.put(Slot::Q, q);
         self.ws.put(Slot::Attended, out);
     }

@@ -112,14 +112,20 @@ fn longrope_answers_as_if_the_whole_text_were_new() {
 }
 
 #[test]
-fn half_precision_keys_and_values_are_close_and_smaller() {
+fn keys_and_values_of_fewer_bits_are_close_and_smaller() {
     let spec = spec(TINY_QWEN3);
     let source = weights(&spec);
     let exact = load(spec.clone(), &source, EXACT);
-    let half = load(spec.clone(), &source, LoadOptions { kv: KvDtype::F16, ..EXACT });
     let tokens = text(9, 40);
-    let error = relative_error(&whole(&half, &tokens), &whole(&exact, &tokens));
-    assert!(error > 0.0 && error < 5e-3, "{error}");
+    for (kv, most) in [(KvDtype::F16, 5e-3), (KvDtype::Int16, 5e-3), (KvDtype::Int8, 5e-2)] {
+        let model = load(spec.clone(), &source, LoadOptions { kv, ..EXACT });
+        let error = relative_error(&whole(&model, &tokens), &whole(&exact, &tokens));
+        assert!(error > 0.0 && error < most, "{kv}: {error}");
+        let mut sequence = model.new_sequence();
+        feed(&model, &mut sequence, &tokens, Logits::Last).unwrap();
+        assert_eq!(sequence.bytes(), spec.kv_bytes(tokens.len(), kv), "{kv}");
+        assert!(spec.kv_bytes_per_token(kv) < spec.kv_bytes_per_token(KvDtype::F32), "{kv}");
+    }
     assert_eq!(2 * spec.kv_bytes_per_token(KvDtype::F16), spec.kv_bytes_per_token(KvDtype::F32));
 }
 
@@ -236,6 +242,23 @@ fn damage_is_named_and_leaves_the_sequence_as_it_was() {
     let mut values = vec![0.1; 32 * 48];
     values[5] = f32::NAN;
     source.insert("model.layers.1.mlp.down_proj.weight", vec![32, 48], &values);
+    // Integers in the cache hide nothing: not what an MLP breaks, not a key that is broken itself.
+    for kv in KvDtype::ALL {
+        let model = load(spec.clone(), &source, LoadOptions { kv, ..EXACT });
+        let error = feed(&model, &mut model.new_sequence(), &[1, 2, 3], Logits::Last).unwrap_err();
+        assert_eq!(error, ForwardError::NonFinite { place: Place::Layer(1) }, "{kv}");
+        for projection in ["k_proj", "v_proj"] {
+            let mut source = weights(&spec);
+            let site =
+                spec.linear_sites().into_iter().find(|site| site.module.ends_with(&format!("layers.0.self_attn.{projection}"))).unwrap();
+            let mut values = vec![0.1; site.rows * site.cols];
+            values[3] = f32::NAN;
+            source.insert(&format!("{}.weight", site.module), vec![site.rows, site.cols], &values);
+            let model = load(spec.clone(), &source, LoadOptions { kv, ..EXACT });
+            let error = feed(&model, &mut model.new_sequence(), &[1, 2, 3], Logits::Last).unwrap_err();
+            assert_eq!(error, ForwardError::NonFinite { place: Place::Layer(0) }, "{kv} {projection}");
+        }
+    }
     let model = load(spec, &source, EXACT);
     let mut sequence = model.new_sequence();
     let error = feed(&model, &mut sequence, &[1, 2, 3], Logits::Last).unwrap_err();

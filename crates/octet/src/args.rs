@@ -2,6 +2,7 @@
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "these comments are what --help prints, plain text")]
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use octet_kernels::KvDtype;
 use std::{num::NonZeroUsize, path::PathBuf};
 
 /// Compress a language model, judge it against the original on this machine, and run it.
@@ -175,6 +176,38 @@ fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| format!("{text:?} is no number above zero"))
 }
 
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct CacheArgs {
+    /// Type of cached keys and values
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = Kv::F16)]
+    pub(crate) kv: Kv,
+}
+
+/// Types of cached keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kv {
+    /// 32-bit floats: exact
+    F32,
+    /// 16-bit floats
+    F16,
+    /// 16-bit integers: as small and as good, faster over long prompts
+    Int16,
+    /// 8-bit integers: half the memory of 16 bits
+    Int8,
+}
+
+impl From<Kv> for KvDtype {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F32 => Self::F32,
+            Kv::F16 => Self::F16,
+            Kv::Int16 => Self::Int16,
+            Kv::Int8 => Self::Int8,
+        }
+    }
+}
+
 /// Named choices of scheme.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Preset {
@@ -231,6 +264,8 @@ pub(crate) struct Run {
     /// Context in tokens [default: what the model and the prompt need]
     #[arg(long, value_name = "N")]
     pub(crate) context: Option<usize>,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
     /// Print timings at the end (stderr)
     #[arg(long)]
     pub(crate) stats: bool,
@@ -240,13 +275,19 @@ pub(crate) struct Run {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   octet eval pocket
-  octet eval ./model-w4a16 --base ./model --eval-text wiki.test.raw --json")]
+  octet eval ./model-w4a16 --base ./model --eval-text wiki.test.raw --json
+  octet eval ./model --kv int8 --base ./model --base-kv f16     what 8-bit keys and values cost")]
 pub(crate) struct Eval {
     /// The model to measure
     pub(crate) model: String,
     /// The original to hold it against
     #[arg(long, value_name = "MODEL")]
     pub(crate) base: Option<String>,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    /// Type of the base's cached keys and values [default: the same]
+    #[arg(long, value_enum, value_name = "TYPE", requires = "base")]
+    pub(crate) base_kv: Option<Kv>,
     #[command(flatten)]
     pub(crate) judge: JudgeArgs,
 }
@@ -264,6 +305,8 @@ pub(crate) struct Bench {
     /// Prompt lengths to time [default: 128,512,2048]
     #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
     pub(crate) prefill: Vec<usize>,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
     /// Tokens in the cache when decoding starts [default: 0,2048]
     #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
     pub(crate) context: Vec<usize>,

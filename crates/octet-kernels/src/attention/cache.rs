@@ -2,19 +2,25 @@
 //!
 //! They lie in chunks of [`CHUNK`] tokens, each an allocation of its own: a cache grows without moving what it holds, and
 //! holds what its tokens need, rounded up to whole chunks. In a chunk a key-value head's keys lie together, then its
-//! values, so that whoever reads a head reads long runs of memory:
+//! values, then their scales, so that whoever reads a head reads long runs of memory:
 //!
-//! - keys in blocks of sixteen tokens, `[blocks][head_dim][16 tokens]`: the lanes of a score are tokens and nothing is
-//!   summed across them;
-//! - values as `[tokens][head_dim]`, padded to whole vectors: the lanes of an output are dimensions.
+//! - keys in blocks of sixteen tokens, `[blocks][head_dim / pack][16 tokens][pack]`: the lanes of a score are tokens and
+//!   nothing is summed across them;
+//! - values as `[tokens / pack][head_dim][pack]`, padded to whole vectors: the lanes of an output are dimensions;
+//! - scales of the integer types, f32: of keys `[groups of dimensions][tokens]`, of values `[tokens]`.
+//!
+//! `pack` is how many codes a dot product takes at once: 2 of 16 bits, 4 of 8 bits, and 1 for floats.
 
 use crate::{matmul::Line, simd::LANES};
-use half::f16;
 
 /// Tokens of a chunk.
 pub(super) const CHUNK: usize = 64;
 /// Blocks of sixteen tokens in a chunk.
 const BLOCKS: usize = CHUNK / LANES;
+/// Lines of one scale a token.
+const SCALE_LINES: usize = CHUNK * size_of::<f32>() / size_of::<Line>();
+/// Dimensions of an int8 key that share a scale.
+const KEY_GROUP: usize = 64;
 
 /// How cached keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,15 +29,44 @@ pub enum KvDtype {
     F32,
     /// binary16: half the memory.
     F16,
+    /// 16-bit integers with a scale a token and head: as small and as good as binary16, and computed with at the rate of
+    /// integers.
+    Int16,
+    /// 8-bit integers with a scale a token and head (keys: each 64 dimensions): a quarter of the memory.
+    Int8,
 }
 
 impl KvDtype {
+    /// Every type, the most exact first.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Int16, Self::Int8];
+
+    /// Its name, as it reads back.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Int16 => "int16",
+            Self::Int8 => "int8",
+        }
+    }
+
     /// Bytes of an element.
     const fn size(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F16 | Self::Int16 => 2,
+            Self::Int8 => 1,
         }
+    }
+
+    const fn has_scales(self) -> bool {
+        matches!(self, Self::Int16 | Self::Int8)
+    }
+}
+
+impl std::fmt::Display for KvDtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -52,28 +87,55 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// Dimensions of a key that share a scale.
+    #[inline(always)]
+    pub(super) fn key_group(self) -> usize {
+        if self.dtype == KvDtype::Int8 { KEY_GROUP.min(self.head_dim) } else { self.head_dim }
+    }
+
+    /// Scales of a key.
+    #[inline(always)]
+    pub(super) fn key_groups(self) -> usize {
+        self.head_dim.div_ceil(self.key_group())
+    }
+
     /// Lines of the keys of a block of sixteen tokens.
-    fn block_lines(self) -> usize {
+    #[inline(always)]
+    pub(super) fn key_lines(self) -> usize {
         (self.head_dim * self.dtype.size()).div_ceil(4)
     }
 
     /// Lines of the values of a block of sixteen tokens.
-    fn value_lines(self) -> usize {
-        self.head_dim.div_ceil(LANES) * LANES * self.dtype.size() / 4
+    #[inline(always)]
+    pub(super) fn value_lines(self) -> usize {
+        self.head_dim.next_multiple_of(LANES) * self.dtype.size() / 4
+    }
+
+    #[inline(always)]
+    fn scale_lines(self) -> usize {
+        if self.dtype.has_scales() { SCALE_LINES * (self.key_groups() + 1) } else { 0 }
     }
 
     /// Lines of a key-value head.
-    fn head_lines(self) -> usize {
-        BLOCKS * (self.block_lines() + self.value_lines())
+    #[inline(always)]
+    pub(super) fn head_lines(self) -> usize {
+        BLOCKS * (self.key_lines() + self.value_lines()) + self.scale_lines()
     }
 
     fn chunk_lines(self) -> usize {
         self.kv_heads * self.head_lines()
     }
+
+    /// Cuts a head's lines into keys, values and scales.
+    pub(super) fn parts_mut(self, head: &mut [Line]) -> [&mut [Line]; 3] {
+        let (keys, rest) = head.split_at_mut(BLOCKS * self.key_lines());
+        let (values, scales) = rest.split_at_mut(BLOCKS * self.value_lines());
+        [keys, values, scales]
+    }
 }
 
 /// Zeroed memory that starts on a cache line; the system hands its pages out when they are first touched.
-struct Chunk {
+pub(super) struct Chunk {
     words: Vec<u64>,
     start: usize,
 }
@@ -87,12 +149,13 @@ impl Chunk {
         Self { words, start }
     }
 
+    #[inline(always)]
     fn lines(&self) -> &[Line] {
         let end = self.words.len() - Self::WORDS + self.start;
         bytemuck::cast_slice(&self.words[self.start..end])
     }
 
-    fn lines_mut(&mut self) -> &mut [Line] {
+    pub(super) fn lines_mut(&mut self) -> &mut [Line] {
         let end = self.words.len() - Self::WORDS + self.start;
         bytemuck::cast_slice_mut(&mut self.words[self.start..end])
     }
@@ -109,32 +172,15 @@ impl KvCache {
         tokens.div_ceil(CHUNK) * Layout { dtype, kv_heads, head_dim }.chunk_lines() * size_of::<Line>()
     }
 
-    /// Adds the keys and values of some tokens, both `[tokens, kv_heads · head_dim]`.
-    ///
-    /// # Panics
-    /// If the slices are not whole tokens of the same number, or the capacity does not hold them.
-    pub fn append(&mut self, k: &[f32], v: &[f32]) {
-        let width = self.layout.kv_heads * self.layout.head_dim;
-        assert!(
-            width > 0 && k.len() == v.len() && k.len().is_multiple_of(width),
-            "{} keys and {} values of width {width}",
-            k.len(),
-            v.len()
-        );
-        let tokens = k.len() / width;
+    /// Makes room for `tokens` more tokens and counts them in; gives the first one's number and the chunks.
+    pub(super) fn grow(&mut self, tokens: usize) -> (usize, &mut [Chunk]) {
         assert!(self.len + tokens <= self.capacity, "{} tokens in a cache for {}", self.len + tokens, self.capacity);
-        let (first, layout) = (self.len, self.layout);
+        let first = self.len;
         self.len += tokens;
         while self.chunks.len() < self.len.div_ceil(CHUNK) {
-            self.chunks.push(Chunk::zeroed(layout.chunk_lines()));
+            self.chunks.push(Chunk::zeroed(self.layout.chunk_lines()));
         }
-        for (token, (k, v)) in (first..).zip(k.chunks_exact(width).zip(v.chunks_exact(width))) {
-            let lines = self.chunks[token / CHUNK].lines_mut();
-            match layout.dtype {
-                KvDtype::F32 => put(lines, layout, token % CHUNK, k, v, |v| v),
-                KvDtype::F16 => put(lines, layout, token % CHUNK, k, v, |v| f16::from_f32(v).to_bits()),
-            }
-        }
+        (first, &mut self.chunks[..self.len.div_ceil(CHUNK)])
     }
 
     /// Tokens in it.
@@ -171,61 +217,64 @@ impl KvCache {
         self.layout
     }
 
-    /// The keys of a block of sixteen tokens, `[head_dim]` vectors of them.
+    /// A head's lines of the chunk that block `block` of sixteen tokens lies in, and the block's number in it.
     #[inline(always)]
-    pub(super) fn keys<T: bytemuck::AnyBitPattern>(&self, kv_head: usize, block: usize) -> &[[T; LANES]]
-    where
-        [T; LANES]: bytemuck::AnyBitPattern,
-    {
-        let lines = self.layout.block_lines();
-        let at = kv_head * self.layout.head_lines() + block % BLOCKS * lines;
-        &bytemuck::cast_slice(&self.chunks[block / BLOCKS].lines()[at..at + lines])[..self.layout.head_dim]
+    fn head(&self, kv_head: usize, block: usize) -> (&[Line], usize) {
+        let lines = self.layout.head_lines();
+        (&self.chunks[block / BLOCKS].lines()[kv_head * lines..(kv_head + 1) * lines], block % BLOCKS)
     }
 
-    /// The values of a block of sixteen tokens, `[16, padded head_dim / 16]` vectors.
+    /// The keys of a block of sixteen tokens.
     #[inline(always)]
-    pub(super) fn values<T: bytemuck::AnyBitPattern>(&self, kv_head: usize, block: usize) -> &[[T; LANES]]
-    where
-        [T; LANES]: bytemuck::AnyBitPattern,
-    {
+    pub(super) fn keys(&self, kv_head: usize, block: usize) -> &[Line] {
+        let (head, block) = self.head(kv_head, block);
+        let lines = self.layout.key_lines();
+        &head[block * lines..(block + 1) * lines]
+    }
+
+    /// The values of a block of sixteen tokens.
+    #[inline(always)]
+    pub(super) fn values(&self, kv_head: usize, block: usize) -> &[Line] {
+        let (head, block) = self.head(kv_head, block);
         let lines = self.layout.value_lines();
-        let at = kv_head * self.layout.head_lines() + BLOCKS * self.layout.block_lines() + block % BLOCKS * lines;
-        bytemuck::cast_slice(&self.chunks[block / BLOCKS].lines()[at..at + lines])
+        let at = BLOCKS * self.layout.key_lines() + block * lines;
+        &head[at..at + lines]
     }
-}
 
-/// Puts a token's keys and values into its place in a chunk.
-fn put<T: Copy + bytemuck::Pod>(lines: &mut [Line], layout: Layout, token: usize, k: &[f32], v: &[f32], convert: impl Fn(f32) -> T) {
-    let dim = layout.head_dim;
-    let heads = lines.chunks_exact_mut(layout.head_lines());
-    for (head, (k, v)) in heads.zip(k.chunks_exact(dim).zip(v.chunks_exact(dim))) {
-        let (keys, values) = head.split_at_mut(BLOCKS * layout.block_lines());
-        let (block, lane) = (token / LANES, token % LANES);
-        let keys: &mut [T] = bytemuck::cast_slice_mut(&mut keys[block * layout.block_lines()..(block + 1) * layout.block_lines()]);
-        keys[lane..].iter_mut().step_by(LANES).zip(k).for_each(|(key, &k)| *key = convert(k));
-        let width = dim.next_multiple_of(LANES);
-        let values: &mut [T] = bytemuck::cast_slice_mut(values);
-        values[token * width..].iter_mut().zip(v).for_each(|(value, &v)| *value = convert(v));
+    /// The scales of a block of sixteen tokens: of group `group` of the keys' dimensions; of the values, where `group` is
+    /// the number of groups.
+    #[inline(always)]
+    pub(super) fn scales(&self, kv_head: usize, block: usize, group: usize) -> &[f32; LANES] {
+        let (head, block) = self.head(kv_head, block);
+        let at = BLOCKS * (self.layout.key_lines() + self.layout.value_lines()) + group * SCALE_LINES + block;
+        bytemuck::cast_ref(&head[at].0)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{AppendJob, Engine, Isa};
+    use std::num::NonZeroUsize;
+
+    fn append(cache: &mut KvCache, k: &[f32], v: &[f32]) {
+        Engine::new(Isa::best(), NonZeroUsize::MIN).unwrap().append([AppendJob { cache, k, v }]);
+    }
 
     #[test]
     fn grows_by_need_and_keeps_its_memory() {
-        for dtype in [KvDtype::F32, KvDtype::F16] {
+        for dtype in KvDtype::ALL {
             let mut cache = KvCache::new(2, 20, dtype, 100);
             let forecast = |tokens| KvCache::bytes_for(tokens, 2, 20, dtype);
             assert_eq!((cache.bytes(), cache.is_empty()), (0, true));
-            cache.append(&[1.0; 3 * 40], &[2.0; 3 * 40]);
+            append(&mut cache, &[1.0; 3 * 40], &[2.0; 3 * 40]);
             let small = cache.bytes();
             assert_eq!(small, forecast(3));
-            cache.append(&[1.0; 97 * 40], &[2.0; 97 * 40]);
+            append(&mut cache, &[1.0; 97 * 40], &[2.0; 97 * 40]);
             assert_eq!((cache.len(), cache.bytes()), (cache.capacity(), forecast(100)));
-            // Whole chunks, values padded to whole vectors.
-            assert_eq!(forecast(100), 128 * 2 * (20 + 32) * dtype.size());
+            // Whole chunks, values padded to whole vectors, a scale for the key and one for the value.
+            let scales = if dtype.has_scales() { 8 } else { 0 };
+            assert_eq!(forecast(100), 128 * 2 * ((20 + 32) * dtype.size() + scales));
             cache.truncate(5);
             cache.truncate(50);
             assert_eq!(cache.len(), 5);
@@ -237,6 +286,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "4 tokens in a cache for 3")]
     fn capacity_is_a_limit() {
-        KvCache::new(1, 2, KvDtype::F32, 3).append(&[0.0; 8], &[0.0; 8]);
+        append(&mut KvCache::new(1, 2, KvDtype::F32, 3), &[0.0; 8], &[0.0; 8]);
     }
 }

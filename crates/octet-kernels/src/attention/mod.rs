@@ -2,18 +2,32 @@
 //! keys are scored, weighed and forgotten, the score matrix never exists.
 //!
 //! A task is one key-value head and a few tokens, with all query heads that share the key-value head: a key is read once
-//! for all of them.
+//! for all of them. Where the tokens of a job make one task a head only, long caches are also cut along the keys, and
+//! whichever task ends last merges the parts, in their order.
+//!
+//! Floating-point caches are computed with in floating point. With caches of integers the products are integers as well:
+//! queries and weights become integers of 16 bits (or of two planes of 8 bits), so that their rounding is far below that
+//! of the cache.
 
+mod append;
 mod cache;
-mod tile;
+mod floats;
+mod ints;
+mod merge;
+mod softmax;
+mod task;
 
+pub use append::AppendJob;
 pub use cache::{KvCache, KvDtype};
+pub(crate) use merge::Partials;
 
 use crate::{Engine, counters::Kernel, matmul::with_scratch, parallel::Shared};
-use tile::{Heads, Tile};
+use task::{Attend, Heads, Output, Tile};
 
-/// Rows (tokens times query heads of a key-value head) of a task: two full register tiles on the widest instruction set.
-const ROWS: usize = 24;
+/// Rows (tokens times query heads of a key-value head) of a task: full register tiles on the widest instruction set.
+const ROWS: usize = 48;
+/// Keys of a part, where a job is cut along them.
+const PART: usize = 512;
 /// Sequences of one parallel region; more run one region after another.
 const JOBS: usize = 16;
 
@@ -41,6 +55,8 @@ struct Work<'a> {
     out: Shared<'a, f32>,
     tokens: usize,
     tokens_a_task: usize,
+    /// Parts that the keys are cut into; more than one only where all tokens are in one task.
+    parts: usize,
     tasks: usize,
 }
 
@@ -52,30 +68,40 @@ impl Engine {
     ///
     /// # Panics
     /// If a job's slices, heads or cache do not fit each other.
-    pub fn attention(&self, jobs: &mut [AttentionJob<'_>]) {
-        for jobs in jobs.chunks_mut(JOBS) {
+    pub fn attention<'a>(&self, jobs: impl IntoIterator<Item = AttentionJob<'a>>) {
+        let mut jobs = jobs.into_iter().filter(|job| !job.q.is_empty()).peekable();
+        let mut partials = self.take_partials();
+        while jobs.peek().is_some() {
             let mut work: [Option<Work<'_>>; JOBS] = [const { None }; JOBS];
-            for (work, job) in work.iter_mut().zip(jobs) {
-                if !job.q.is_empty() {
-                    self.count(Kernel::Attention);
-                    *work = Some(Work::new(job));
-                }
+            for (work, job) in work.iter_mut().zip(jobs.by_ref().take(JOBS)) {
+                self.count(Kernel::Attention);
+                *work = Some(Work::new(job));
             }
+            let parted = work.iter().flatten().filter(|w| w.parts > 1);
+            partials
+                .begin(parted.map(|w| (w.tile.heads.all * w.tokens * w.parts * w.tile.partial_width(), w.tile.cache.layout().kv_heads)));
+            let places = partials.places();
             self.run(work.iter().flatten().map(|w| w.tasks).sum(), &|mut task| {
+                let (mut floats, mut counters) = (0, 0);
                 for work in work.iter().flatten() {
                     if task < work.tasks {
-                        work.run(self, task);
+                        work.run(self, task, &places, floats, counters);
                         return;
                     }
                     task -= work.tasks;
+                    if work.parts > 1 {
+                        floats += work.tile.heads.all * work.tokens * work.parts * work.tile.partial_width();
+                        counters += work.tile.cache.layout().kv_heads;
+                    }
                 }
             });
         }
+        self.return_partials(partials);
     }
 }
 
 impl<'a> Work<'a> {
-    fn new(job: &'a mut AttentionJob<'_>) -> Self {
+    fn new(job: AttentionJob<'a>) -> Self {
         let (cache, heads) = (job.cache, job.heads);
         let (kv_heads, dim) = (cache.layout().kv_heads, cache.layout().head_dim);
         let width = heads * dim;
@@ -85,7 +111,6 @@ impl<'a> Work<'a> {
         assert!(tokens <= cache.len(), "{tokens} queries over {} keys", cache.len());
         let group = heads / kv_heads;
         let tokens_a_task = (ROWS / group).clamp(1, tokens);
-        let tasks = kv_heads * tokens.div_ceil(tokens_a_task);
         let tile = Tile {
             q: job.q,
             cache,
@@ -95,17 +120,39 @@ impl<'a> Work<'a> {
             window: job.window.unwrap_or(usize::MAX),
             soft_cap: job.soft_cap,
         };
-        Self { tile, out: Shared::new(job.out), tokens, tokens_a_task, tasks }
+        let runs = tokens.div_ceil(tokens_a_task);
+        let parts = if runs == 1 { tile.keys(0..tokens).len().div_ceil(PART).max(1) } else { 1 };
+        Self { tile, out: Shared::new(job.out), tokens, tokens_a_task, parts, tasks: kv_heads * runs * parts }
     }
 
-    fn run(&self, engine: &Engine, task: usize) {
+    /// Runs task `task`; where the job is cut along the keys its parts lie from `floats` on in `places`, its counters
+    /// from `counters` on.
+    fn run(&self, engine: &Engine, task: usize, places: &merge::Places<'_>, floats: usize, counters: usize) {
         let kv_heads = self.tile.cache.layout().kv_heads;
-        // The last tokens see the most keys: they go first.
-        let (kv_head, run) = (task % kv_heads, self.tasks / kv_heads - 1 - task / kv_heads);
+        let (part, task) = (task % self.parts, task / self.parts);
+        // Tasks of one head follow one another, so that its keys stay in the cache; the last tokens, which see the most, go first.
+        let runs = self.tasks / self.parts / kv_heads;
+        let (kv_head, run) = (task / runs, runs - 1 - task % runs);
         let first = run * self.tokens_a_task;
-        let last = self.tokens.min(first + self.tokens_a_task);
+        let tokens = first..self.tokens.min(first + self.tokens_a_task);
+        let mut keys = self.tile.keys(tokens.clone());
+        let rows = tokens.len() * self.tile.heads.group;
+        let size = rows * self.tile.partial_width();
+        let floats = floats + kv_head * self.parts * size;
+        let output = if self.parts == 1 {
+            Output::Whole(&self.out)
+        } else {
+            keys = (keys.start + part * PART)..keys.end.min(keys.start + (part + 1) * PART);
+            // SAFETY: a part of a head of a job is one task's, and its place is its own.
+            Output::Part(unsafe { places.floats(floats + part * size..floats + (part + 1) * size) })
+        };
         with_scratch(|scratch| {
-            engine.vectorize(tile::Attend { tile: &self.tile, kv_head, tokens: first..last, out: &self.out, scratch });
+            engine.vectorize(Attend { tile: &self.tile, kv_head, tokens: tokens.clone(), keys, output, scratch });
         });
+        if self.parts > 1 && places.is_last(counters + kv_head, self.parts) {
+            // SAFETY: all tasks that write these parts have ended, as the counter says.
+            let parts = unsafe { places.floats(floats..floats + self.parts * size) };
+            engine.vectorize(merge::Merge { tile: &self.tile, kv_head, tokens, parts, out: &self.out });
+        }
     }
 }

@@ -194,6 +194,14 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         })
     }
     #[inline(always)]
+    fn round_shorts(self, v: F, to: &mut [i16; LANES]) {
+        // As above.
+        intrinsic!({
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(words));
+        });
+    }
+    #[inline(always)]
     fn codes(self, from: &[u8; 64]) -> I {
         intrinsic!([_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from[32..].as_ptr().cast())])
     }
@@ -256,6 +264,17 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             return self.dot::<true>(self.dot::<true>(acc, w[0], a[0]), w[1], a[1]);
         }
         intrinsic!([dot_small([w[0][0], w[1][0]], a, acc[0]), dot_small([w[0][1], w[1][1]], a, acc[1])])
+    }
+    #[inline(always)]
+    fn pairs(self, from: &[u8; 64]) -> I {
+        self.codes(from)
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: I, a: I, b: I) -> I {
+        if VNNI {
+            return each!(_mm256_dpwssd_avx_epi32(acc, a, b));
+        }
+        intrinsic!([_mm256_add_epi32(acc[0], _mm256_madd_epi16(a[0], b[0])), _mm256_add_epi32(acc[1], _mm256_madd_epi16(a[1], b[1])),])
     }
     #[inline(always)]
     fn prefetch(self, at: &[u8], ahead: usize) {

@@ -155,6 +155,11 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    fn round_shorts(self, v: __m512, to: &mut [i16; LANES]) {
+        // As above.
+        intrinsic!(_mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v))));
+    }
+    #[inline(always)]
     fn codes(self, from: &[u8; 64]) -> __m512i {
         intrinsic!(_mm512_loadu_si512(from.as_ptr().cast()))
     }
@@ -194,6 +199,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn dot<const SMALL: bool>(self, acc: __m512i, w: __m512i, a: __m512i) -> __m512i {
         intrinsic!(_mm512_dpbusd_epi32(acc, w, a))
+    }
+    #[inline(always)]
+    fn pairs(self, from: &[u8; 64]) -> __m512i {
+        self.codes(from)
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        intrinsic!(_mm512_dpwssd_epi32(acc, a, b))
     }
     #[inline(always)]
     fn prefetch(self, at: &[u8], ahead: usize) {

@@ -21,6 +21,22 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.select_less(x, low, s.splat(0.0), s.scale2(p, n))
 }
 
+/// 2^x to about one unit in the last place for x ≤ 0; 2^−100 below −100, far from where arithmetic gets slow; NaN where x is NaN.
+///
+/// x = n + r with |r| ≤ 1/2, 2^r by the Taylor polynomial of e^(r ln 2).
+#[inline(always)]
+pub(crate) fn exp2_of_negative<S: Simd>(s: S, x: S::F) -> S::F {
+    const TAYLOR: [f32; 6] = [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, std::f32::consts::LN_2, 1.0];
+    let clamped = s.max(s.splat(-100.0), x);
+    let n = s.round(clamped);
+    let r = s.sub(clamped, n);
+    let mut p = s.splat(1.540_353e-4);
+    for c in TAYLOR {
+        p = s.fma(p, r, s.splat(c));
+    }
+    s.scale2(p, n)
+}
+
 /// 1 / (1 + e^−x).
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
@@ -90,6 +106,7 @@ mod tests {
                     0 => exp(s, lanes),
                     1 => tanh(s, lanes),
                     2 => erf(s, lanes),
+                    4 => exp2_of_negative(s, lanes),
                     _ => sigmoid(s, lanes),
                 };
                 let mut out = [0.0; 16];
@@ -115,6 +132,7 @@ mod tests {
         };
         for level in levels {
             level.run(Apply(f64::exp, 0, -87.0, 88.0, 2.5e-7));
+            level.run(Apply(f64::exp2, 4, -100.0, 0.0, 2.5e-7));
             level.run(Apply(f64::tanh, 1, -20.0, 20.0, 3e-7));
             level.run(Apply(|x| 1.0 / (1.0 + (-x).exp()), 3, -80.0, 80.0, 4e-7));
             level.run(Apply(erf64, 2, -4.0, 4.0, 6e-7));
@@ -124,14 +142,15 @@ mod tests {
     struct Specials;
 
     impl Op for Specials {
-        type Output = [[f32; 16]; 2];
+        type Output = [[f32; 16]; 3];
         #[inline(always)]
         fn run<S: Simd>(self, s: S) -> Self::Output {
             let mut x = [0.0; 16];
             x[..5].copy_from_slice(&[f32::NAN, f32::NEG_INFINITY, f32::INFINITY, -1000.0, 1000.0]);
-            let mut out = [[0.0; 16]; 2];
+            let mut out = [[0.0; 16]; 3];
             s.store(exp(s, s.load(&x)), &mut out[0]);
             s.store(tanh(s, s.load(&x)), &mut out[1]);
+            s.store(exp2_of_negative(s, s.load(&x)), &mut out[2]);
             out
         }
     }
@@ -139,8 +158,9 @@ mod tests {
     #[test]
     fn nan_stays_and_infinities_end() {
         for level in Isa::available().into_iter().filter_map(Level::detect) {
-            let [e, t] = level.run(Specials);
-            assert!(e[0].is_nan() && t[0].is_nan());
+            let [e, t, p] = level.run(Specials);
+            assert!(e[0].is_nan() && t[0].is_nan() && p[0].is_nan());
+            assert!(p[1] < 1e-30 && p[3] < 1e-30 && p[5] == 1.0);
             assert_eq!((e[1], e[3], e[5]), (0.0, 0.0, 1.0));
             assert!(e[2] > 1e38 && e[4] > 1e38);
             assert_eq!(t[1..5], [-1.0, 1.0, -1.0, 1.0]);

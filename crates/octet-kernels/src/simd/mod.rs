@@ -119,6 +119,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Rounds half to even, clamps to −128..=127, and returns the codes as lanes too; for |v| below 2³¹.
     fn round_codes(self, v: Self::F, to: &mut [i8; LANES]) -> Self::I;
 
+    /// Rounds half to even, clamps to −32768..=32767; for |v| below 2³¹.
+    fn round_shorts(self, v: Self::F, to: &mut [i16; LANES]);
+
     /// 64 code bytes: lane l holds inputs 0..4 of row l.
     fn codes(self, from: &[u8; 64]) -> Self::W;
     /// 64 bytes of two four-bit codes: the low halves are inputs 0..4, the high halves inputs 4..8.
@@ -136,6 +139,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn dot_two(self, acc: Self::I, w: [Self::W; 2], a: [Self::A; 2]) -> Self::I {
         self.dot::<true>(self.dot::<true>(acc, w[0], a[0]), w[1], a[1])
     }
+
+    /// Sixteen lanes of two signed 16-bit codes.
+    fn pairs(self, from: &[u8; 64]) -> Self::I;
+    /// acc + Σ over a lane's two codes of a · b, exact where the sum fits 32 bits; no code is −32768.
+    fn dot_pairs(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I;
 
     /// Asks for the cache line `ahead` bytes after the start of `at`; any address is allowed.
     fn prefetch(self, at: &[u8], ahead: usize);

@@ -207,6 +207,15 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
         })
     }
     #[inline(always)]
+    fn round_shorts(self, v: F, to: &mut [i16; LANES]) {
+        // As above.
+        intrinsic!({
+            let whole: I = v.map(|v| vcvtnq_s32_f32(v));
+            vst1q_s16(to.as_mut_ptr(), vqmovn_high_s32(vqmovn_s32(whole[0]), whole[1]));
+            vst1q_s16(to[8..].as_mut_ptr(), vqmovn_high_s32(vqmovn_s32(whole[2]), whole[3]));
+        });
+    }
+    #[inline(always)]
     fn codes(self, from: &[u8; 64]) -> W {
         from_fn(|i| intrinsic!(vld1q_u8(from[16 * i..].as_ptr())))
     }
@@ -241,6 +250,20 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
             I8MM => usdot(acc[i], w[i], a),
             DOTPROD => sdot(acc[i], signed::<SMALL>(w[i]), a),
             _ => widening::<SMALL>(acc[i], signed::<SMALL>(w[i]), a),
+        })
+    }
+    #[inline(always)]
+    fn pairs(self, from: &[u8; 64]) -> I {
+        self.codes(from).map(|v| intrinsic!(vreinterpretq_s32_u8(v)))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: I, a: I, b: I) -> I {
+        from_fn(|i| {
+            intrinsic!({
+                let (a, b) = (vreinterpretq_s16_s32(a[i]), vreinterpretq_s16_s32(b[i]));
+                let (low, high) = (vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
+                vaddq_s32(acc[i], vpaddq_s32(low, high))
+            })
         })
     }
     #[inline(always)]

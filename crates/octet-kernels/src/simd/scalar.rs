@@ -127,6 +127,11 @@ impl Simd for Scalar {
         codes
     }
     #[inline(always)]
+    fn round_shorts(self, v: F, to: &mut [i16; LANES]) {
+        // A conversion with `as` saturates.
+        *to = v.map(|v| v.round_ties_even() as i16);
+    }
+    #[inline(always)]
     fn codes(self, from: &[u8; 64]) -> [u8; 64] {
         *from
     }
@@ -157,6 +162,15 @@ impl Simd for Scalar {
             *acc = acc.wrapping_add(dot);
         }
         acc
+    }
+    #[inline(always)]
+    fn pairs(self, from: &[u8; 64]) -> Self::I {
+        std::array::from_fn(|i| i32::from_le_bytes([from[4 * i], from[4 * i + 1], from[4 * i + 2], from[4 * i + 3]]))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        let product = |a: i32, b: i32| i32::from(a as i16).wrapping_mul(i32::from(b as i16));
+        std::array::from_fn(|i| acc[i].wrapping_add(product(a[i], b[i])).wrapping_add(product(a[i] >> 16, b[i] >> 16)))
     }
     #[inline(always)]
     fn prefetch(self, _: &[u8], _: usize) {}

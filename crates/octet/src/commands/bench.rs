@@ -190,14 +190,14 @@ fn load(name: &str, args: &Bench, engine: &Engine, alone: u64) -> Result<Loaded>
     // What other models hold is not this one's. Measured on the first load, before anything was freed and kept for later.
     let others = resident_now().unwrap_or(0).saturating_sub(alone);
     let fresh = ProcessMemory::reset_peak();
-    let (mut opened, load, first) = start(name, engine)?;
+    let (mut opened, load, first) = start(name, args.cache.kv.into(), engine)?;
     let tokens = args.prefill.iter().copied().max().unwrap_or(MEMORY_PROMPT).min(MEMORY_PROMPT).min(opened.2.context() - 1);
     bench::first_token(&opened.2, tokens)?;
     let peak_rss = ProcessMemory::now().peak_rss.filter(|_| fresh).map(|peak| peak.saturating_sub(others));
     let (mut load_ms, mut first_token_ms) = (vec![load], vec![first]);
     for _ in 1..times {
         drop(opened);
-        let (again, load, first) = start(name, engine)?;
+        let (again, load, first) = start(name, args.cache.kv.into(), engine)?;
         opened = again;
         load_ms.push(load);
         first_token_ms.push(first);
@@ -215,7 +215,7 @@ fn load(name: &str, args: &Bench, engine: &Engine, alone: u64) -> Result<Loaded>
 type Opened = (Checkpoint, Work, Model);
 
 /// Opens a model and lets it compute a first token: the model, milliseconds of loading, milliseconds to the token.
-fn start(name: &str, engine: &Engine) -> Result<(Opened, f64, f64)> {
+fn start(name: &str, kv: KvDtype, engine: &Engine) -> Result<(Opened, f64, f64)> {
     let started = Instant::now();
     let checkpoint = Checkpoint::open(&resolve::resolve(name)?)?;
     let mut spec = ArchSpec::from_config(checkpoint.config())?;
@@ -225,7 +225,6 @@ fn start(name: &str, engine: &Engine) -> Result<(Opened, f64, f64)> {
         let [stored, available] = [stored, available].map(ui::bytes);
         bail!("{name} takes {stored} and only {available} of memory are free; give fewer models at once or free some");
     }
-    let kv = KvDtype::F16;
     let work = Work::of(&checkpoint, &spec, kv)?;
     let options = LoadOptions { activations: None, kv, context: None };
     let model = Model::load(engine, spec, &checkpoint, options, &mut |_, _| {})?;

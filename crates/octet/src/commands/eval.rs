@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Ended,
-    args::{Eval, Global},
+    args::{Eval, Global, Kv},
     interrupt, machine, resolve,
     ui::{self, Progress},
 };
@@ -22,9 +22,11 @@ const LEAST_TOKENS: usize = 1024;
 pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
     text::check(&args.judge)?;
     let engine = machine::engine(global.threads)?;
-    let open = |name: &str| -> Result<TextModel> { Ok(TextModel::open(&resolve::resolve(name)?, &engine, OpenOptions::default())?) };
-    let model = open(&args.model)?;
-    let base = args.base.as_deref().map(open).transpose()?;
+    let open = |name: &str, kv: Kv| -> Result<TextModel> {
+        Ok(TextModel::open(&resolve::resolve(name)?, &engine, OpenOptions { kv: kv.into(), ..OpenOptions::default() })?)
+    };
+    let model = open(&args.model, args.cache.kv)?;
+    let base = args.base.as_deref().map(|base| open(base, args.base_kv.unwrap_or(args.cache.kv))).transpose()?;
     let reader = base.as_ref().unwrap_or(&model);
     let judge = &args.judge;
     let tokens = text::tokens(
@@ -35,6 +37,7 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
         LEAST_TOKENS,
         judge.eval_tokens,
     )?;
+    text::note_context(judge, reader.context());
     let windows = Windows::of(reader, &tokens.ids, judge.context)?;
     let info = TextInfo::of(tokens.names.join(", "), &windows);
     let mut progress = Progress::new();
@@ -52,7 +55,8 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
     }
     let measures = measures?;
     if global.json {
-        say_json(&serde_json::json!({ "model": args.model, "base": args.base, "measures": measures }))?;
+        let kv = octet_kernels::KvDtype::from(args.cache.kv).name();
+        say_json(&serde_json::json!({ "model": args.model, "base": args.base, "kv": kv, "measures": measures }))?;
     } else {
         show(&args.model, args.base.as_deref(), &measures);
     }

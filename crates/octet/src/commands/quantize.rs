@@ -201,6 +201,7 @@ impl Session<'_> {
             None
         } else {
             let judge = &args.judge;
+            text::note_context(judge, first.spec().context());
             let given = Given { files: &judge.eval_text, field: judge.text_field.as_deref(), chat: None };
             let tokenizer = Tokenizer::open(&self.input)?;
             Some(text::tokens(given, BuiltIn::Evaluation, &tokenizer, vocab, LEAST_EVAL_TOKENS, judge.eval_tokens)?)

@@ -23,7 +23,8 @@ pub(crate) fn run(args: &Run, global: &Global) -> Result<Ended> {
     let engine = machine::engine(global.threads)?;
     let folder = resolve::resolve(&args.model)?;
     let started = Instant::now();
-    let model = TextModel::open(&folder, &engine, OpenOptions { context: args.context, ..OpenOptions::default() })?;
+    let model =
+        TextModel::open(&folder, &engine, OpenOptions { context: args.context, kv: args.cache.kv.into(), ..OpenOptions::default() })?;
     let load_seconds = started.elapsed().as_secs_f64();
     let session = Session { args, global, model: &model, engine: &engine, load_seconds };
     match prompt {
@@ -132,6 +133,11 @@ impl Session<'_> {
         })?;
         if let (Some(echo), false) = (echo, quiet) {
             ui::stream(echo)?;
+        }
+        if generation.finish == FinishReason::ContextFull {
+            let context = self.model.context();
+            let longer = if self.args.context.is_some() { "give a longer --context, or a shorter prompt" } else { "give a shorter prompt" };
+            ui::note(&format!("\nnote: the text ends here because the context of {context} tokens is full; {longer}"));
         }
         Ok(generation)
     }

@@ -1,6 +1,6 @@
 //! Texts to calibrate and to judge on: files, or the built-in ones.
 
-use crate::{args::JudgeArgs, builtin};
+use crate::{args::JudgeArgs, builtin, ui};
 use anyhow::{Result, bail};
 use octet_eval::text::{ReadOptions, Text};
 use octet_runtime::{ChatTemplate, Tokenizer};
@@ -33,6 +33,13 @@ pub(super) fn check(judge: &JudgeArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Says on stderr that windows will be shorter than asked, where the model was made for less.
+pub(super) fn note_context(judge: &JudgeArgs, context: usize) {
+    if let Some(asked) = judge.context.filter(|&asked| asked > context) {
+        ui::note(&format!("note: --context {asked} is longer than the {context} tokens the model was made for; windows have {context}"));
+    }
 }
 
 /// Text that was given, and how its JSONL lines are read.

@@ -64,6 +64,10 @@ fn wrong_usage() {
     sandbox.refuses_as(2, "quantize tiny --threads -1", &["-1"]);
     sandbox.refuses_as(2, "quantize tiny --seed one", &["one", "--seed"]);
     sandbox.refuses_as(2, "compress tiny", &["compress"]);
+    for command in ["run tiny hello", "eval tiny", "bench tiny"] {
+        sandbox.refuses_as(2, &format!("{command} --kv int4"), &["int4", "--kv", "f32, f16, int16, int8"]);
+    }
+    sandbox.refuses_as(2, "eval tiny --base-kv f16", &["--base"]);
 }
 
 #[test]

@@ -69,6 +69,35 @@ fn artefacts_run_are_inspected_and_measured() {
 }
 
 #[test]
+fn keys_and_values_of_every_type() {
+    let sandbox = Sandbox::empty();
+    let texts: Vec<String> = ["f32", "f16", "int16", "int8"]
+        .iter()
+        .map(|kv| text(&sandbox.octet(&format!("run pocket 'PCI device 8086:10d3 is' -n 12 --json --kv {kv}")).done().json()).to_string())
+        .collect();
+    assert!(texts.windows(2).all(|pair| pair[0] == pair[1]), "{texts:?}");
+    for (kv, ratio, top1) in [("f16", 1.0005, 0.999), ("int16", 1.0005, 0.999), ("int8", 1.005, 0.99)] {
+        let args = format!("eval pocket --kv {kv} --base pocket --base-kv f32 --eval-tokens 4096 --json");
+        let document = sandbox.octet(&args).done().json();
+        let measures = &document["measures"];
+        assert_eq!(document["kv"], json!(kv));
+        let found = measures["ppl"]["ratio"].as_f64().unwrap();
+        assert!(found < ratio && found > 2.0 - ratio && measures["top1"].as_f64().unwrap() > top1, "{kv}: {measures:#}");
+    }
+    sandbox.octet("bench pocket --prefill 8 --context 0 --batch 1 --decode 4 --reps 1 --json --kv int8").done();
+}
+
+#[test]
+fn contexts_longer_than_the_model() {
+    let sandbox = Sandbox::new();
+    let ended = sandbox.octet("eval tiny --eval-tokens 2048 --context 100000").done();
+    assert!(ended.stderr.contains("--context 100000 is longer than the 256 tokens"), "{ended:?}");
+    assert!(ended.stdout.contains("windows of 256 tokens"), "{ended:?}");
+    let full = sandbox.octet("run tiny hello -n 300 --context 16").done();
+    assert!(full.stderr.contains("the context of 16 tokens is full; give a longer --context"), "{full:?}");
+}
+
+#[test]
 fn inspect_tells_what_a_model_is() {
     let sandbox = Sandbox::new();
     let facts = sandbox.octet("inspect tiny --json --tensors --graph").done().json();
