@@ -77,7 +77,7 @@ fn gptq(table: &mut Table, place: &str, candidates: Option<usize>) -> Result<Gpt
     let mut settings = GptqSettings { candidates, ..GptqSettings::USUAL };
     if let Some(name) = string(table, place, "act_order")? {
         let Some(order) = ActOrder::ALL.into_iter().find(|order| order.name() == name) else {
-            return fail(format!("{place} has the act_order {name:?}; there are \"static\", \"desc\" and \"none\""));
+            return fail(format!("{place} has the act_order {name:?}; there are \"static\" and \"none\""));
         };
         settings.act_order = order;
     }
@@ -151,7 +151,7 @@ mod tests {
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w9a16'"), @r#"the recipe makes no sense: step 1: there is no scheme "w9a16": "9" is not a width of 2 to 8 bits; write it like w8a16, w8a8, w4a16-g128-sym or w4a8-g64-asym (bits 2-8, group 32, 64, 128 or 256)"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['heads']\nscheme='w8a16'"), @r#"the recipe makes no sense: step 1: there is no target "heads"; name linears, embedding, head, a role (q, k, v, qkv, o, gate, up, gate_up, down, expert_gate, expert_up, expert_down, experts, router), layers:0-3, a module path with * or ?, or re: and a regular expression; join several with &"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='magic'"), @r#"the recipe makes no sense: step 1 has the solver "magic"; there are "rtn" and "gptq""#);
-        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='gptq'\nact_order='up'"), @r#"the recipe makes no sense: step 1 has the act_order "up"; there are "static", "desc" and "none""#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='gptq'\nact_order='up'"), @r#"the recipe makes no sense: step 1 has the act_order "up"; there are "static" and "none""#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='gptq'\ndamping=0.0"), @"the recipe makes no sense: step 1: damping must be a share above 0.0 and up to 1.0, not 0.0");
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nrefine=1"), @r#"the recipe makes no sense: step 1 (quantize) has the unknown key "refine"; the keys are action, targets, scheme, solver and candidates"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\ncandidates=0"), @"the recipe makes no sense: step 1: candidates must be a number from 1 to 256, not 0");
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn flags_and_their_toml_say_the_same() {
-        let gptq = GptqSettings { act_order: ActOrder::Dynamic, damping: 0.1, refine: 0, candidates: Some(32) };
+        let gptq = GptqSettings { act_order: ActOrder::Off, damping: 0.1, refine: 0, candidates: Some(32) };
         let solvers = [SolverChoice::Rtn { candidates: Some(8) }, SolverChoice::Gptq(gptq), SolverChoice::Gptq(GptqSettings::USUAL)];
         let cases = [("w8a8", false, true), ("w4a16-g32-asym", true, false), ("w4a16", false, false)];
         for ((scheme, portable, tied), solver) in cases.into_iter().zip(solvers) {

@@ -38,8 +38,9 @@ impl GptqSettings {
 }
 
 impl ActOrder {
-    /// All orders.
-    pub const ALL: [Self; 3] = [Self::Static, Self::Dynamic, Self::Off];
+    /// The orders a recipe may ask for: of [`ActOrder::Dynamic`], what a folder would have to hold (the group of every input)
+    /// has no place in what octet writes.
+    pub const ALL: [Self; 2] = [Self::Static, Self::Off];
 
     /// Its name in recipes.
     pub fn name(self) -> &'static str {
