@@ -13,7 +13,7 @@ use super::{
     output::Output,
 };
 use crate::simd::{LANES, Op, Simd, unroll};
-use std::{hint::black_box, ops::Range};
+use std::{hint::black_box, marker::PhantomData, ops::Range};
 
 /// How far ahead of its use a weight is asked for. A loop that also computes hides the memory's latency only so.
 const PREFETCH: usize = 6 * 1024;
@@ -171,7 +171,7 @@ impl IntProduct<'_> {
         }
     }
 
-    /// The tiles of `N` tokens, `T` columns and `R` blocks each; a block past the last repeats it and is not written.
+    /// Entered anew, so that every kind of tile is compiled by itself: one function of them all takes minutes.
     #[inline(always)]
     fn pass<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize, const N: usize>(
         &self,
@@ -180,39 +180,14 @@ impl IntProduct<'_> {
         token: usize,
     ) {
         // Tiles that this instruction set never uses are not compiled for it.
-        if const { !is_used(S::INT_TILE, R, T, N) } {
-            return;
-        }
-        let x = self.inputs.code_tile(token * (T / N), T);
-        let n = panels.lines.len() / panels.count;
-        for first in (0..panels.count).step_by(R) {
-            let of: [usize; R] = std::array::from_fn(|r| (first + r).min(panels.count - 1));
-            let block = of.map(|i| panels.first + i);
-            let total = tile::<S, C, D, R, T>(s, self.ints, block, of.map(|i| &panels.lines[i * n..(i + 1) * n]), x);
-            let mut values = [[s.splat(0.0); N]; R];
-            unroll!(r < R, {
-                unroll!(t < N, {
-                    values[r][t] = s.load(&total[r][t * (T / N)].0);
-                    unroll!(digit < 2, {
-                        if T > N {
-                            values[r][t] = s.add(values[r][t], s.load(&total[r][t * DIGITS + digit + 1].0));
-                        }
-                    });
-                });
-            });
-            if !x.grouped {
-                scale_tokens(s, &mut values, &x.scales.as_chunks::<N>().0[0]);
-            }
-            // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
-            unsafe { self.output.write_tile(s, token, block, &values) };
+        if const { is_used(S::INT_TILE, R, T, N) } {
+            s.vectorize(Pass::<C, D, R, T, N> { product: self, panels, token, codes: PhantomData });
         }
     }
 
     #[inline(always)]
     fn direct<S: Simd, C: Codes>(&self, s: S) {
-        for block in self.blocks.clone() {
-            self.panels::<S, C, 1>(s, block..block + 1, self.ints.block(block));
-        }
+        self.panels::<S, C, 1>(s, self.blocks.clone(), self.ints.lines(self.blocks.clone()));
     }
 
     #[inline(always)]
@@ -259,6 +234,47 @@ struct Panels<'a> {
     first: usize,
     count: usize,
     lines: &'a [Line],
+}
+
+/// The tiles of `N` tokens, `T` columns and `R` blocks each; a block past the last repeats it and is not written.
+struct Pass<'a, C, const D: usize, const R: usize, const T: usize, const N: usize> {
+    product: &'a IntProduct<'a>,
+    panels: &'a Panels<'a>,
+    token: usize,
+    codes: PhantomData<C>,
+}
+
+impl<C: Codes, const D: usize, const R: usize, const T: usize, const N: usize> Op for Pass<'_, C, D, R, T, N> {
+    type Output = ();
+    const DOTS: bool = true;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { product, panels, token, .. } = self;
+        let x = product.inputs.code_tile(token * (T / N), T);
+        let n = panels.lines.len() / panels.count;
+        for first in (0..panels.count).step_by(R) {
+            let of: [usize; R] = std::array::from_fn(|r| (first + r).min(panels.count - 1));
+            let block = of.map(|i| panels.first + i);
+            let total = tile::<S, C, D, R, T>(s, product.ints, block, of.map(|i| &panels.lines[i * n..(i + 1) * n]), x);
+            let mut values = [[s.splat(0.0); N]; R];
+            unroll!(r < R, {
+                unroll!(t < N, {
+                    values[r][t] = s.load(&total[r][t * (T / N)].0);
+                    unroll!(digit < 2, {
+                        if T > N {
+                            values[r][t] = s.add(values[r][t], s.load(&total[r][t * DIGITS + digit + 1].0));
+                        }
+                    });
+                });
+            });
+            if !x.grouped {
+                scale_tokens(s, &mut values, &x.scales.as_chunks::<N>().0[0]);
+            }
+            // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
+            unsafe { product.output.write_tile(s, token, block, &values) };
+        }
+    }
 }
 
 impl Op for IntProduct<'_> {

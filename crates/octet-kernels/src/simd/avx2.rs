@@ -25,11 +25,13 @@ impl Avx2<true> {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 fn enter<O: Op, const VNNI: bool>(s: Avx2<VNNI>, op: O) -> O::Output {
     op.run(s)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline(never)]
 fn enter_vnni<O: Op, const VNNI: bool>(s: Avx2<VNNI>, op: O) -> O::Output {
     op.run(s)
 }

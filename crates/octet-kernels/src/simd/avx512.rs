@@ -22,6 +22,7 @@ impl Avx512 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline(never)]
 fn enter<O: Op>(s: Avx512, op: O) -> O::Output {
     op.run(s)
 }

@@ -36,6 +36,7 @@ impl<const LEVEL: u8> Neon<LEVEL> {
 }
 
 #[target_feature(enable = "neon")]
+#[inline(never)]
 fn enter<O: Op, const LEVEL: u8>(s: Neon<LEVEL>, op: O) -> O::Output {
     op.run(s)
 }

@@ -23,6 +23,7 @@ impl Simd for Scalar {
     type W = [u8; 64];
     type A = [i8; 4];
 
+    #[inline(never)]
     fn vectorize<O: Op>(self, op: O) -> O::Output {
         op.run(self)
     }
