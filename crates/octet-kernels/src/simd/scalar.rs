@@ -89,7 +89,7 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn scale2(self, a: F, n: F) -> F {
-        map2(a, n, |a, n| a * f32::from_bits(((n as i32 + 127) << 23) as u32))
+        map2(a, n, |a, n| a * f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
     }
     #[inline(always)]
     fn select_less(self, a: F, b: F, yes: F, no: F) -> F {
