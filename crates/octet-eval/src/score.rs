@@ -9,7 +9,7 @@ use octet_tensor::{kl_divergence_from, log_sum_exp};
 use std::sync::{Mutex, PoisonError};
 
 /// Bytes of logits that may exist at once (both models together).
-const LOGITS_BYTES: usize = 64 << 20;
+pub const LOGITS_BYTES: usize = 64 << 20;
 
 /// Most tokens of one forward call, so that a tiny vocabulary does not make huge activations.
 const MOST_ROWS: usize = 512;

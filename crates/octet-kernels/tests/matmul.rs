@@ -23,6 +23,7 @@ fn check(q: &QMatrix, scheme_text: &str, x: &[f32], tokens: usize, tolerance: f6
     let mut first: Option<Vec<u32>> = None;
     for engine in engines() {
         let packed = pack(&engine, q, scheme);
+        assert_eq!(packed.resident_bytes(), PackedLinear::forecast_bytes(rows, cols, scheme, q.scale_dtype()));
         let what = format!("{scheme_text} {rows}x{cols}, {tokens} tokens, {}", packed.kernel_name());
         let found = multiply(&engine, x, tokens, &packed);
         assert_close(&found, &expected, tolerance, &what);

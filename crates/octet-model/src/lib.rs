@@ -18,6 +18,7 @@ pub mod fuse;
 pub mod graph;
 mod graph_build;
 mod load;
+mod memory;
 mod model;
 mod phases;
 pub mod rope;
@@ -31,6 +32,7 @@ mod workspace;
 
 pub use error::{ConfigError, ForwardError, LoadError, Place};
 pub use graph::BlockGraph;
+pub use memory::WeightBytes;
 pub use model::{LoadOptions, Logits, Model, Step, Tap};
 pub use octet_kernels::KvDtype;
 pub use phases::Phase;

@@ -85,7 +85,7 @@ impl Loader<'_> {
 }
 
 /// The matrix `[rows, cols]` of a linear, however it is stored.
-fn matrix(source: &dyn WeightSource, linear: &Linear) -> Result<Matrix, LoadError> {
+pub(crate) fn matrix(source: &dyn WeightSource, linear: &Linear) -> Result<Matrix, LoadError> {
     let site = &linear.site;
     let name = || format!("{}.weight", site.module);
     let matrix = match source.matrix(&site.module)? {

@@ -15,7 +15,7 @@ use octet_tensor::{Activations, WeightSource};
 use std::sync::{Mutex, PoisonError};
 
 /// Rows a pass takes at most; longer inputs go through in several passes, so that buffers stay small.
-const PASS_ROWS: usize = 512;
+pub(crate) const PASS_ROWS: usize = 512;
 
 /// How to load a model.
 #[derive(Clone, Copy, Debug)]

@@ -17,6 +17,7 @@ mod forecast;
 mod hidden;
 mod inventory;
 mod observe;
+mod packed;
 mod pipeline;
 mod plan;
 mod recipe;

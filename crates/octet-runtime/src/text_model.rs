@@ -5,6 +5,7 @@ use octet_formats::{Checkpoint, Folder};
 use octet_kernels::{Engine, KvDtype};
 use octet_model::{ArchSpec, LoadOptions, Model};
 use octet_tensor::{Activations, WeightSource};
+use std::thread;
 
 /// How a model folder is opened.
 #[derive(Clone, Copy, Debug)]
@@ -60,15 +61,25 @@ impl TextModel {
         options: OpenOptions,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
-        let tokenizer = Tokenizer::open(folder)?;
+        if folder.read("tokenizer.json")?.is_none() {
+            // Said before the weights are read.
+            Tokenizer::open(folder)?;
+        }
+        // A large tokenizer takes as long to read as the weights take to pack, and one thread.
+        let load = LoadOptions { activations: options.activations, kv: options.kv, context: options.context };
+        let vocab = spec.vocab_size();
+        let (tokenizer, model) = thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| Tokenizer::open(folder));
+            let model = Model::load(engine, spec, source, load, progress);
+            (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), model)
+        });
+        let (tokenizer, model) = (tokenizer?, model?);
         let mut generation = GenerationConfig::open(folder, config)?;
         if generation.eos_ids.is_empty() {
             generation.eos_ids.extend(tokenizer.eos());
         }
         let chat = ChatTemplate::open(folder)?;
-        tokenizer.check_vocabulary(spec.vocab_size(), chat.as_ref().map(ChatTemplate::source))?;
-        let load = LoadOptions { activations: options.activations, kv: options.kv, context: options.context };
-        let model = Model::load(engine, spec, source, load, progress)?;
+        tokenizer.check_vocabulary(vocab, chat.as_ref().map(ChatTemplate::source))?;
         Ok(Self { model, tokenizer, generation, chat })
     }
 

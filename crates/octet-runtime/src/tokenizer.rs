@@ -13,6 +13,7 @@ pub struct Tokenizer {
     eos: Option<u32>,
     bos_text: Option<String>,
     eos_text: Option<String>,
+    len: usize,
 }
 
 impl Tokenizer {
@@ -40,7 +41,8 @@ impl Tokenizer {
     fn new(inner: tokenizers::Tokenizer, config: TokenizerConfig) -> Self {
         let id = |token: &Option<String>| token.as_deref().and_then(|text| inner.token_to_id(text));
         let (bos, eos) = (id(&config.bos_token), id(&config.eos_token));
-        Self { bos, eos, add_bos: config.add_bos, bos_text: config.bos_token, eos_text: config.eos_token, inner: Arc::new(inner) }
+        let len = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        Self { len, bos, eos, add_bos: config.add_bos, bos_text: config.bos_token, eos_text: config.eos_token, inner: Arc::new(inner) }
     }
 
     /// Token ids of `text`. With `add_special`, the tokens the tokenizer's own configuration adds: `add_bos_token` of
@@ -116,7 +118,7 @@ impl Tokenizer {
 
     /// One more than the largest token id.
     pub fn len(&self) -> usize {
-        self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+        self.len
     }
 
     /// Whether there is no token at all.
@@ -132,6 +134,9 @@ impl Tokenizer {
     /// # Errors
     /// If a token has no row; the smallest such id is named.
     pub fn check_vocabulary(&self, vocab: usize, chat_template: Option<&str>) -> Result<()> {
+        if self.len <= vocab {
+            return Ok(());
+        }
         let added = self.inner.get_added_tokens_decoder();
         let harmless = |id: u32, token: &str| {
             added.get(&id).is_some_and(|t| t.special)

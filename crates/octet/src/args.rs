@@ -1,6 +1,7 @@
 //! The command line: what can be asked for. Names and flags are meant to stay stable.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "these comments are what --help prints, plain text")]
 
+use crate::budget::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use octet_kernels::KvDtype;
 use std::{num::NonZeroUsize, path::PathBuf};
@@ -62,6 +63,14 @@ pub(crate) enum Command {
     },
 }
 
+/// How much memory a command may take.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Memory {
+    /// Refuse, before anything is loaded, what is forecast to take more memory than this, such as 6GB or 512MiB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory_budget: Option<Size>,
+}
+
 /// `octet quantize`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -117,6 +126,9 @@ pub(crate) struct Quantize {
     /// Do not measure activations, even when there is calibration text
     #[arg(long, conflicts_with = "calibration")]
     pub(crate) no_calibration: bool,
+    /// Quick: try few scales a group and measure no activations (fidelity a little lower, several times as fast)
+    #[arg(long, conflicts_with_all = ["calibration", "recipe"])]
+    pub(crate) fast: bool,
     /// Keep embedding and head in 16 bits, so that transformers and vLLM load the folder unchanged
     #[arg(long)]
     pub(crate) portable: bool,
@@ -266,6 +278,11 @@ pub(crate) struct Run {
     pub(crate) context: Option<usize>,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    /// Take a shorter context than the model's where --memory-budget asks for it
+    #[arg(long, requires = "memory_budget", conflicts_with = "context")]
+    pub(crate) shrink_context: bool,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
     /// Print timings at the end (stderr)
     #[arg(long)]
     pub(crate) stats: bool,
@@ -288,6 +305,8 @@ pub(crate) struct Eval {
     /// Type of the base's cached keys and values [default: the same]
     #[arg(long, value_enum, value_name = "TYPE", requires = "base")]
     pub(crate) base_kv: Option<Kv>,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
     #[command(flatten)]
     pub(crate) judge: JudgeArgs,
 }
@@ -341,6 +360,9 @@ pub(crate) struct Inspect {
     /// Read every weight and refuse values that are not finite
     #[arg(long)]
     pub(crate) check: bool,
+    /// Context to forecast the memory of, in tokens [default: 2048 and the model's own]
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<usize>,
     /// Show the graph of each kind of block, and which operations are computed in one pass
     #[arg(long)]
     pub(crate) graph: bool,

@@ -3,6 +3,7 @@
 //! Only this crate prints, exits, reads the environment or installs a logger; what it says comes from the libraries.
 
 mod args;
+mod budget;
 mod builtin;
 mod commands;
 mod interrupt;

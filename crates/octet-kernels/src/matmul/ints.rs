@@ -17,7 +17,7 @@ use crate::{
     simd::{LANES, Simd},
 };
 use half::{bf16, f16};
-use octet_tensor::{Activations, Dtype, Error, QMatrix, Result, StoredQuant};
+use octet_tensor::{Activations, Dtype, Error, QMatrix, Result, StoredQuant, WeightScheme};
 use std::sync::{Mutex, PoisonError};
 
 /// Codes and scales of a quantized matrix in blocks of sixteen rows.
@@ -42,6 +42,29 @@ pub(crate) struct Ints {
     zeros: Option<Vec<[u8; LANES]>>,
 }
 
+/// How much of what a matrix takes.
+struct Extent {
+    bits: usize,
+    segments: Segments,
+    blocks: usize,
+    groups: usize,
+    lines: usize,
+}
+
+impl Extent {
+    fn of(rows: usize, cols: usize, scheme: WeightScheme, activations: Activations) -> Self {
+        let activation_group = match activations {
+            Activations::Int8PerGroup(size) => size.get(),
+            Activations::Exact if scheme.group_size(cols) >= cols => digits::GROUP,
+            Activations::Int8PerToken | Activations::Exact => usize::MAX,
+        };
+        let bits = codes::stored_bits(scheme.bits.get());
+        let segments = Segments::of_groups(cols, scheme.group_size(cols), activation_group).filled_to(codes::unit(bits));
+        let (blocks, groups) = (rows.div_ceil(LANES), scheme.groups(cols));
+        Self { bits, segments, blocks, groups, lines: blocks * segments.all_octets() * bits / CHUNK }
+    }
+}
+
 enum Scales {
     F32(Vec<[f32; LANES]>),
     F16(Vec<[u16; LANES]>),
@@ -52,16 +75,8 @@ impl Ints {
     /// Packs a stored matrix, rows in parallel and a few blocks at a time, for activations as `activations` says.
     pub(crate) fn pack(engine: &Engine, stored: &StoredQuant, activations: Activations) -> Result<Self> {
         let (rows, cols, scheme) = (stored.rows(), stored.cols(), stored.scheme().weights);
+        let Extent { bits, segments, blocks, groups, lines } = Extent::of(rows, cols, scheme, activations);
         let group = scheme.group_size(cols);
-        let activation_group = match activations {
-            Activations::Int8PerGroup(size) => size.get(),
-            Activations::Exact if group >= cols => digits::GROUP,
-            Activations::Int8PerToken | Activations::Exact => usize::MAX,
-        };
-        let bits = codes::stored_bits(scheme.bits.get());
-        let segments = Segments::of_groups(cols, group, activation_group).filled_to(codes::unit(bits));
-        let (blocks, groups) = (rows.div_ceil(LANES), scheme.groups(cols));
-        let lines = blocks * segments.all_octets() * bits / CHUNK;
         let mut packed = Self {
             rows,
             cols,
@@ -154,6 +169,13 @@ impl Ints {
         &self.lines[blocks.start * n..blocks.end * n]
     }
 
+    /// Bytes that a matrix of such a shape will take, its scales stored as `scale`.
+    pub(crate) fn forecast(rows: usize, cols: usize, scheme: WeightScheme, activations: Activations, scale: Dtype) -> usize {
+        let extent = Extent::of(rows, cols, scheme, activations);
+        let scale = if matches!(scale, Dtype::F16 | Dtype::Bf16) { 2 } else { 4 };
+        extent.lines * size_of::<Line>() + extent.blocks * extent.groups * LANES * (scale + usize::from(scheme.is_asymmetric()))
+    }
+
     /// Bytes all of it takes.
     pub(crate) fn bytes(&self) -> usize {
         let scale = if matches!(self.scales, Scales::F32(_)) { 4 } else { 2 };
@@ -209,7 +231,7 @@ impl Ints {
     }
 }
 
-fn scale_dtype(stored: &StoredQuant) -> Result<Dtype> {
+pub(super) fn scale_dtype(stored: &StoredQuant) -> Result<Dtype> {
     Ok(if stored.rows() == 0 { Dtype::F32 } else { stored.read_rows(0..1)?.scale_dtype() })
 }
 

@@ -1,9 +1,12 @@
 //! Weights ready to execute.
 
-use super::{dense::Dense, ints::Ints};
+use super::{
+    dense::Dense,
+    ints::{Ints, scale_dtype},
+};
 use crate::{Engine, Isa, counters::Kernel, parallel::Shared};
 use half::{bf16, f16};
-use octet_tensor::{Activations, Bytes, Dtype, FloatMatrix, Matrix, Result};
+use octet_tensor::{Activations, Bytes, Dtype, FloatMatrix, Matrix, Result, Scheme};
 use std::sync::{Mutex, PoisonError};
 
 /// A linear's weights `[rows, cols]` ready to execute: quantized ones packed in blocks, float ones the stored bytes
@@ -71,6 +74,26 @@ impl PackedLinear {
             Body::Int { ints, .. } | Body::Exact(ints) => ints.cols,
             Body::Dense(dense) => dense.cols,
         }
+    }
+
+    /// What [`PackedLinear::resident_bytes`] of a quantized matrix `[rows, cols]` will be, its scales stored as `scale`.
+    pub fn forecast_bytes(rows: usize, cols: usize, scheme: Scheme, scale: Dtype) -> usize {
+        Ints::forecast(rows, cols, scheme.weights, scheme.activations, scale)
+    }
+
+    /// What [`PackedLinear::resident_bytes`] of `matrix` will be; of its weights nothing is read but the type of a scale.
+    ///
+    /// # Errors
+    /// If the stored bytes make no sense.
+    pub fn forecast(matrix: &Matrix, activations: Option<Activations>) -> Result<usize> {
+        Ok(match matrix {
+            Matrix::Float(float) => float.rows() * float.cols() * float_dtype(float).size(),
+            Matrix::Quant(stored) => {
+                let scheme = stored.scheme();
+                let scheme = Scheme { activations: activations.unwrap_or(scheme.activations), ..scheme };
+                Self::forecast_bytes(stored.rows(), stored.cols(), scheme, scale_dtype(stored)?)
+            }
+        })
     }
 
     /// Bytes it takes in memory, mapped ones included.
@@ -141,10 +164,7 @@ fn dense(engine: &Engine, matrix: &FloatMatrix) -> Result<(Dense, bool)> {
     if let Some((dtype @ (Dtype::F32 | Dtype::F16 | Dtype::Bf16), bytes)) = matrix.dense_bytes() {
         return Ok((Dense { rows, cols, dtype, bytes }, false));
     }
-    let dtype = match matrix.dtype() {
-        dtype @ (Dtype::F16 | Dtype::Bf16) => dtype,
-        _ => Dtype::F32,
-    };
+    let dtype = float_dtype(matrix);
     let size = cols * dtype.size();
     let mut bytes = vec![0u8; rows * size];
     let failure = Mutex::new(None);
@@ -165,6 +185,14 @@ fn dense(engine: &Engine, matrix: &FloatMatrix) -> Result<(Dense, bool)> {
     match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => Ok((Dense { rows, cols, dtype, bytes: Bytes::new(bytes) }, true)),
+    }
+}
+
+/// The type a float matrix runs in.
+fn float_dtype(matrix: &FloatMatrix) -> Dtype {
+    match matrix.dtype() {
+        dtype @ (Dtype::F16 | Dtype::Bf16) => dtype,
+        _ => Dtype::F32,
     }
 }
 

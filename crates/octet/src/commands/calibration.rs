@@ -35,7 +35,7 @@ pub(super) fn read(args: &Quantize, input: &Folder, prepared: &[Prepared]) -> Re
     let Some(first) = prepared.first() else { return Ok(None) };
     let hessians = prepared.iter().any(Prepared::needs_hessians);
     let asked = !args.calibration.is_empty() || hessians || (!args.no_judge && prepared.iter().any(Prepared::wants_calibration));
-    if args.no_calibration || !asked {
+    if args.no_calibration || args.fast || !asked {
         return Ok(None);
     }
     let tokenizer = Tokenizer::open(input)?;

@@ -7,12 +7,12 @@ use super::{
 use crate::{
     Ended,
     args::{Eval, Global, Kv},
-    interrupt, machine, resolve,
+    budget, interrupt, machine, resolve,
     ui::{self, Progress},
 };
 use anyhow::Result;
-use octet_eval::{Measures, Windows, report::TextInfo, score};
-use octet_runtime::{OpenOptions, TextModel};
+use octet_eval::{Measures, Windows, report::TextInfo, score, windows::DEFAULT_CONTEXT};
+use octet_runtime::{MemoryNeeds, OpenOptions, TextModel};
 use std::ops::ControlFlow;
 
 /// Fewest tokens worth a figure.
@@ -22,6 +22,7 @@ const LEAST_TOKENS: usize = 1024;
 pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
     text::check(&args.judge)?;
     let engine = machine::engine(global.threads)?;
+    check_budget(args, engine.threads())?;
     let open = |name: &str, kv: Kv| -> Result<TextModel> {
         Ok(TextModel::open(&resolve::resolve(name)?, &engine, OpenOptions { kv: kv.into(), ..OpenOptions::default() })?)
     };
@@ -61,6 +62,21 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
         show(&args.model, args.base.as_deref(), &measures);
     }
     Ok(Ended::Done)
+}
+
+/// Refuses models that do not fit into the memory budget together, at the window length they are scored with.
+fn check_budget(args: &Eval, threads: usize) -> Result<()> {
+    if args.memory.memory_budget.is_none() {
+        return Ok(());
+    }
+    let kv = args.cache.kv.into();
+    let base_kv = args.base_kv.map_or(kv, Into::into);
+    let needs = |name: &str| -> Result<MemoryNeeds> { Ok(MemoryNeeds::of(&resolve::resolve(name)?, None, threads)?) };
+    let (needs, base) = (needs(&args.model)?, args.base.as_deref().map(needs).transpose()?);
+    let context = args.judge.context.unwrap_or(DEFAULT_CONTEXT).min(needs.longest());
+    let beside = score::LOGITS_BYTES as u64 + base.map_or(0, |base| base.at(context, base_kv).total());
+    budget::Asked { model: &args.model, needs: &needs, context: Some(context), kv, beside }.within(args.memory.memory_budget, false)?;
+    Ok(())
 }
 
 fn show(model: &str, base: Option<&str>, m: &Measures) {

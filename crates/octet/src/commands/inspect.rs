@@ -4,7 +4,7 @@ use super::say_json;
 use crate::{
     Ended,
     args::{Global, Inspect},
-    resolve, ui,
+    machine, resolve, ui,
 };
 use anyhow::{Result, bail};
 use octet_formats::Checkpoint;
@@ -13,7 +13,8 @@ use octet_model::{
     ArchSpec, BlockGraph, Role,
     show::{ShownStage, ShownStep},
 };
-use octet_tensor::{Dtype, Matrix, WeightSource};
+use octet_runtime::{MemoryForecast, MemoryNeeds};
+use octet_tensor::{Matrix, WeightSource};
 use serde_json::{Value, json};
 
 /// Runs the command.
@@ -27,7 +28,8 @@ pub(crate) fn inspect(args: &Inspect, global: &Global) -> Result<Ended> {
         check_weights(&checkpoint)?;
     }
     let graph = spec.graph();
-    let facts = Facts::of(&checkpoint, &spec)?;
+    let needs = MemoryNeeds::of(&folder, None, global.threads.unwrap_or_else(|| machine::default_threads().get()))?;
+    let facts = Facts::of(&checkpoint, &spec, needs, args.context)?;
     if global.json {
         let mut document = facts.document(&args.model);
         if args.tensors {
@@ -75,26 +77,24 @@ struct Facts {
     context: usize,
     parameters: u64,
     stored_bytes: u64,
-    decoded_bytes: u64,
     linear_bits: f64,
     quantization: Option<(String, String)>,
     activations: Option<String>,
     kv_bytes_per_token: usize,
+    needs: MemoryNeeds,
+    asked_context: Option<usize>,
 }
 
 impl Facts {
-    fn of(checkpoint: &Checkpoint, spec: &ArchSpec) -> octet_tensor::Result<Self> {
-        let (mut parameters, mut linear_bytes, mut linear_weights, mut decoded_bytes) = (0u64, 0u64, 0u64, 0u64);
+    fn of(checkpoint: &Checkpoint, spec: &ArchSpec, needs: MemoryNeeds, asked_context: Option<usize>) -> Result<Self> {
+        if let Some(context) = asked_context.filter(|&context| context == 0 || context > needs.longest()) {
+            bail!("--context {context} is not between 1 and the model's own {}", needs.longest());
+        }
+        let (mut parameters, mut linear_bytes, mut linear_weights) = (0u64, 0u64, 0u64);
         for site in spec.linear_sites() {
             let matrix = checkpoint.matrix(&site.module)?;
             let weights = (site.rows * site.cols) as u64;
             parameters += weights;
-            // FP8 and F64 weights run as a decoded F32 copy.
-            if let Some(Matrix::Float(float)) = &matrix
-                && matches!(float.dtype(), Dtype::F8E4m3 | Dtype::F64)
-            {
-                decoded_bytes += 4 * weights;
-            }
             if !matches!(site.role, Role::Embedding | Role::Head | Role::Router) {
                 linear_weights += weights;
                 linear_bytes += matrix.as_ref().map_or(0, Matrix::stored_bytes) as u64;
@@ -111,21 +111,21 @@ impl Facts {
             context: spec.context(),
             parameters,
             stored_bytes: checkpoint.entries().iter().map(|e| e.bytes as u64).sum(),
-            decoded_bytes,
             linear_bits: 8.0 * linear_bytes as f64 / linear_weights.max(1) as f64,
             quantization: stored.map(|q| (format!("{} {}", q.method, q.format), scheme.map_or("mixed".into(), |s| s.to_string()))),
             activations: scheme.map(|s| format!("{:?}", s.activations)),
             kv_bytes_per_token: spec.kv_bytes_per_token(KvDtype::F16),
+            needs,
+            asked_context,
         })
     }
 
-    /// Bytes that running it with a context of `tokens` takes: weights (mapped, and the decoded copy of FP8), keys and values.
-    fn run_bytes(&self, tokens: usize) -> u64 {
-        self.stored_bytes + self.decoded_bytes + (self.kv_bytes_per_token * tokens) as u64
+    /// What running it with a context of `tokens` takes.
+    fn running(&self, tokens: usize) -> MemoryForecast {
+        self.needs.at(tokens, KvDtype::F16)
     }
 
     fn show(&self, model: &str) {
-        let short = self.context.min(2048);
         ui::say(&format!(
             "{model}: {}, {} layers, hidden {}, vocabulary {}, context {}",
             self.family, self.layers, self.hidden, self.vocab, self.context
@@ -136,11 +136,10 @@ impl Facts {
             ui::say(&format!("  quantization  {scheme} ({format})"));
         }
         ui::say(&format!("  KV cache      {} a token in f16", ui::bytes(self.kv_bytes_per_token as u64)));
-        ui::say(&format!(
-            "  running       {} at {short} tokens, {} at the full context",
-            ui::bytes(self.run_bytes(short)),
-            ui::bytes(self.run_bytes(self.context))
-        ));
+        let contexts = self.asked_context.map_or_else(|| vec![self.context.min(2048), self.context], |context| vec![context]);
+        for (i, context) in contexts.iter().enumerate().filter(|(i, context)| *i == 0 || **context != contexts[0]) {
+            ui::say(&format!("  {:<13} {}", if i == 0 { "running" } else { "" }, self.running(*context)));
+        }
     }
 
     fn document(&self, model: &str) -> Value {
@@ -156,7 +155,8 @@ impl Facts {
             "linear_bits_per_weight": self.linear_bits,
             "quantization": self.quantization.as_ref().map(|(format, scheme)| json!({ "format": format, "scheme": scheme, "activations": self.activations })),
             "kv_bytes_per_token": self.kv_bytes_per_token,
-            "run_bytes": { "context_2048": self.run_bytes(self.context.min(2048)), "full_context": self.run_bytes(self.context) },
+            "run_bytes": { "context_2048": self.running(self.context.min(2048)).total(), "full_context": self.running(self.context).total() },
+            "running": super::memory_document(&self.running(self.asked_context.unwrap_or(self.context.min(2048)))),
         })
     }
 }

@@ -38,6 +38,18 @@ pub(crate) fn dispatch(cli: Cli) -> Result<Ended> {
     }
 }
 
+/// A memory forecast for machines, in bytes.
+fn memory_document(forecast: &octet_runtime::MemoryForecast) -> serde_json::Value {
+    serde_json::json!({
+        "total": forecast.total(),
+        "weights": forecast.weights,
+        "kv": forecast.kv,
+        "buffers": forecast.buffers,
+        "base": forecast.base,
+        "context": forecast.context,
+    })
+}
+
 /// Prints a document for machines.
 fn say_json(value: &impl serde::Serialize) -> Result<()> {
     ui::say(&serde_json::to_string_pretty(value)?);

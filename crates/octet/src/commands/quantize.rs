@@ -12,12 +12,12 @@ use crate::{
     ui::{self, Progress},
 };
 use anyhow::{Context, Result, bail};
-use octet_eval::{Report, gates::Status, gates::Thresholds, overlap::Overlap, report::REPORT_FILE};
+use octet_eval::{Report, gates::Status, gates::Thresholds, overlap::Overlap, report::REPORT_FILE, windows::DEFAULT_CONTEXT};
 use octet_flow::{Calibration, JudgeSettings, Original, Prepared, QuantizeSettings, Staged, Summary, Variant};
 use octet_formats::Folder;
 use octet_kernels::Engine;
 use octet_quant::{Flags, GptqSettings, Recipe, SolverChoice};
-use octet_runtime::Tokenizer;
+use octet_runtime::{MemoryNeeds, OpenOptions, Tokenizer};
 use octet_tensor::Scheme;
 use std::{
     path::{Path, PathBuf},
@@ -26,6 +26,9 @@ use std::{
 
 /// Fewest tokens a verdict can rest on: eight windows of the smallest size.
 const LEAST_EVAL_TOKENS: usize = 2048;
+
+/// Scale candidates that make a search quick.
+const QUICK_CANDIDATES: usize = 8;
 
 /// Runs the command.
 pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
@@ -144,7 +147,7 @@ impl Session<'_> {
                 Asked::Recipe { recipe, .. } => recipe.clone(),
                 Asked::Scheme(scheme) => {
                     let solver = match args.method {
-                        Method::Rtn => SolverChoice::Rtn { candidates: None },
+                        Method::Rtn => SolverChoice::Rtn { candidates: args.fast.then_some(QUICK_CANDIDATES) },
                         Method::Gptq => SolverChoice::Gptq(GptqSettings::USUAL),
                     };
                     let flags = Flags { scheme: *scheme, embedding: None, head: None, portable: args.portable, solver };
@@ -166,10 +169,17 @@ impl Session<'_> {
         }
     }
 
+    /// What the written model will need to run.
+    fn needs(&self, prepared: &Prepared) -> Result<MemoryNeeds> {
+        Ok(MemoryNeeds::new(&self.input, prepared.spec().clone(), prepared.plan().run_bytes(), self.engine.threads())?)
+    }
+
     fn dry_run(&self, asked: &[Asked], prepared: &[Prepared]) -> Result<Ended> {
         let mut documents = vec![];
         for (asked, prepared) in asked.iter().zip(prepared) {
             let forecast = prepared.forecast(&self.engine)?;
+            let (needs, kv) = (self.needs(prepared)?, OpenOptions::default().kv);
+            let running = needs.at(self.args.judge.context.unwrap_or(DEFAULT_CONTEXT).min(needs.longest()), kv);
             let calibration = match calibration::read(self.args, &self.input, std::slice::from_ref(prepared)) {
                 // A plan can be looked at without a tokenizer, as long as nothing depends on the text.
                 Err(_) if self.args.calibration.is_empty() && !prepared.needs_hessians() => None,
@@ -178,13 +188,13 @@ impl Session<'_> {
             let calibration = calibration.filter(|_| prepared.wants_calibration());
             let calibration = calibration.map(|calibration| calibration::forecast(&calibration, prepared, &self.engine)).transpose()?;
             if self.global.json {
-                let mut document = verdict::plan_document(&asked.label(), prepared.plan(), &forecast);
+                let mut document = verdict::plan_document(&asked.label(), prepared.plan(), &forecast, &running);
                 document["forecast"]["calibration"] = calibration.map_or(serde_json::Value::Null, |(_, document)| document);
                 documents.push(document);
             } else {
                 let table = prepared.plan().table(self.global.verbose > 0);
                 let calibration = calibration.map_or(String::new(), |(text, _)| text);
-                ui::say(&format!("{} as {}\n\n{table}\n{forecast}{calibration}", self.name, asked.label()));
+                ui::say(&format!("{} as {}\n\n{table}\n{forecast}running   {running}\n{calibration}", self.name, asked.label()));
             }
         }
         if self.global.json {

@@ -3,11 +3,13 @@
 use crate::{
     Ended,
     args::{Global, Run},
-    interrupt, machine, resolve, ui,
+    budget, interrupt, machine, resolve, ui,
 };
 use anyhow::{Context, Result, bail};
+use octet_eval::memory::{ProcessMemory, available_memory};
+use octet_formats::Folder;
 use octet_kernels::Engine;
-use octet_runtime::{FinishReason, GenerateOptions, Generation, Message, OpenOptions, SamplerConfig, TextModel, generate};
+use octet_runtime::{FinishReason, GenerateOptions, Generation, MemoryNeeds, Message, OpenOptions, SamplerConfig, TextModel, generate};
 use std::{
     io::{IsTerminal, Read},
     ops::ControlFlow,
@@ -23,8 +25,9 @@ pub(crate) fn run(args: &Run, global: &Global) -> Result<Ended> {
     let engine = machine::engine(global.threads)?;
     let folder = resolve::resolve(&args.model)?;
     let started = Instant::now();
-    let model =
-        TextModel::open(&folder, &engine, OpenOptions { context: args.context, kv: args.cache.kv.into(), ..OpenOptions::default() })?;
+    let mut options = OpenOptions { context: args.context, kv: args.cache.kv.into(), ..OpenOptions::default() };
+    options.context = context(args, &folder, options, engine.threads())?;
+    let model = TextModel::open(&folder, &engine, options)?;
     let load_seconds = started.elapsed().as_secs_f64();
     let session = Session { args, global, model: &model, engine: &engine, load_seconds };
     match prompt {
@@ -32,6 +35,17 @@ pub(crate) fn run(args: &Run, global: &Global) -> Result<Ended> {
         None if global.json => bail!("--json needs a prompt; a conversation has no document"),
         None => session.converse(),
     }
+}
+
+/// The context to load with: what was asked for where memory holds it, less where that is allowed.
+fn context(args: &Run, folder: &Folder, options: OpenOptions, threads: usize) -> Result<Option<usize>> {
+    if args.memory.memory_budget.is_none() && args.context.is_none() {
+        return Ok(None);
+    }
+    let needs = MemoryNeeds::of(folder, options.activations, threads)?;
+    let asked = budget::Asked { model: &args.model, needs: &needs, context: args.context, kv: options.kv, beside: 0 };
+    budget::fits_machine(&asked, available_memory())?;
+    asked.within(args.memory.memory_budget, args.shrink_context)
 }
 
 /// The prompt given, or what stdin holds for `-` and for a pipe; `None` for a terminal.
@@ -161,12 +175,13 @@ impl Session<'_> {
         }
         let t = &generation.timings;
         ui::note(&format!(
-            "loaded in {:.0} ms; prompt {} tokens, {:.1} tok/s; generated {} tokens, {:.1} tok/s; {} threads, {}",
+            "loaded in {:.0} ms; prompt {} tokens, {:.1} tok/s; generated {} tokens, {:.1} tok/s; {}{} threads, {}",
             self.load_seconds * 1e3,
             t.prefill_tokens,
             t.prefill_rate(),
             generation.ids.len(),
             t.decode_rate(),
+            ProcessMemory::now().peak_rss.map_or_else(String::new, |peak| format!("at most {} of memory; ", ui::bytes(peak))),
             self.engine.threads(),
             self.engine.isa()
         ));
@@ -190,6 +205,7 @@ impl Session<'_> {
             "load_ms": self.load_seconds * 1e3,
             "prefill": { "tokens": t.prefill_tokens, "tok_s": t.prefill_rate() },
             "decode": { "tokens": t.decode_tokens, "tok_s": t.decode_rate() },
+            "peak_rss_bytes": ProcessMemory::now().peak_rss,
         })
     }
 }

@@ -8,7 +8,7 @@ use octet_eval::{
 };
 use octet_flow::Summary;
 use octet_quant::{Action, Forecast, Plan};
-use octet_runtime::{GenerateOptions, TextModel, generate};
+use octet_runtime::{GenerateOptions, MemoryForecast, TextModel, generate};
 use serde_json::{Value, json};
 use std::{ops::ControlFlow, path::Path};
 
@@ -176,7 +176,7 @@ pub(super) fn next_steps(model: &str, path: Option<&Path>, sample: Option<&Sampl
 }
 
 /// The plan for machines.
-pub(super) fn plan_document(label: &str, plan: &Plan, forecast: &Forecast) -> Value {
+pub(super) fn plan_document(label: &str, plan: &Plan, forecast: &Forecast, running: &MemoryForecast) -> Value {
     let lines = plan.lines().iter().map(|line| {
         let (becomes, why) = match &line.action {
             Action::Quantize { scheme, .. } => (scheme.to_string(), None),
@@ -194,6 +194,7 @@ pub(super) fn plan_document(label: &str, plan: &Plan, forecast: &Forecast) -> Va
             "linear_bits": forecast.linear_bits,
             "all_bits": forecast.all_bits,
             "buffer_bytes": forecast.buffer_bytes,
+            "run_bytes": super::memory_document(running),
             "seconds": forecast.seconds,
         },
     })

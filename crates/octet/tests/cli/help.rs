@@ -67,6 +67,7 @@ Options:
       --log-jsonl <FILE>            Append a line of JSON for every finished tensor to this file
       --restart                     Begin anew where unfinished work of an earlier run would be resumed
       --no-calibration              Do not measure activations, even when there is calibration text
+      --fast                        Quick: try few scales a group and measure no activations (fidelity a little lower, several times as fast)
       --portable                    Keep embedding and head in 16 bits, so that transformers and vLLM load the folder unchanged
       --dry-run                     Print the plan with forecast size, memory and time; write nothing
       --threads <N>                 Threads to compute with [default: the physical cores this process may use]

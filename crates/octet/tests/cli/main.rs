@@ -7,6 +7,7 @@ mod happy;
 mod help;
 mod interrupted;
 mod killed;
+mod memory;
 mod outputs;
 mod requests;
 mod running;

@@ -114,13 +114,13 @@ fn inspect_tells_what_a_model_is() {
     assert_eq!(facts["graph"][1]["steps"][0], json!({ "operations": [0, 1], "how": "normed on the way in, 3 products of one input" }));
     let graph = sandbox.octet("inspect pocket --graph").done().stdout;
     assert!(graph.contains("fused, 6 steps for 11 operations:") && graph.lines().all(|line| line.chars().count() <= 80), "{graph}");
-    let shown = sandbox.octet("inspect pocket").done().stdout;
+    let shown = sandbox.octet("inspect pocket --threads 2").done().stdout;
     insta::assert_snapshot!(shown, @r###"
 pocket: qwen3, 4 layers, hidden 256, vocabulary 4096, context 2048
   parameters    4.2 M
   weights       8.4 MB on disk, 16.00 bits a weight of the linears
   KV cache      2.0 kB a token in f16
-  running       12.6 MB at 2048 tokens, 12.6 MB at the full context
+  running       36 MB (weights 9 MB, keys and values of 2048 tokens in f16 5 MB, buffers 10 MB, program and tokenizer 13 MB)
 "###);
 }
 
