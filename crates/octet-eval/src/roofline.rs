@@ -50,7 +50,11 @@ pub fn svg(title: &str, series: &[Series], read_gb_s: f64, int8_gop_s: f64) -> S
         PLOT[0]
     );
     grid(&mut out, &scale);
-    let mut taken = roofs(&mut out, &scale, read_gb_s, int8_gop_s);
+    let is_limit = |value: f64| value.is_finite() && value > 0.0;
+    let mut taken = vec![];
+    if is_limit(read_gb_s) && is_limit(int8_gop_s) {
+        taken = roofs(&mut out, &scale, read_gb_s, int8_gop_s);
+    }
     let points: Vec<(usize, &Point)> =
         series.iter().enumerate().flat_map(|(s, series)| series.points.iter().map(move |p| (s, p))).collect();
     taken.extend(points.iter().map(|(_, p)| Box::around(scale.at(p.intensity, p.gop_s), 5.0)));

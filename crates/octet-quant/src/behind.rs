@@ -119,7 +119,8 @@ mod tests {
         for room in 0..5 {
             let error = writing(&mut Full(vec![], room), send).unwrap_err();
             let name = ["a", "b", "c", "d", "e"][room];
-            assert!(error.to_string().contains(&format!("no room for {name}")), "{error}");
+            let cause = std::error::Error::source(&error).unwrap().to_string();
+            assert_eq!(cause, format!("no room for {name}"));
         }
         let error = writing(&mut Full(vec![], 0), |_| Err::<(), _>(Error::Interrupted { done: 1, total: 2 })).unwrap_err();
         assert!(matches!(error, Error::Interrupted { .. }));

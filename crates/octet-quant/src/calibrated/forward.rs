@@ -150,7 +150,7 @@ mod tests {
             next = pass.tokens.end;
         }
         assert_eq!(next, lengths.iter().sum::<usize>());
-        assert_eq!(passes.iter().filter(|pass| pass.open).count(), 4);
+        assert_eq!(passes.iter().filter(|pass| pass.open).count(), 3);
         for (pass, following) in passes.iter().zip(&passes[1..]) {
             assert_eq!(pass.open, following.spans[0].position > 0);
         }

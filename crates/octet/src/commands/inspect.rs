@@ -138,7 +138,13 @@ impl Facts {
         ui::say(&format!("  KV cache      {} a token in f16", ui::bytes(self.kv_bytes_per_token as u64)));
         let contexts = self.asked_context.map_or_else(|| vec![self.context.min(2048), self.context], |context| vec![context]);
         for (i, context) in contexts.iter().enumerate().filter(|(i, context)| *i == 0 || **context != contexts[0]) {
-            ui::say(&format!("  {:<13} {}", if i == 0 { "running" } else { "" }, self.running(*context)));
+            let forecast = self.running(*context).to_string();
+            // Two lines, or it would not fit 80 columns.
+            let (first, rest) = forecast.split_once(", buffers").unwrap_or((&forecast, ""));
+            ui::say(&format!("  {:<13} {first}{}", if i == 0 { "running" } else { "" }, if rest.is_empty() { "" } else { "," }));
+            if !rest.is_empty() {
+                ui::say(&format!("  {:<13} buffers{rest}", ""));
+            }
         }
     }
 

@@ -112,6 +112,8 @@ model.norm.weight                               1      other      256         BF
 weights   8.39 MB -> 2.84 MB (2.95x smaller)
 bits      4.501 a weight of the linears, 5.399 of everything
 memory    2.27 MB of buffers while quantizing
+calibrate 64 windows, 32768 tokens of built-in calibration text
+at most   95.7 MB with one block at a time; hidden states (33.6 MB) in memory
 "###);
     assert!(plan.contains("of solving, by this machine's measured rate"), "{plan}");
     let document = sandbox.octet("quantize pocket --scheme w8a16,w8a8 --dry-run --json").done().json();

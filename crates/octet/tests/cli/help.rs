@@ -70,11 +70,8 @@ Options:
       --fast                        Quick: try few scales a group and measure no activations (fidelity a little lower, several times as fast)
       --portable                    Keep embedding and head in 16 bits, so that transformers and vLLM load the folder unchanged
       --dry-run                     Print the plan with forecast size, memory and time; write nothing
-      --threads <N>                 Threads to compute with [default: the physical cores this process may use]
-      --json                        Print one JSON document on stdout; progress goes to stderr
       --no-judge                    Write without judging: the folder then has no validation_report.json
       --force                       Replace an existing output folder
-  -v, --verbose...                  Say more (-v: steps, -vv: details) on stderr
       --strict                      Turn whatever the plan would note and skip into an error, and the fidelity gate into a blocking one
       --eval-text <FILE>...         Text to judge on: plain text, .jsonl or .bin token ids [default: built-in text]
       --text-field <NAME>           Field of a .jsonl line that holds the text [default: text, else messages]
@@ -83,6 +80,9 @@ Options:
       --seed <N>                    Seed of everything drawn at random [default: 0]
       --max-ppl-increase <PERCENT>  Gate: largest accepted perplexity increase in percent (upper end of the 95 % interval) [default: 2]
       --min-speedup <RATIO>         Gate: smallest accepted decode speed-up over 16 bits where memory is the bound [default: 1.5]
+      --threads <N>                 Threads to compute with [default: the physical cores this process may use]
+      --json                        Print one JSON document on stdout; progress goes to stderr
+  -v, --verbose...                  Say more (-v: steps, -vv: details) on stderr
   -h, --help                        Print help (see more with '--help')
   -V, --version                     Print version
 
