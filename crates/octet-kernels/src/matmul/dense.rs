@@ -85,8 +85,10 @@ pub(crate) struct DenseProduct<'a> {
     pub(crate) scratch: &'a mut Scratch,
 }
 
-/// Rows whose streams are read side by side.
-const STREAMS: usize = 4;
+/// Chunks that are read between two prefetches, and accumulators of a row.
+const RUN: usize = 4;
+/// How far ahead of its use a weight is asked for.
+const PREFETCH: usize = 8 * 1024;
 
 impl DenseProduct<'_> {
     #[inline(always)]
@@ -117,70 +119,56 @@ impl DenseProduct<'_> {
         }
     }
 
-    /// One block of rows by `T` tokens, a few rows at a time.
+    /// One block of rows by `T` tokens, row after row: one stream from memory is faster than several.
     #[inline(always)]
-    #[allow(clippy::needless_range_loop)]
     fn one<S: Simd, E: Element, const T: usize>(&self, s: S, block: usize, rows: usize, token: usize) {
         let cols = self.dense.cols;
-        let mut x = [&self.x[..0]; T];
-        for t in 0..T {
-            x[t] = &self.x[(token + t) * cols..(token + t + 1) * cols];
-        }
+        let x: [&[f32]; T] = std::array::from_fn(|t| &self.x[(token + t) * cols..(token + t + 1) * cols]);
         let mut out = [[0.0; LANES]; T];
-        for first in (0..rows).step_by(STREAMS) {
-            // Rows past the last repeat it: their results are not written.
-            let mut weights = [&[][..]; STREAMS];
-            for (r, weights) in weights.iter_mut().enumerate() {
-                *weights = self.dense.row(block * LANES + (first + r).min(rows - 1));
-            }
-            let sums = dots::<S, E, T>(s, weights, x);
-            for t in 0..T {
-                out[t][first..first + STREAMS].copy_from_slice(&sums[t]);
-            }
+        for row in 0..rows {
+            let sums = dots::<S, E, T>(s, self.dense.row(block * LANES + row), x);
+            unroll!(t < T, { out[t][row] = sums[t] });
         }
         let mut values = [s.splat(0.0); T];
-        for t in 0..T {
-            values[t] = s.load(&out[t]);
-        }
+        unroll!(t < T, { values[t] = s.load(&out[t]) });
         // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
         unsafe { self.output.write_tile(s, token, [block], &[values]) };
     }
 }
 
-/// Dot products of a few rows of weights with `T` rows of inputs.
+/// Dot products of a row of weights with `T` rows of inputs.
 #[inline(always)]
-fn dots<S: Simd, E: Element, const T: usize>(s: S, weights: [&[u8]; STREAMS], x: [&[f32]; T]) -> [[f32; STREAMS]; T] {
-    let mut acc = [[s.splat(0.0); STREAMS]; T];
-    let chunks = weights.map(|w| E::chunks(w).0);
-    let n = x[0].len() / LANES;
-    let chunks = chunks.map(|c| &c[..n]);
-    let inputs = x.map(|x| &x.as_chunks::<LANES>().0[..n]);
-    let ahead = (STREAMS * weights[0].len()).clamp(2048, 8192);
-    for i in 0..n {
-        unroll!(r < STREAMS, {
-            s.prefetch(chunks[r][i].as_ref(), ahead);
-            let w = E::load(s, &chunks[r][i]);
-            unroll!(t < T, { acc[t][r] = s.fma(w, s.load(&inputs[t][i]), acc[t][r]) });
+fn dots<S: Simd, E: Element, const T: usize>(s: S, weights: &[u8], x: [&[f32]; T]) -> [f32; T] {
+    let mut acc = [[s.splat(0.0); RUN]; T];
+    let (chunks, rest) = E::chunks(weights);
+    let inputs = x.map(|x| &x.as_chunks::<LANES>().0[..chunks.len()]);
+    let (runs, last) = chunks.as_chunks::<RUN>();
+    let run_inputs = inputs.map(|x| &x.as_chunks::<RUN>().0[..runs.len()]);
+    for (i, run) in runs.iter().enumerate() {
+        unroll!(a < RUN, {
+            if a * size_of::<E::Chunk>() % 64 == 0 {
+                s.prefetch(run[a].as_ref(), PREFETCH);
+            }
+            let w = E::load(s, &run[a]);
+            unroll!(t < T, { acc[t][a] = s.fma(w, s.load(&run_inputs[t][i][a]), acc[t][a]) });
         });
     }
-    if !x[0].len().is_multiple_of(LANES) {
-        unroll!(r < STREAMS, {
-            let rest = E::chunks(weights[r]).1;
-            let mut chunk = E::ZERO;
-            chunk.as_mut()[..rest.len()].copy_from_slice(rest);
-            let w = E::load(s, &chunk);
-            unroll!(t < T, {
-                let mut last = [0.0; LANES];
-                last[..x[t].len() - n * LANES].copy_from_slice(&x[t][n * LANES..]);
-                acc[t][r] = s.fma(w, s.load(&last), acc[t][r]);
-            });
+    for (i, chunk) in last.iter().enumerate() {
+        let w = E::load(s, chunk);
+        unroll!(t < T, { acc[t][0] = s.fma(w, s.load(&inputs[t][runs.len() * RUN + i]), acc[t][0]) });
+    }
+    if !rest.is_empty() {
+        let mut chunk = E::ZERO;
+        chunk.as_mut()[..rest.len()].copy_from_slice(rest);
+        let w = E::load(s, &chunk);
+        unroll!(t < T, {
+            let mut last = [0.0; LANES];
+            let rest = &x[t][chunks.len() * LANES..];
+            last[..rest.len()].copy_from_slice(rest);
+            acc[t][1] = s.fma(w, s.load(&last), acc[t][1]);
         });
     }
-    let mut out = [[0.0; STREAMS]; T];
-    unroll!(t < T, {
-        unroll!(r < STREAMS, { out[t][r] = s.sum(acc[t][r]) });
-    });
-    out
+    acc.map(|acc| s.sum(s.add(s.add(acc[0], acc[1]), s.add(acc[2], acc[3]))))
 }
 
 struct FillDense<'a, E>(&'a Dense, std::marker::PhantomData<E>);
@@ -188,24 +176,21 @@ struct FillDense<'a, E>(&'a Dense, std::marker::PhantomData<E>);
 impl<E: Element> float::Fill for FillDense<'_, E> {
     /// Converts and transposes sixteen rows.
     #[inline(always)]
-    #[allow(clippy::needless_range_loop)]
     fn fill<S: Simd>(&self, s: S, block: usize, out: &mut [[f32; LANES]]) {
         let rows = LANES.min(self.0.rows - block * LANES);
+        let parts: [_; LANES] = std::array::from_fn(|lane| E::chunks(if lane < rows { self.0.row(block * LANES + lane) } else { &[] }));
         for (i, out) in out.chunks_mut(LANES).enumerate() {
-            let mut square = [[0.0; LANES]; LANES];
-            for lane in 0..rows {
-                let (chunks, rest) = E::chunks(self.0.row(block * LANES + lane));
+            let mut square = [s.splat(0.0); LANES];
+            for (square, (chunks, rest)) in square.iter_mut().zip(parts) {
                 let mut last = E::ZERO;
                 let chunk = chunks.get(i).unwrap_or_else(|| {
                     last.as_mut()[..rest.len()].copy_from_slice(rest);
                     &last
                 });
-                s.store(E::load(s, chunk), &mut square[lane]);
+                *square = E::load(s, chunk);
             }
-            for (k, out) in out.iter_mut().enumerate() {
-                for lane in 0..LANES {
-                    out[lane] = square[lane][k];
-                }
+            for (column, out) in s.transpose(square).into_iter().zip(out) {
+                s.store(column, out);
             }
         }
     }

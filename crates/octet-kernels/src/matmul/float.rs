@@ -22,28 +22,25 @@ pub(crate) struct Panels<'a> {
     pub(crate) output: &'a Output<'a>,
 }
 
-/// Multiplies blocks `blocks`, a register tile's blocks at a time; `inputs` is the padded number of inputs.
+/// Multiplies blocks `blocks`, all of whose panels are made first; `inputs` is the padded number of inputs.
 #[inline(always)]
 pub(crate) fn panels<S: Simd>(s: S, work: Panels<'_>, blocks: Range<usize>, inputs: usize, scratch: &mut Scratch, fill: impl Fill) {
-    let rows = S::FLOAT_TILE.0;
     // A line holds the sixteen rows of one input.
-    scratch.0.resize(scratch.0.len().max(rows * inputs), Line::ZERO);
-    let panel: &mut [[f32; LANES]] = bytemuck::cast_slice_mut(&mut scratch.0[..rows * inputs]);
-    for first in blocks.clone().step_by(rows) {
-        for (r, panel) in panel.chunks_exact_mut(inputs.max(1)).enumerate().take(blocks.end - first) {
-            fill.fill(s, first + r, panel);
-        }
-        // Entered anew, so that tiles are compiled once and not for every way to fill a panel.
-        s.vectorize(Multiply { work: &work, first, end: blocks.end, panel });
+    let lines = blocks.len() * inputs;
+    scratch.0.resize(scratch.0.len().max(lines), Line::ZERO);
+    let panels: &mut [[f32; LANES]] = bytemuck::cast_slice_mut(&mut scratch.0[..lines]);
+    for (block, panel) in blocks.clone().zip(panels.chunks_exact_mut(inputs.max(1))) {
+        fill.fill(s, block, panel);
     }
+    // Entered anew, so that tiles are compiled once and not for every way to fill a panel.
+    s.vectorize(Multiply { work: &work, blocks, panels });
 }
 
-/// All tiles of a panel; blocks past the last repeat it and are not written.
+/// All tiles of some panels: a tile's tokens stay in a near cache while the blocks pass.
 struct Multiply<'a> {
     work: &'a Panels<'a>,
-    first: usize,
-    end: usize,
-    panel: &'a [[f32; LANES]],
+    blocks: Range<usize>,
+    panels: &'a [[f32; LANES]],
 }
 
 impl Op for Multiply<'_> {
@@ -61,28 +58,31 @@ impl Multiply<'_> {
         for (start, width) in tiles(self.work.tokens.len(), S::FLOAT_TILE.1) {
             let token = self.work.tokens.start + start;
             match width {
-                12 => self.one::<S, R, 12>(s, token),
-                8 => self.one::<S, R, 8>(s, token),
-                6 => self.one::<S, R, 6>(s, token),
-                4 => self.one::<S, R, 4>(s, token),
-                2 => self.one::<S, R, 2>(s, token),
-                _ => self.one::<S, R, 1>(s, token),
+                12 => self.pass::<S, R, 12>(s, token),
+                8 => self.pass::<S, R, 8>(s, token),
+                6 => self.pass::<S, R, 6>(s, token),
+                4 => self.pass::<S, R, 4>(s, token),
+                2 => self.pass::<S, R, 2>(s, token),
+                _ => self.pass::<S, R, 1>(s, token),
             }
         }
     }
 
+    /// The tiles of `T` tokens, `R` blocks each; a block past the last repeats it and is not written.
     #[inline(always)]
-    fn one<S: Simd, const R: usize, const T: usize>(&self, s: S, token: usize) {
+    fn pass<S: Simd, const R: usize, const T: usize>(&self, s: S, token: usize) {
         // Tiles that this instruction set never uses are not compiled for it.
         if const { T > S::FLOAT_TILE.1 || T == 6 && S::FLOAT_TILE.1 != 6 } {
             return;
         }
-        let inputs = self.panel.len() / R;
-        let block = std::array::from_fn(|r| (self.first + r).min(self.end - 1));
-        let weights = std::array::from_fn(|r| &self.panel[(block[r] - self.first) * inputs..(block[r] - self.first + 1) * inputs]);
-        let values = tile::<S, R, T>(s, weights, self.work.inputs.float_tile(token, T).as_chunks::<T>().0);
-        // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
-        unsafe { self.work.output.write_tile(s, token, block, &values) };
+        let x = self.work.inputs.float_tile(token, T).as_chunks::<T>().0;
+        let inputs = self.panels.len() / self.blocks.len();
+        for first in (0..self.blocks.len()).step_by(R) {
+            let of: [usize; R] = std::array::from_fn(|r| (first + r).min(self.blocks.len() - 1));
+            let values = tile::<S, R, T>(s, of.map(|i| &self.panels[i * inputs..(i + 1) * inputs]), x);
+            // SAFETY: a task has its blocks and tokens to itself (how products are cut into tasks).
+            unsafe { self.work.output.write_tile(s, token, of.map(|i| self.blocks.start + i), &values) };
+        }
     }
 }
 

@@ -38,11 +38,9 @@ use std::{cell::Cell, ops::Range};
 const DIRECT_TOKENS: usize = 8;
 /// Bytes of weights of a task of the direct path: enough to be worth handing out.
 const TASK_BYTES: Range<usize> = 32 << 10..512 << 10;
-/// Bytes of inputs of a task of the panel path: they are read again for every panel and should stay in the second-level cache.
-const INPUT_BYTES: usize = 1 << 20;
-/// Bytes of weights of a task of the panel path, a byte a weight: they are read again for every tile of tokens and should
-/// stay in the second-level cache.
-const PANEL_BYTES: usize = 768 << 10;
+/// Bytes of panels of a task of the panel path: they are read again for every tile of tokens and should stay in the
+/// second-level cache.
+const PANEL_BYTES: usize = 1 << 20;
 /// Blocks of a task of the panel path.
 const MOST_BLOCKS: usize = 16;
 /// Tokens below which a task is not cut further: weights are unpacked once a task.
@@ -235,18 +233,15 @@ impl Engine {
             let block_bytes = (weights.resident_bytes() / blocks).max(1);
             let range = TASK_BYTES.start.div_ceil(block_bytes)..TASK_BYTES.end.div_ceil(block_bytes);
             ((blocks / (4 * self.threads())).clamp(range.start, range.end), tokens)
-        } else if bytes == 1 {
-            self.blocked_tasks(blocks, cols, tokens, tile)
         } else {
-            let tiles = (INPUT_BYTES / (bytes * cols.max(1) * tile.1)).max(1);
-            (tile.0 * (blocks / (16 * self.threads() * tile.0)).clamp(1, 4), tiles * tile.1)
+            self.blocked_tasks(blocks, LANES * bytes * cols, tokens, tile)
         };
         Cut { prepared, direct, widest: tile.1, blocks, blocks_a_task, tokens_a_task }
     }
 
     /// Blocks and tokens of a task whose blocks stay in the second-level cache while its tokens pass.
-    fn blocked_tasks(&self, blocks: usize, cols: usize, tokens: usize, tile: (usize, usize)) -> (usize, usize) {
-        let most = (PANEL_BYTES / (LANES * cols.max(1))).clamp(1, MOST_BLOCKS);
+    fn blocked_tasks(&self, blocks: usize, panel: usize, tokens: usize, tile: (usize, usize)) -> (usize, usize) {
+        let most = (PANEL_BYTES / panel.max(1)).clamp(1, MOST_BLOCKS);
         let group = (blocks / (4 * self.threads())).clamp(MOST_BLOCKS / 2, MOST_BLOCKS).min(most).next_multiple_of(tile.0);
         let chunks = (8 * self.threads()).div_ceil(blocks.div_ceil(group)).min(tokens / LEAST_TOKENS).max(1);
         (group, tokens.div_ceil(chunks).next_multiple_of(tile.1))

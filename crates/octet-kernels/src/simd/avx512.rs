@@ -127,6 +127,31 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    fn transpose(self, rows: [__m512; LANES]) -> [__m512; LANES] {
+        intrinsic!({
+            // Four rows at a time: quarter q of part j holds column 4 q + j of them.
+            let mut parts = [[rows[0]; 4]; 4];
+            for (part, four) in parts.iter_mut().zip(rows.as_chunks::<4>().0) {
+                let (a, b) = (_mm512_unpacklo_ps(four[0], four[1]), _mm512_unpackhi_ps(four[0], four[1]));
+                let (c, d) = (_mm512_unpacklo_ps(four[2], four[3]), _mm512_unpackhi_ps(four[2], four[3]));
+                let low = |x, y| _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+                let high = |x, y| _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+                *part = [low(a, c), high(a, c), low(b, d), high(b, d)];
+            }
+            let mut out = rows;
+            for j in 0..4 {
+                let [a, b, c, d] = parts.map(|part| part[j]);
+                let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                let (even2, odd2) = (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                out[j] = _mm512_shuffle_f32x4::<0x88>(even, even2);
+                out[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd, odd2);
+                out[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even, even2);
+                out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd, odd2);
+            }
+            out
+        })
+    }
+    #[inline(always)]
     fn splat_i(self, v: i32) -> __m512i {
         intrinsic!(_mm512_set1_epi32(v))
     }

@@ -111,6 +111,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The sum of the lanes, in an order that does not depend on the instruction set.
     fn sum(self, a: Self::F) -> f32;
 
+    /// Lane j of vector i becomes lane i of vector j.
+    #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        let mut square = [[0.0; LANES]; LANES];
+        for (row, lanes) in rows.into_iter().zip(&mut square) {
+            self.store(row, lanes);
+        }
+        std::array::from_fn(|i| self.load(&square.map(|row| row[i])))
+    }
+
     fn splat_i(self, v: i32) -> Self::I;
     fn load_u8(self, from: &[u8; LANES]) -> Self::I;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
