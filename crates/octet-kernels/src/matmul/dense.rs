@@ -121,6 +121,7 @@ impl DenseProduct<'_> {
 
     /// One block of rows by `T` tokens, row after row: one stream from memory is faster than several.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
     fn one<S: Simd, E: Element, const T: usize>(&self, s: S, block: usize, rows: usize, token: usize) {
         let cols = self.dense.cols;
         let x: [&[f32]; T] = std::array::from_fn(|t| &self.x[(token + t) * cols..(token + t + 1) * cols]);
@@ -146,7 +147,7 @@ fn dots<S: Simd, E: Element, const T: usize>(s: S, weights: &[u8], x: [&[f32]; T
     let run_inputs = inputs.map(|x| &x.as_chunks::<RUN>().0[..runs.len()]);
     for (i, run) in runs.iter().enumerate() {
         unroll!(a < RUN, {
-            if a * size_of::<E::Chunk>() % 64 == 0 {
+            if (a * size_of::<E::Chunk>()).is_multiple_of(64) {
                 s.prefetch(run[a].as_ref(), PREFETCH);
             }
             let w = E::load(s, &run[a]);
