@@ -98,6 +98,9 @@ impl<'a> Reporter<'a> {
             let file = File::options().create(true).append(true).open(path);
             file.map(LineWriter::new).with_context(|| format!("cannot write the log {}; check the path", path.display()))
         };
+        // What ran before, such as the verdict on another scheme, is not this run's memory; where it cannot be forgotten the
+        // figure is an upper bound.
+        ProcessMemory::reset_peak();
         Ok(Self { progress, log: log.map(open).transpose()?, started: Instant::now(), layers, loss: String::new() })
     }
 
