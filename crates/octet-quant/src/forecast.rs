@@ -107,7 +107,7 @@ fn measure(work: Work, engine: &Engine) -> Result<f64, Error> {
 }
 
 /// Numbers spread like weights are (sums of uniform ones), the same every time.
-fn sample(count: usize) -> Vec<f32> {
+pub(crate) fn sample(count: usize) -> Vec<f32> {
     let mut state = 0x2545_F491u32;
     let mut next = || {
         state ^= state << 13;

@@ -3,6 +3,7 @@
 use crate::{
     Action, Costs, Error, Hessian, Plan, RowsMut, Samples, SolverChoice, TensorJob,
     cost::{Cost, solving_of, workspace_bytes},
+    forecast::sample,
 };
 use octet_kernels::{Engine, Gram, MatmulJob, PackedLinear};
 use octet_model::{ArchSpec, BlockGraph};
@@ -102,42 +103,30 @@ fn rate(work: f64, mut once: impl FnMut()) -> f64 {
     work * f64::from(rounds) / start.elapsed().as_secs_f64()
 }
 
-/// Numbers spread like weights are, the same every time.
-fn numbers(count: usize) -> Vec<f32> {
-    let mut state = 0x2545_F491u32;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as f32 / u32::MAX as f32 - 0.5
-    };
-    (0..count).map(|_| next() + next()).collect()
-}
-
 fn forward_rate(engine: &Engine) -> Result<f64, Error> {
-    let bytes: Vec<u8> = numbers(INPUTS * INPUTS).iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+    let bytes: Vec<u8> = sample(INPUTS * INPUTS).iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
     let tensor = Tensor::new("a trial", Dtype::Bf16, vec![INPUTS, INPUTS], octet_tensor::Bytes::new(bytes))?;
     let weights = PackedLinear::pack(engine, &Matrix::Float(FloatMatrix::dense(tensor)?), None)?;
-    let (x, mut out) = (numbers(INPUTS * INPUTS), vec![0.0; INPUTS * INPUTS]);
+    let (x, mut out) = (sample(INPUTS * INPUTS), vec![0.0; INPUTS * INPUTS]);
     Ok(rate((INPUTS * INPUTS * INPUTS) as f64, || {
         engine.matmul(&x, INPUTS, &mut [MatmulJob { weights: &weights, bias: None, out: &mut out, accumulate: false }]);
     }))
 }
 
 fn moments_rate(engine: &Engine) -> f64 {
-    let x = numbers(INPUTS * INPUTS);
+    let x = sample(INPUTS * INPUTS);
     let mut gram = Gram::new(INPUTS);
     rate(0.5 * (INPUTS * INPUTS * INPUTS) as f64, || gram.add(engine, &x))
 }
 
 fn solving_rate(engine: &Engine, choice: SolverChoice, scheme: WeightScheme, scale_dtype: Dtype) -> Result<f64, Error> {
     let mut gram = Gram::new(INPUTS);
-    gram.add(engine, &numbers(2 * INPUTS * INPUTS));
+    gram.add(engine, &sample(2 * INPUTS * INPUTS));
     let moments = gram.finish(engine);
     let hessian = choice.hessian().map(|options| Hessian::new(engine, "a trial", &moments, options)).transpose()?;
     let job =
         TensorJob { module: "a trial", shape: (ROWS, INPUTS), scheme, scale_dtype, importance: None, hessian: hessian.as_ref(), engine };
-    let (solver, weights) = (choice.solver(), numbers(ROWS * INPUTS));
+    let (solver, weights) = (choice.solver(), sample(ROWS * INPUTS));
     let ready = solver.prepare(job)?;
     let groups = ROWS * scheme.groups(INPUTS);
     let cost = engine.threads() as f64 * solving_of(choice, ROWS, INPUTS);
