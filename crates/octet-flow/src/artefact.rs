@@ -2,7 +2,7 @@
 
 use crate::{Error, Result, write::hex};
 use octet_formats::{
-    Folder, compressed_tensors,
+    Folder, compressed_tensors, packed,
     safetensors::{TensorSpec, Writer},
 };
 use octet_quant::{Action, Line, Plan, Sink, SinkError};
@@ -174,10 +174,11 @@ fn pretty(value: &Value) -> Result<String> {
     Ok(serde_json::to_string_pretty(value).map_err(|e| Error::Internal(e.to_string()))? + "\n")
 }
 
-/// Bytes of everything in `dir`.
+/// Bytes of everything in `dir` but packed weights: they can be made again from the rest, and are named on their own.
 pub(crate) fn folder_bytes(dir: &Path) -> Result<u64> {
     let entries = fs::read_dir(dir).map_err(Error::write(dir))?;
-    Ok(entries.filter_map(|entry| entry.ok()?.metadata().ok()).filter(fs::Metadata::is_file).map(|meta| meta.len()).sum())
+    let entries = entries.flatten().filter(|entry| entry.file_name() != packed::FILE);
+    Ok(entries.filter_map(|entry| entry.metadata().ok()).filter(fs::Metadata::is_file).map(|meta| meta.len()).sum())
 }
 
 /// The solvers of the blocks' linears.

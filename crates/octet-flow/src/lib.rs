@@ -11,6 +11,7 @@ mod calibrate;
 mod error;
 mod journal;
 mod judge;
+mod prepack;
 mod prepare;
 mod spill;
 mod summary;

@@ -10,6 +10,7 @@ mod error;
 mod folder;
 mod map;
 pub mod npy;
+pub mod packed;
 pub mod quantization;
 pub mod safetensors;
 mod scan;

@@ -9,6 +9,7 @@ use crate::{
 };
 use octet_kernels::PackedLinear;
 use octet_tensor::{Activations, Dtype, Matrix, WeightSource};
+use std::ops::Range;
 
 /// Memory of a thread's panels and buffers of a product (measured: weights' panels and packed inputs of a task).
 const THREAD_BYTES: u64 = 2 << 20;
@@ -28,6 +29,13 @@ fn runs_from_the_map(matrix: &Matrix) -> bool {
 }
 
 impl ArchSpec {
+    /// The runs of rows that are packed on their own, module by module; a tied head is the embedding's.
+    pub fn packed_parts(&self) -> Vec<(String, Range<usize>)> {
+        let graph = self.graph();
+        let linears = graph.nodes().flat_map(Node::linears).filter(|linear| !linear.tied);
+        linears.flat_map(|linear| linear.parts.iter().map(|(_, rows)| (linear.site.module.clone(), rows.clone()))).collect()
+    }
+
     /// Bytes the weights will keep resident ([`crate::Model::resident_bytes`]); no weights are read. Call [`ArchSpec::settle`]
     /// first.
     ///

@@ -1,6 +1,6 @@
 //! A linear's weights as stored: float or quantized.
 
-use crate::{FloatMatrix, QMatrix, Result, Scheme};
+use crate::{Bytes, FloatMatrix, QMatrix, Result, Scheme};
 use std::{fmt, ops::Range, sync::Arc};
 
 /// Quantized rows as some file format stores them: unpacked a few rows at a time.
@@ -19,6 +19,12 @@ pub trait QuantRows: Send + Sync {
     /// # Errors
     /// If the range reaches past the matrix or the stored bytes make no sense.
     fn read_rows(&self, range: Range<usize>) -> Result<QMatrix>;
+
+    /// The bytes of rows `range` in version `layout` of the layout kernels execute, packed for `scheme`, where they are stored so.
+    fn packed(&self, range: Range<usize>, layout: u32, scheme: Scheme) -> Option<Bytes> {
+        let _ = (range, layout, scheme);
+        None
+    }
 
     /// Gives back the memory that mapped bytes of rows `range` take (see [`crate::Bytes::release`]).
     fn release(&self, range: Range<usize>) {
@@ -79,6 +85,11 @@ impl StoredQuant {
     /// As [`QuantRows::read_rows`].
     pub fn read_rows(&self, range: Range<usize>) -> Result<QMatrix> {
         self.storage.read_rows(self.rows.start + range.start..self.rows.start + range.end)
+    }
+
+    /// As [`QuantRows::packed`], of all its rows.
+    pub fn packed(&self, layout: u32, scheme: Scheme) -> Option<Bytes> {
+        self.storage.packed(self.rows.clone(), layout, scheme)
     }
 
     /// Gives back the memory that its mapped bytes take: for what was copied and will hardly be read again.

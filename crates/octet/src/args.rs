@@ -138,6 +138,9 @@ pub(crate) struct Quantize {
     /// Write without judging: the folder then has no validation_report.json
     #[arg(long)]
     pub(crate) no_judge: bool,
+    /// Also store the weights as this version's kernels execute them (model.packed): opening is a map and no copy
+    #[arg(long)]
+    pub(crate) prepack: bool,
     /// Replace an existing output folder
     #[arg(long)]
     pub(crate) force: bool,
@@ -363,6 +366,8 @@ pub(crate) struct Inspect {
     /// Context to forecast the memory of, in tokens [default: 2048 and the model's own]
     #[arg(long, value_name = "N")]
     pub(crate) context: Option<usize>,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
     /// Show the graph of each kind of block, and which operations are computed in one pass
     #[arg(long)]
     pub(crate) graph: bool,

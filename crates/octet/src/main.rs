@@ -49,9 +49,26 @@ fn main() -> ExitCode {
                 ui::say(&serde_json::json!({ "error": message }).to_string());
             }
             ui::note(&format!("error: {message}"));
-            ExitCode::FAILURE
+            if is_wrong_usage(&error) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Arguments that each parse and together make no sense.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Whether the command line is at fault, as with what clap refuses.
+fn is_wrong_usage(error: &anyhow::Error) -> bool {
+    error.is::<Usage>() || error.is::<octet_tensor::SchemeError>()
 }
 
 /// An error and its causes as one sentence, each cause said once.

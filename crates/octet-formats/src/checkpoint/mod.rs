@@ -5,13 +5,14 @@ mod shards;
 
 use crate::{
     Error, Folder, Result, count_non_finite,
+    packed::Packed,
     quantization::{self, Quantization, StoredQuantization},
 };
 use modules::Modules;
 pub(crate) use modules::{Lookup, required};
-use octet_tensor::{Bytes, Dtype, Matrix, Tensor, WeightSource};
+use octet_tensor::{Bytes, Dtype, Matrix, QMatrix, QuantRows, Scheme, StoredQuant, Tensor, WeightSource};
 use serde_json::Value;
-use std::fmt;
+use std::{fmt, ops::Range, sync::Arc};
 
 /// A stored tensor.
 #[derive(Clone, Debug)]
@@ -46,6 +47,41 @@ pub struct Checkpoint {
     entries: Vec<Entry>,
     modules: Modules,
     quantization: Option<StoredQuantization>,
+    packed: std::result::Result<Option<Arc<Packed>>, String>,
+}
+
+/// Quantized rows with what `model.packed` holds of them.
+struct WithPacked {
+    rows: StoredQuant,
+    file: Arc<Packed>,
+}
+
+impl QuantRows for WithPacked {
+    fn dims(&self) -> (usize, usize) {
+        (self.rows.rows(), self.rows.cols())
+    }
+
+    fn scheme(&self) -> Scheme {
+        self.rows.scheme()
+    }
+
+    fn stored_bytes(&self) -> usize {
+        self.rows.stored_bytes()
+    }
+
+    fn read_rows(&self, range: Range<usize>) -> octet_tensor::Result<QMatrix> {
+        self.rows.read_rows(range)
+    }
+
+    fn packed(&self, range: Range<usize>, layout: u32, scheme: Scheme) -> Option<Bytes> {
+        self.file.rows(self.rows.name(), range, layout, scheme)
+    }
+
+    fn release(&self, range: Range<usize>) {
+        if let Some(rows) = self.rows.slice_rows(range) {
+            rows.release();
+        }
+    }
 }
 
 impl Checkpoint {
@@ -67,7 +103,9 @@ impl Checkpoint {
             }
             _ => None,
         };
-        Ok(Self { config, entries, modules, quantization })
+        // Only packed integers are stored; a file beside anything else is a leftover.
+        let packed = if quantization.is_some() { Packed::open(folder).map(|packed| packed.map(Arc::new)) } else { Ok(None) };
+        Ok(Self { config, entries, modules, quantization, packed })
     }
 
     /// The whole config.json.
@@ -83,6 +121,14 @@ impl Checkpoint {
     /// How the weights are quantized, or `None` for a float checkpoint (FP8 counts as float).
     pub fn quantization(&self) -> Option<&StoredQuantization> {
         self.quantization.as_ref()
+    }
+
+    /// Whether packed weights are used (`Ok(true)`), absent, or there but of no use, and why.
+    ///
+    /// # Errors
+    /// A sentence that says why they are not used.
+    pub fn packed(&self) -> std::result::Result<bool, &str> {
+        self.packed.as_ref().map(Option::is_some).map_err(String::as_str)
     }
 
     /// How many elements of the tensor `name` are infinite or not a number (0 for integers and unknown names).
@@ -103,7 +149,13 @@ impl fmt::Debug for Checkpoint {
 
 impl WeightSource for Checkpoint {
     fn matrix(&self, module: &str) -> octet_tensor::Result<Option<Matrix>> {
-        self.modules.matrix(module, &|name| self.tensor(name))
+        let matrix = self.modules.matrix(module, &|name| self.tensor(name))?;
+        Ok(match (matrix, &self.packed) {
+            (Some(Matrix::Quant(rows)), Ok(Some(file))) => {
+                Some(Matrix::Quant(StoredQuant::new(module, Arc::new(WithPacked { rows, file: Arc::clone(file) }))))
+            }
+            (matrix, _) => matrix,
+        })
     }
 
     fn tensor(&self, name: &str) -> octet_tensor::Result<Option<Tensor>> {

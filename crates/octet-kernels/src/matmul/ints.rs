@@ -13,11 +13,12 @@ use super::{
 };
 use crate::{
     Engine,
+    memory::Lines,
     parallel::Shared,
     simd::{LANES, Simd},
 };
 use half::{bf16, f16};
-use octet_tensor::{Activations, Dtype, Error, QMatrix, Result, StoredQuant, WeightScheme};
+use octet_tensor::{Activations, Bytes, Dtype, Error, QMatrix, Result, StoredQuant, WeightScheme};
 use std::sync::{Mutex, PoisonError};
 
 /// Codes and scales of a quantized matrix in blocks of sixteen rows.
@@ -35,7 +36,7 @@ pub(crate) struct Ints {
     segments_a_group: usize,
     groups: usize,
     /// `[blocks, lines of a block]`.
-    lines: Vec<Line>,
+    lines: Lines,
     /// `[blocks, groups]`, sixteen rows each.
     scales: Scales,
     /// `[blocks, groups]`, sixteen rows each; none when symmetric.
@@ -75,9 +76,41 @@ impl Ints {
     /// Packs a stored matrix, rows in parallel and a few blocks at a time, for activations as `activations` says.
     pub(crate) fn pack(engine: &Engine, stored: &StoredQuant, activations: Activations) -> Result<Self> {
         let (rows, cols, scheme) = (stored.rows(), stored.cols(), stored.scheme().weights);
+        let mut packed = Self::zeroed(rows, cols, scheme, activations, scale_dtype(stored)?, true);
+        packed.fill(engine, stored)?;
+        Ok(packed)
+    }
+
+    /// A matrix from the sections that [`Ints::sections`] gave, one after the other; `None` where they are of another size.
+    pub(crate) fn from_bytes(stored: &StoredQuant, activations: Activations, bytes: &Bytes) -> Result<Option<Self>> {
+        let (rows, cols, scheme, scale) = (stored.rows(), stored.cols(), stored.scheme().weights, scale_dtype(stored)?);
+        if bytes.len() != Self::forecast(rows, cols, scheme, activations, scale) {
+            return Ok(None);
+        }
+        let mut packed = Self::zeroed(rows, cols, scheme, activations, scale, false);
+        let lines = packed.blocks() * packed.lines_a_block() * size_of::<Line>();
+        let Some(codes) = bytes.slice(0..lines) else { return Ok(None) };
+        packed.lines = Lines::from(codes);
+        let mut rest = &bytes[lines..];
+        let zeros = packed.zeros.as_mut().map(|zeros| bytemuck::cast_slice_mut(zeros));
+        for to in std::iter::once(packed.scales.bytes_mut()).chain(zeros) {
+            let (part, after) = rest.split_at(to.len());
+            to.copy_from_slice(part);
+            rest = after;
+        }
+        Ok(Some(packed))
+    }
+
+    /// Codes, scales and zero points as bytes.
+    pub(crate) fn sections(&self) -> [&[u8]; 3] {
+        let zeros = self.zeros.as_ref().map_or(&[][..], |zeros| bytemuck::cast_slice(zeros));
+        [bytemuck::cast_slice(&self.lines[..]), self.scales.bytes(), zeros]
+    }
+
+    fn zeroed(rows: usize, cols: usize, scheme: WeightScheme, activations: Activations, scale: Dtype, codes: bool) -> Self {
         let Extent { bits, segments, blocks, groups, lines } = Extent::of(rows, cols, scheme, activations);
         let group = scheme.group_size(cols);
-        let mut packed = Self {
+        Self {
             rows,
             cols,
             bits,
@@ -86,13 +119,10 @@ impl Ints {
             segments,
             segments_a_group: if group >= cols { segments.count().max(1) } else { group / segments.size() },
             groups,
-            // Zeroed by the system as tasks first touch it, not by this thread.
-            lines: bytemuck::zeroed_vec(lines),
-            scales: Scales::new(scale_dtype(stored)?, blocks * groups),
+            lines: if codes { Lines::zeroed(lines) } else { Lines::default() },
+            scales: Scales::new(scale, blocks * groups),
             zeros: scheme.is_asymmetric().then(|| vec![[0; LANES]; blocks * groups]),
-        };
-        packed.fill(engine, stored)?;
-        Ok(packed)
+        }
     }
 
     fn fill(&mut self, engine: &Engine, stored: &StoredQuant) -> Result<()> {
@@ -105,7 +135,7 @@ impl Ints {
         let mut lines = std::mem::take(&mut self.lines);
         let mut zeros = self.zeros.take();
         let mut scales = std::mem::replace(&mut self.scales, Scales::F32(Vec::new()));
-        let (shared_lines, shared_zeros) = (Shared::new(&mut lines), zeros.as_mut().map(|z| Shared::new(&mut z[..])));
+        let (shared_lines, shared_zeros) = (Shared::new(&mut lines[..]), zeros.as_mut().map(|z| Shared::new(&mut z[..])));
         let shared_scales = SharedScales::new(&mut scales);
         let failure = Mutex::new(None);
         engine.run(blocks.div_ceil(blocks_a_task), &|task| {
@@ -241,6 +271,20 @@ impl Scales {
             Dtype::F16 => Self::F16(vec![[0; LANES]; len]),
             Dtype::Bf16 => Self::Bf16(vec![[0; LANES]; len]),
             _ => Self::F32(vec![[0.0; LANES]; len]),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::F32(all) => bytemuck::cast_slice(all),
+            Self::F16(all) | Self::Bf16(all) => bytemuck::cast_slice(all),
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::F32(all) => bytemuck::cast_slice_mut(all),
+            Self::F16(all) | Self::Bf16(all) => bytemuck::cast_slice_mut(all),
         }
     }
 

@@ -17,7 +17,7 @@ mod source;
 pub use gated::Gated;
 pub(crate) use inputs::{Inputs, tiles};
 pub(crate) use layout::Line;
-pub use packed::PackedLinear;
+pub use packed::{LAYOUT, PackedLinear};
 pub use source::Source;
 
 use crate::{

@@ -27,11 +27,24 @@ pub(crate) enum Body {
     Dense(Dense),
 }
 
+/// Version of the layout quantized matrices are packed in; raised whenever their bytes change (a test holds them).
+pub const LAYOUT: u32 = 1;
+
 impl PackedLinear {
+    /// The packed bytes of a quantized matrix, one section after the other, for [`octet_tensor::QuantRows::packed`] to give
+    /// back; `None` for a float matrix.
+    pub fn sections(&self) -> Option<[&[u8]; 3]> {
+        match &self.body {
+            Body::Int { ints, .. } | Body::Exact(ints) => Some(ints.sections()),
+            Body::Dense(_) => None,
+        }
+    }
+
     /// Makes `matrix` ready, its rows in parallel and a few at a time.
     ///
     /// `activations` overrides what the stored scheme says about the inputs of a quantized matrix; float matrices are
-    /// always [`Activations::Exact`]. Of what was copied, the stored bytes' memory is given back to the system ([`Matrix::release`]).
+    /// always [`Activations::Exact`]. Of what was copied, the stored bytes' memory is given back to the system ([`Matrix::release`]); rows that are stored packed
+    /// for this [`LAYOUT`] are used where they are.
     ///
     /// # Errors
     /// If the stored bytes make no sense.
@@ -46,8 +59,19 @@ impl PackedLinear {
             }
             Matrix::Quant(stored) => {
                 let activations = activations.unwrap_or(stored.scheme().activations);
-                let ints = Ints::pack(engine, stored, activations)?;
-                stored.release();
+                let scheme = Scheme { activations, ..stored.scheme() };
+                let ints = match stored.packed(LAYOUT, scheme) {
+                    Some(bytes) if cfg!(target_endian = "little") => Ints::from_bytes(stored, activations, &bytes)?,
+                    _ => None,
+                };
+                let ints = match ints {
+                    Some(ints) => ints,
+                    None => {
+                        let ints = Ints::pack(engine, stored, activations)?;
+                        stored.release();
+                        ints
+                    }
+                };
                 let body = match activations {
                     Activations::Exact => Body::Exact(ints),
                     Activations::Int8PerToken => Body::Int { ints, group: usize::MAX },

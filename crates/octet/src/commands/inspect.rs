@@ -29,7 +29,7 @@ pub(crate) fn inspect(args: &Inspect, global: &Global) -> Result<Ended> {
     }
     let graph = spec.graph();
     let needs = MemoryNeeds::of(&folder, None, global.threads.unwrap_or_else(|| machine::default_threads().get()))?;
-    let facts = Facts::of(&checkpoint, &spec, needs, args.context)?;
+    let facts = Facts::of(&checkpoint, &spec, needs, (args.context, args.cache.kv.into()))?;
     if global.json {
         let mut document = facts.document(&args.model);
         if args.tensors {
@@ -79,14 +79,17 @@ struct Facts {
     stored_bytes: u64,
     linear_bits: f64,
     quantization: Option<(String, String)>,
+    packed: std::result::Result<bool, String>,
     activations: Option<String>,
+    kv: KvDtype,
     kv_bytes_per_token: usize,
     needs: MemoryNeeds,
     asked_context: Option<usize>,
 }
 
 impl Facts {
-    fn of(checkpoint: &Checkpoint, spec: &ArchSpec, needs: MemoryNeeds, asked_context: Option<usize>) -> Result<Self> {
+    fn of(checkpoint: &Checkpoint, spec: &ArchSpec, needs: MemoryNeeds, asked: (Option<usize>, KvDtype)) -> Result<Self> {
+        let (asked_context, kv) = asked;
         if let Some(context) = asked_context.filter(|&context| context == 0 || context > needs.longest()) {
             bail!("--context {context} is not between 1 and the model's own {}", needs.longest());
         }
@@ -113,8 +116,10 @@ impl Facts {
             stored_bytes: checkpoint.entries().iter().map(|e| e.bytes as u64).sum(),
             linear_bits: 8.0 * linear_bytes as f64 / linear_weights.max(1) as f64,
             quantization: stored.map(|q| (format!("{} {}", q.method, q.format), scheme.map_or("mixed".into(), |s| s.to_string()))),
+            packed: checkpoint.packed().map_err(str::to_string),
             activations: scheme.map(|s| format!("{:?}", s.activations)),
-            kv_bytes_per_token: spec.kv_bytes_per_token(KvDtype::F16),
+            kv,
+            kv_bytes_per_token: spec.kv_bytes_per_token(kv),
             needs,
             asked_context,
         })
@@ -122,7 +127,7 @@ impl Facts {
 
     /// What running it with a context of `tokens` takes.
     fn running(&self, tokens: usize) -> MemoryForecast {
-        self.needs.at(tokens, KvDtype::F16)
+        self.needs.at(tokens, self.kv)
     }
 
     fn show(&self, model: &str) {
@@ -135,7 +140,12 @@ impl Facts {
         if let Some((format, scheme)) = &self.quantization {
             ui::say(&format!("  quantization  {scheme} ({format})"));
         }
-        ui::say(&format!("  KV cache      {} a token in f16", ui::bytes(self.kv_bytes_per_token as u64)));
+        match &self.packed {
+            Ok(false) => {}
+            Ok(true) => ui::say("  packed        model.packed: opening is a map"),
+            Err(why) => ui::say(&format!("  packed        model.packed is not used, weights are packed again: {why}")),
+        }
+        ui::say(&format!("  KV cache      {} a token in {}", ui::bytes(self.kv_bytes_per_token as u64), self.kv));
         let contexts = self.asked_context.map_or_else(|| vec![self.context.min(2048), self.context], |context| vec![context]);
         for (i, context) in contexts.iter().enumerate().filter(|(i, context)| *i == 0 || **context != contexts[0]) {
             let forecast = self.running(*context).to_string();
@@ -160,6 +170,7 @@ impl Facts {
             "stored_bytes": self.stored_bytes,
             "linear_bits_per_weight": self.linear_bits,
             "quantization": self.quantization.as_ref().map(|(format, scheme)| json!({ "format": format, "scheme": scheme, "activations": self.activations })),
+            "packed": self.packed.as_ref().map_or_else(|why| json!(why), |used| json!(used)),
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "run_bytes": { "context_2048": self.running(self.context.min(2048)).total(), "full_context": self.running(self.context).total() },
             "running": super::memory_document(&self.running(self.asked_context.unwrap_or(self.context.min(2048)))),

@@ -6,12 +6,12 @@ use super::{
     verdict,
 };
 use crate::{
-    Ended,
+    Ended, Usage,
     args::{Global, Method, Preset, Quantize},
     interrupt, machine, resolve,
     ui::{self, Progress},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use octet_eval::{Report, gates::Status, gates::Thresholds, overlap::Overlap, report::REPORT_FILE, windows::DEFAULT_CONTEXT};
 use octet_flow::{Calibration, JudgeSettings, Original, Prepared, QuantizeSettings, Staged, Summary, Variant};
 use octet_formats::Folder;
@@ -88,7 +88,7 @@ fn asked(args: &Quantize) -> Result<Vec<Asked>> {
     labels.sort();
     labels.dedup();
     if labels.len() < schemes.len() {
-        bail!("--scheme names the same scheme twice; leave one out");
+        return Err(Usage("--scheme names the same scheme twice; leave one out".into()).into());
     }
     Ok(schemes)
 }
@@ -259,6 +259,7 @@ impl Session<'_> {
         let Some((original, settings)) = judging else {
             let bytes = staged.bytes()?;
             self.progress.finish();
+            self.prepack(&staged)?;
             let path = staged.commit()?;
             ui::note(&format!("wrote {} ({}), not judged", ui::path(&path), ui::bytes(bytes)));
             return Ok(Outcome { report: None, path: Some(path), sample: None });
@@ -271,6 +272,7 @@ impl Session<'_> {
         staged.add(REPORT_FILE, &serde_json::to_value(&report)?)?;
         let accepted = matches!(report.status, Status::Accepted | Status::FellBack);
         let path = if accepted {
+            self.prepack(&staged)?;
             Some(staged.commit()?)
         } else {
             staged.discard();
@@ -282,6 +284,13 @@ impl Session<'_> {
             ui::say(&verdict::screen(&self.name, &report, path.as_deref(), &refusal_path(target)));
         }
         Ok(Outcome { report: Some(report), path, sample: Some(sample) })
+    }
+
+    fn prepack(&self, staged: &Staged) -> Result<()> {
+        if self.args.prepack {
+            staged.prepack(&self.engine).context("cannot store packed weights")?;
+        }
+        Ok(())
     }
 
     /// Quantizes block by block with calibration, or goes on where an earlier run was stopped.

@@ -71,6 +71,7 @@ Options:
       --portable                    Keep embedding and head in 16 bits, so that transformers and vLLM load the folder unchanged
       --dry-run                     Print the plan with forecast size, memory and time; write nothing
       --no-judge                    Write without judging: the folder then has no validation_report.json
+      --prepack                     Also store the weights as this version's kernels execute them (model.packed): opening is a map and no copy
       --force                       Replace an existing output folder
       --strict                      Turn whatever the plan would note and skip into an error, and the fidelity gate into a blocking one
       --eval-text <FILE>...         Text to judge on: plain text, .jsonl or .bin token ids [default: built-in text]

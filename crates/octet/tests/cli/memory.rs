@@ -25,6 +25,10 @@ struct Llama {
 const SEVEN_B: Llama =
     Llama { hidden: 4096, intermediate: 14_336, layers: 32, heads: 32, kv_heads: 8, vocabulary: 32_000, context: 32_768 };
 
+/// Llama-2-7B: 6.7 G parameters, and as many heads of keys and values as of queries.
+const ALL_HEADS: Llama =
+    Llama { hidden: 4096, intermediate: 11_008, layers: 32, heads: 32, kv_heads: 32, vocabulary: 32_000, context: 4096 };
+
 /// 300 M parameters behind the small model's tokenizer: weights and cache are far larger than the program.
 const SMALL: Llama = Llama { hidden: 1024, intermediate: 4096, layers: 18, heads: 16, kv_heads: 16, vocabulary: 512, context: 1024 };
 
@@ -121,9 +125,16 @@ fn seven_billion_parameters_fit_a_phone_at_four_bits_and_not_at_eight() {
     let sandbox = Sandbox::empty();
     SEVEN_B.write(&sandbox, "w4", Some("w4a8-g128"));
     SEVEN_B.write(&sandbox, "w8", Some("w8a8"));
-    let total =
-        |model: &str| sandbox.octet(&format!("inspect {model} --context 4096 --json")).done().json()["running"]["total"].as_u64().unwrap();
-    assert!(total("w4") < 5_000_000_000 && total("w8") > 7_000_000_000, "{} {}", total("w4"), total("w8"));
+    ALL_HEADS.write(&sandbox, "heads", Some("w4a8-g128"));
+    let total = |model: &str, kv: &str| {
+        let ended = sandbox.octet(&format!("inspect {model} --context 4096 --kv {kv} --json"));
+        ended.done().json()["running"]["total"].as_u64().unwrap()
+    };
+    for model in ["w4", "heads"] {
+        let [long, short] = ["f16", "int8"].map(|kv| total(model, kv));
+        assert!(short < 6_000_000_000 && short < long, "{model}: {short}, {long}");
+    }
+    assert!(total("w4", "f16") < 5_000_000_000 && total("w8", "int8") > 7_000_000_000, "{}", total("w8", "int8"));
     let ended = sandbox.octet("run w8 --memory-budget 6GB --context 4096 hello");
     refused(&ended, &["w8 needs 7.", "weights 7.", "--memory-budget", "fewer bits"]);
     let ended = sandbox.octet("eval w8 --base w4 --memory-budget 10GB");

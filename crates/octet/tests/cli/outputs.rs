@@ -102,3 +102,36 @@ fn a_disk_that_is_too_small() {
     let what = "quantize tiny disk/out (a disk of 100 kB)";
     sandbox.check_refusal(1, what, &before, &ended, &["disk/out has 0.1 MB free, 0.2 MB are needed", "free some space"]);
 }
+
+/// Packed weights are used where they belong to the weights beside them, and change nothing; otherwise the model runs without.
+#[test]
+fn packed_weights_are_used_or_left() {
+    let sandbox = Sandbox::new();
+    sandbox.octet("quantize tiny plain --scheme w4a8-g32 --no-judge").done();
+    sandbox.octet("quantize tiny packed --scheme w4a8-g32 --no-judge --prepack").done();
+    let text = |model: &str| sandbox.octet(&format!("run {model} --raw --json -n 8 --temperature 0 abc")).done().json()["text"].clone();
+    let packed = || sandbox.octet("inspect packed --json").done().json()["packed"].clone();
+    let expected = text("plain");
+    assert_eq!((packed(), text("packed")), (true.into(), expected.clone()));
+    assert_eq!(sandbox.octet("inspect plain --json").done().json()["packed"], false);
+    let whole = fs::read(sandbox.path("packed/model.packed")).unwrap();
+    for (what, bytes) in [
+        ("incomplete or damaged", whole[..whole.len() - 1].to_vec()),
+        ("no file of packed weights", b"hello".to_vec()),
+        ("of format 255", [&whole[..8], &[255], &whole[9..]].concat()),
+    ] {
+        sandbox.write("packed/model.packed", bytes);
+        assert!(packed().as_str().unwrap().contains(what), "{what}: {}", packed());
+        assert_eq!(text("packed"), expected, "{what}");
+    }
+    // Of another layout, and then beside other weights.
+    sandbox.write("packed/model.packed", [&whole[..12], &[255], &whole[13..]].concat());
+    assert_eq!(text("packed"), expected);
+    sandbox.write("packed/model.packed", &whole);
+    sandbox.octet("quantize tiny other --scheme w8a8 --no-judge").done();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(sandbox.path(format!("other/{file}")), sandbox.path(format!("packed/{file}"))).unwrap();
+    }
+    assert!(packed().as_str().unwrap().contains("is not the file it was made from"), "{}", packed());
+    assert_eq!(text("packed"), text("other"));
+}

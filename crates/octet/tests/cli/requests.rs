@@ -9,11 +9,11 @@ fn schemes_nothing_supports() {
     for (scheme, why) in
         [("w9a16", "2 to 8 bits"), ("w4a4", "a16 or a8"), ("w4a16-g100", "group"), ("int8", "start like w8a16"), ("w8a16-left", "\"left\"")]
     {
-        sandbox.refuses(&format!("quantize tiny --scheme {scheme}"), &[scheme, why, "write it like w8a16"]);
+        sandbox.refuses_as(2, &format!("quantize tiny --scheme {scheme}"), &[scheme, why, "write it like w8a16"]);
     }
-    sandbox.refuses("quantize tiny --bits 1", &["w1a16", "2 to 8 bits"]);
-    sandbox.refuses("quantize tiny --bits 4 --group-size 100", &["100", "32, 64, 128 or 256"]);
-    sandbox.refuses("quantize tiny --scheme w8a16,w8a16-pc", &["same scheme twice", "leave one out"]);
+    sandbox.refuses_as(2, "quantize tiny --bits 1", &["w1a16", "2 to 8 bits"]);
+    sandbox.refuses_as(2, "quantize tiny --bits 4 --group-size 100", &["100", "32, 64, 128 or 256"]);
+    sandbox.refuses_as(2, "quantize tiny --scheme w8a16,w8a16-pc", &["same scheme twice", "leave one out"]);
     sandbox.refuses("quantize tiny --scheme w4a16-g64 --portable --strict", &["down_proj", "64", "--strict"]);
 }
 
