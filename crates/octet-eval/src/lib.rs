@@ -20,6 +20,7 @@ pub mod overlap;
 pub mod paired;
 pub mod permutation;
 pub mod report;
+pub mod risk;
 pub mod roofline;
 pub mod score;
 mod sixteen_bit;
@@ -28,6 +29,7 @@ pub mod speed;
 pub mod stats;
 pub mod text;
 mod timing;
+pub mod trinity;
 pub mod windows;
 pub mod work;
 

@@ -8,10 +8,12 @@ use crate::{
     machine::Machine,
     memory::ProcessMemory,
     paired::{delta_bits_per_byte, ln_perplexity_ratio},
+    risk::Risk,
     score::{Comparison, WindowScore},
     size::Size,
     speed::Speed,
     stats::{Interval, bootstrap_ratio},
+    trinity::Trinity,
     windows::Windows,
 };
 use serde::{Deserialize, Serialize};
@@ -37,7 +39,10 @@ pub struct Report {
     pub measures: Measures,
     /// The Trinity Score, where it was computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trinity: Option<serde_json::Value>,
+    pub trinity: Option<Trinity>,
+    /// What speaks for looking before it is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk: Option<Risk>,
     /// Where it was measured.
     pub machine: Machine,
     /// The command line.
@@ -48,7 +53,7 @@ impl Report {
     /// A report of these gates; the status follows from them.
     pub fn new(scheme: String, gates: Vec<Gate>, fell_back: bool, measures: Measures, machine: Machine, command: Vec<String>) -> Self {
         let status = Status::of(&gates, fell_back);
-        Self { schema_version: SCHEMA_VERSION, status, scheme, gates, measures, trinity: None, machine, command }
+        Self { schema_version: SCHEMA_VERSION, status, scheme, gates, measures, trinity: None, risk: None, machine, command }
     }
 
     /// The JSON document, indented, with a line break at its end.
@@ -91,6 +96,9 @@ pub struct Measures {
     /// Memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
+    /// What it asks of the machine and of whoever makes it again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ease: Option<Ease>,
     /// Text health.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
@@ -179,6 +187,19 @@ pub struct Memory {
     /// What this process (which held both) used.
     #[serde(flatten)]
     pub process: ProcessMemory,
+}
+
+/// What a model asks of the machine and of whoever makes it again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ease {
+    /// Milliseconds the quantized model took to open.
+    pub load_ms: Option<f64>,
+    /// Milliseconds the original took.
+    pub base_load_ms: Option<f64>,
+    /// Bytes that were free for this process.
+    pub free_bytes: Option<u64>,
+    /// Share of what is needed to make it again that is known: recipe, original, seed, texts.
+    pub provenance: Option<f64>,
 }
 
 impl Measures {

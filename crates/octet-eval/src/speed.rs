@@ -3,7 +3,7 @@
 use crate::{
     Error, Result,
     memory::available_memory,
-    stats::{Interval, bootstrap_ratio},
+    stats::{Interval, bootstrap_ratio, quantile},
     timing::{Lane, Reading, Rounds, alternate},
 };
 use octet_kernels::{Engine, limits::streaming_read_gb_s};
@@ -57,6 +57,12 @@ pub struct PhaseSpeed {
     /// How many times as fast the quantized model is: exp of the mean log ratio over pairs, with its interval; `None`
     /// where there were too few pairs.
     pub ratio: Option<Interval>,
+    /// How far the original's times spread: (90 % − median) ÷ median.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_spread: Option<f64>,
+    /// How far the quantized model's do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quant_spread: Option<f64>,
 }
 
 /// Whether the original's weights come from cache: then their number hardly costs time and fewer bits cannot show.
@@ -156,12 +162,19 @@ fn phase(pairs: &[(f64, f64)], tokens: usize, seed: u64) -> PhaseSpeed {
     let logs: Vec<(f64, f64)> = pairs.iter().map(|(base, quant)| ((base / quant).ln(), 1.0)).collect();
     let rate = |mut seconds: Vec<f64>| {
         seconds.sort_by(f64::total_cmp);
-        tokens as f64 / crate::stats::quantile(&seconds, 0.5)
+        tokens as f64 / quantile(&seconds, 0.5)
+    };
+    let spread = |mut seconds: Vec<f64>| {
+        seconds.sort_by(f64::total_cmp);
+        let median = quantile(&seconds, 0.5);
+        Some((quantile(&seconds, 0.9) - median) / median).filter(|spread| spread.is_finite())
     };
     PhaseSpeed {
         base_tok_s: rate(pairs.iter().map(|p| p.0).collect()),
         quant_tok_s: rate(pairs.iter().map(|p| p.1).collect()),
         ratio: bootstrap_ratio(&logs, seed).map(|interval| interval.map(f64::exp)),
+        base_spread: spread(pairs.iter().map(|p| p.0).collect()),
+        quant_spread: spread(pairs.iter().map(|p| p.1).collect()),
     }
 }
 

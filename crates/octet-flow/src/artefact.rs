@@ -22,8 +22,15 @@ const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 const HEAD: &str = "lm_head";
 
 /// Files of a model folder that hold the weights or what octet writes itself: everything else is copied byte for byte.
-const OWN_FILES: [&str; 5] =
-    ["config.json", "model.safetensors.index.json", "quantization_config.json", "validation_report.json", "README.md"];
+const OWN_FILES: [&str; 7] = [
+    "config.json",
+    "model.safetensors.index.json",
+    "quantization_config.json",
+    "validation_report.json",
+    "receipt.json",
+    "decision_log.jsonl",
+    "README.md",
+];
 
 /// Receives quantized rows and kept tensors and writes them where they belong.
 pub(crate) struct Artefact {
@@ -170,7 +177,8 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     fs::write(path, pretty(value)?).map_err(Error::write(path))
 }
 
-fn pretty(value: &Value) -> Result<String> {
+/// A JSON document as octet writes it.
+pub(crate) fn pretty(value: &Value) -> Result<String> {
     Ok(serde_json::to_string_pretty(value).map_err(|e| Error::Internal(e.to_string()))? + "\n")
 }
 

@@ -3,7 +3,9 @@
 use crate::{
     Error, Prepared, Result, Staged,
     artefact::{self, Artefact},
+    digest,
     journal::{self, DiskJournal, Identity},
+    receipt::{CalibrationRecord, TextSource},
     spill::OnDisk,
     write::{check_space, hex},
 };
@@ -14,23 +16,22 @@ use octet_quant::{CalibratedOptions, CalibratedRun, CalibrationForecast, Event, 
 use octet_tensor::WeightSource;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::{
-    collections::BTreeSet,
-    path::Path,
-    sync::{Mutex, PoisonError, atomic::AtomicBool},
-};
+use std::{collections::BTreeSet, path::Path, sync::atomic::AtomicBool};
 
 /// Hidden states while they are on disk, in the work folder.
 const SPILL: &str = "hidden.f32";
-
-/// Bytes of weights that are mapped at once while a model's digest is taken.
-const DIGEST_BYTES: usize = 64 << 20;
 
 /// What a calibration runs on, and how.
 #[derive(Clone, Debug)]
 pub struct Calibration {
     /// Names of the texts.
     pub texts: Vec<String>,
+    /// The files (or built-in texts) they are.
+    pub sources: Vec<TextSource>,
+    /// The field of JSON lines that was read, where one was named.
+    pub field: Option<String>,
+    /// Tokens of a window.
+    pub length: usize,
     /// What was drawn from them.
     pub samples: Samples,
     /// Whether linears see what already quantized linears of the same block leave.
@@ -42,7 +43,27 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    fn digest(&self) -> String {
+    /// What the receipt says of it.
+    pub(crate) fn record(&self) -> CalibrationRecord {
+        let mut rest = self.samples.tokens();
+        let mut window = |length| {
+            let (window, after) = rest.split_at(length);
+            rest = after;
+            digest::of_window(window)[..16].to_string()
+        };
+        CalibrationRecord {
+            texts: self.sources.clone(),
+            field: self.field.clone(),
+            length: self.length,
+            tokens: self.samples.tokens().len(),
+            sha256: self.digest(),
+            windows: self.samples.lengths().map(&mut window).collect(),
+            true_sequential: self.sequential,
+        }
+    }
+
+    /// SHA-256 over lengths and tokens of all windows.
+    pub(crate) fn digest(&self) -> String {
         let mut sha = Sha256::new();
         for length in self.samples.lengths() {
             sha.update((length as u64).to_le_bytes());
@@ -147,7 +168,7 @@ impl Prepared {
 
     /// Everything the bytes of the result depend on.
     fn identity(&self, calibration: &Calibration, engine: &Engine) -> Result<Identity> {
-        let plan = hex(&Sha256::digest(self.plan.digest().as_bytes()));
+        let plan = self.plan_digest();
         let order = if calibration.sequential { "true-sequential" } else { "one pass a block" };
         let entries = [
             ("octet version", env!("CARGO_PKG_VERSION").to_string()),
@@ -164,30 +185,11 @@ impl Prepared {
 
     /// SHA-256 over the names and contents of all tensors and the config.
     fn model_digest(&self, engine: &Engine) -> Result<String> {
-        let entries = self.checkpoint.entries();
-        let digests: Vec<Mutex<Option<Vec<u8>>>> = entries.iter().map(|_| Mutex::default()).collect();
-        let mut first = 0;
-        while first < entries.len() {
-            let (mut last, mut bytes) = (first, 0);
-            while last < entries.len() && (last == first || bytes < DIGEST_BYTES) {
-                bytes += entries[last].bytes;
-                last += 1;
-            }
-            // Opened anew, so that what was mapped for a part is given back.
-            let part = Checkpoint::open(&self.input)?;
-            engine.run(last - first, &|i| {
-                let digest =
-                    part.entries().get(first + i).and_then(|entry| entry.tensor().ok()).map(|t| Sha256::digest(&**t.bytes()).to_vec());
-                *digests[first + i].lock().unwrap_or_else(PoisonError::into_inner) = digest;
-            });
-            first = last;
-        }
         let mut sha = Sha256::new();
         sha.update(self.checkpoint.config().to_string());
-        for (entry, digest) in entries.iter().zip(digests) {
-            let digest = digest.into_inner().unwrap_or_else(PoisonError::into_inner);
-            sha.update(&entry.name);
-            sha.update(digest.ok_or_else(|| octet_tensor::Error::Missing { name: entry.name.clone() })?);
+        for (name, digest) in digest::of_tensors(&self.input, &self.checkpoint, engine)? {
+            sha.update(&name);
+            sha.update(digest);
         }
         Ok(hex(&sha.finalize()))
     }

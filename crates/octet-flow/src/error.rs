@@ -44,6 +44,25 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}; check the path and its permissions")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A receipt or a key is not what it should be.
+    #[error("{path} {what}")]
+    Receipt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// What a receipt says cannot be done again.
+    #[error("{0}")]
+    NotReproducible(String),
     /// Calibration and evaluation text overlap, or a text cannot be used.
     #[error(transparent)]
     Eval(#[from] octet_eval::Error),
@@ -96,6 +115,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Turns an I/O error into one that names the file being read.
+    pub(crate) fn read(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Read { path, source }
+    }
+
     /// Turns an I/O error into one that names the file being written.
     pub(crate) fn write(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();

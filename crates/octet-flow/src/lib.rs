@@ -2,17 +2,19 @@
 //!
 //! What lives here: [`Prepared`] (a checkpoint and the plan for it), [`Prepared::write`] and
 //! [`Prepared::write_calibrated`] (the staged artefact; the latter resumable), [`judge`] (the
-//! verdict on two opened models) and [`Summary`] (several variants compared). What does not: any algorithm of quantization or
+//! verdict on two opened models), [`receipt`] (what was done, provable and repeatable) and [`Summary`] (several variants compared). What does not: any algorithm of quantization or
 //! of statistics; those are asked of octet-quant and octet-eval.
 #![forbid(unsafe_code)]
 
 mod artefact;
 mod calibrate;
+pub mod digest;
 mod error;
 mod journal;
 mod judge;
 mod prepack;
 mod prepare;
+pub mod receipt;
 mod spill;
 mod summary;
 mod write;
@@ -21,6 +23,7 @@ pub use calibrate::Calibration;
 pub use error::{Error, Result};
 pub use judge::{JudgeSettings, Judged, Original, judge};
 pub use prepare::{Prepared, QuantizeSettings};
+pub use receipt::{Receipt, ReceiptFacts, TextSource};
 pub use summary::{Summary, Variant};
 pub use write::Staged;
 

@@ -49,6 +49,11 @@ impl Prepared {
         Ok(Self { input: input.clone(), checkpoint, spec, plan, settings })
     }
 
+    /// The folder that is quantized.
+    pub fn input(&self) -> &Folder {
+        &self.input
+    }
+
     /// What becomes of every tensor.
     pub fn plan(&self) -> &Plan {
         &self.plan

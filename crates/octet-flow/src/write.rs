@@ -89,8 +89,12 @@ impl Prepared {
     }
 
     pub(crate) fn describe(&self, calibration: Value) -> Value {
-        let digest = hex(&Sha256::digest(self.plan.digest().as_bytes()));
-        artefact::describe(&self.settings.label, &self.plan, &digest, &calibration, self.settings.seed)
+        artefact::describe(&self.settings.label, &self.plan, &self.plan_digest(), &calibration, self.settings.seed)
+    }
+
+    /// SHA-256 of the plan's canonical text.
+    pub(crate) fn plan_digest(&self) -> String {
+        hex(&Sha256::digest(self.plan.digest().as_bytes()))
     }
 }
 

@@ -1,6 +1,10 @@
 //! The command line: what can be asked for. Names and flags are meant to stay stable.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "these comments are what --help prints, plain text")]
 
+mod receipts;
+
+pub(crate) use receipts::{Keygen, Reproduce, Verify};
+
 use crate::budget::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use octet_kernels::KvDtype;
@@ -54,6 +58,12 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Raw logits for given token ids, to hold octet against another implementation
     Logits(Logits),
+    /// Check that a folder holds, byte for byte, what its receipt says
+    Verify(Verify),
+    /// Quantize again as a receipt says and compare every byte
+    Reproduce(Reproduce),
+    /// Make a key pair that signs receipts
+    Keygen(Keygen),
     /// What this CPU can do, which kernels run, measured limits
     Doctor,
     /// Print a completion script for a shell
@@ -144,6 +154,9 @@ pub(crate) struct Quantize {
     /// Replace an existing output folder
     #[arg(long)]
     pub(crate) force: bool,
+    /// Sign the receipt with this secret key (see octet keygen)
+    #[arg(long, value_name = "KEY")]
+    pub(crate) sign: Option<PathBuf>,
     /// Turn whatever the plan would note and skip into an error, and the fidelity gate into a blocking one
     #[arg(long)]
     pub(crate) strict: bool,

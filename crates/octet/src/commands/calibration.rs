@@ -55,6 +55,9 @@ pub(super) fn read(args: &Quantize, input: &Folder, prepared: &[Prepared]) -> Re
     let memory_budget = asked.or_else(|| available_memory().map(|free| free / 2)).unwrap_or(u64::MAX);
     Ok(Some(Calibration {
         texts: tokens.names,
+        sources: tokens.sources,
+        field: args.judge.text_field.clone().filter(|_| !args.calibration.is_empty()),
+        length,
         samples: Samples::draw(&tokens.ids, samples, length, args.judge.seed),
         sequential: !args.one_pass,
         memory_budget,

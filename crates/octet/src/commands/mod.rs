@@ -8,9 +8,11 @@ mod eval;
 mod inspect;
 mod logits;
 mod quantize;
+mod receipts;
 mod run;
 mod text;
 mod verdict;
+mod verify;
 
 use crate::{
     Ended,
@@ -30,6 +32,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Bench(args) => bench::bench(&args, &global),
         Command::Inspect(args) => inspect::inspect(&args, &global),
         Command::Logits(args) => logits::logits(&args, &global),
+        Command::Verify(args) => verify::verify(&args, &global),
+        Command::Reproduce(args) => receipts::reproduce(&args, &global),
+        Command::Keygen(args) => receipts::keygen(&args, &global),
         Command::Doctor => doctor::doctor(&global),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "octet", &mut std::io::stdout());

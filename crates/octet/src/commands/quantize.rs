@@ -13,7 +13,10 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use octet_eval::{Report, gates::Status, gates::Thresholds, overlap::Overlap, report::REPORT_FILE, windows::DEFAULT_CONTEXT};
-use octet_flow::{Calibration, JudgeSettings, Original, Prepared, QuantizeSettings, Staged, Summary, Variant};
+use octet_flow::{
+    Calibration, JudgeSettings, Original, Prepared, QuantizeSettings, ReceiptFacts, Staged, Summary, TextSource, Variant,
+    receipt::SecretKey,
+};
 use octet_formats::Folder;
 use octet_kernels::Engine;
 use octet_quant::{Flags, GptqSettings, Recipe, SolverChoice};
@@ -36,7 +39,9 @@ pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
     let engine = machine::engine(global.threads)?;
     let input = resolve::resolve(&args.model)?;
     let asked = asked(args)?;
-    let mut session = Session { args, global, engine, input, name: resolve::short_name(&args.model), progress: Progress::new() };
+    let key = args.sign.as_deref().map(SecretKey::read).transpose()?;
+    let name = resolve::short_name(&args.model);
+    let mut session = Session { args, global, engine, input, name, key, evaluation: vec![], progress: Progress::new() };
     let ended = session.run(&asked);
     session.progress.finish();
     match ended {
@@ -99,6 +104,10 @@ struct Session<'a> {
     engine: Engine,
     input: Folder,
     name: String,
+    /// Signs receipts.
+    key: Option<SecretKey>,
+    /// What is judged on.
+    evaluation: Vec<TextSource>,
     progress: Progress,
 }
 
@@ -127,6 +136,7 @@ impl Session<'_> {
             prepared.check_target(target, self.args.force)?;
         }
         let (evaluation, calibration) = self.texts(prepared)?;
+        self.evaluation = evaluation.as_ref().map_or(vec![], |tokens| tokens.sources.clone());
         let settings = evaluation.map(|tokens| self.judge_settings(tokens));
         let mut original = match &settings {
             Some(settings) => Some(Original::open(&self.input, &self.engine, settings)?),
@@ -244,7 +254,8 @@ impl Session<'_> {
         calibration: Option<&Calibration>,
         judging: Option<(&mut Original, &JudgeSettings)>,
     ) -> Result<Outcome> {
-        let staged = match calibration.filter(|_| prepared.wants_calibration()) {
+        let calibration = calibration.filter(|_| prepared.wants_calibration());
+        let staged = match calibration {
             Some(calibration) => self.calibrated(prepared, target, calibration)?,
             None => {
                 let progress = &mut self.progress;
@@ -257,9 +268,10 @@ impl Session<'_> {
         let mut step = |stage: &str, done, total, detail: &str| progress.update(stage, done, total, detail);
         let scheme = prepared.settings().label.clone();
         let Some((original, settings)) = judging else {
-            let bytes = staged.bytes()?;
             self.progress.finish();
             self.prepack(&staged)?;
+            self.receipt(&staged, prepared, calibration)?;
+            let bytes = staged.bytes()?;
             let path = staged.commit()?;
             ui::note(&format!("wrote {} ({}), not judged", ui::path(&path), ui::bytes(bytes)));
             return Ok(Outcome { report: None, path: Some(path), sample: None });
@@ -273,6 +285,7 @@ impl Session<'_> {
         let accepted = matches!(report.status, Status::Accepted | Status::FellBack);
         let path = if accepted {
             self.prepack(&staged)?;
+            self.receipt(&staged, prepared, calibration)?;
             Some(staged.commit()?)
         } else {
             staged.discard();
@@ -290,6 +303,14 @@ impl Session<'_> {
         if self.args.prepack {
             staged.prepack(&self.engine).context("cannot store packed weights")?;
         }
+        Ok(())
+    }
+
+    /// Writes the receipt of a finished artefact.
+    fn receipt(&self, staged: &Staged, prepared: &Prepared, calibration: Option<&Calibration>) -> Result<()> {
+        let command: Vec<String> = std::env::args().collect();
+        let facts = ReceiptFacts { command: &command, calibration, evaluation: &self.evaluation, key: self.key.as_ref() };
+        staged.add_receipt(prepared, facts, &self.engine)?;
         Ok(())
     }
 

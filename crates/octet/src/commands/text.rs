@@ -3,12 +3,15 @@
 use crate::{args::JudgeArgs, builtin, ui};
 use anyhow::{Result, bail};
 use octet_eval::text::{ReadOptions, Text};
+use octet_flow::TextSource;
 use octet_runtime::{ChatTemplate, Tokenizer};
 use std::path::PathBuf;
 
 /// Token ids with the names of the texts they came from.
 pub(super) struct Tokens {
     pub(super) names: Vec<String>,
+    /// The files, or the built-in text.
+    pub(super) sources: Vec<TextSource>,
     pub(super) ids: Vec<u32>,
 }
 
@@ -62,16 +65,17 @@ pub(super) fn tokens(
     most: usize,
 ) -> Result<Tokens> {
     let options = ReadOptions { vocab: Some(vocab), field: field.filter(|_| !files.is_empty()), chat };
-    let texts = if files.is_empty() {
+    let (texts, sources) = if files.is_empty() {
         let (name, text) = match built_in {
             BuiltIn::Calibration => ("built-in calibration text", builtin::CALIBRATION),
             BuiltIn::Evaluation => ("built-in evaluation text", builtin::EVALUATION),
         };
-        vec![Text::parse(name.into(), text.into(), true, options)?]
+        (vec![Text::parse(name.into(), text.into(), true, options)?], vec![TextSource::built_in(name, text)])
     } else {
-        files.iter().map(|path| Text::open(path, options)).collect::<octet_eval::Result<Vec<_>>>()?
+        let texts = files.iter().map(|path| Text::open(path, options)).collect::<octet_eval::Result<Vec<_>>>()?;
+        (texts, files.iter().map(|path| TextSource::file(path)).collect::<octet_flow::Result<Vec<_>>>()?)
     };
-    let mut all = Tokens { names: vec![], ids: vec![] };
+    let mut all = Tokens { names: vec![], sources, ids: vec![] };
     for text in &texts {
         // Each file must hold something; together they must hold enough.
         let floor = if texts.len() == 1 { needed } else { 1 };

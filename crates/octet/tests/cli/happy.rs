@@ -5,8 +5,15 @@ use serde_json::{Value, json};
 use std::fs;
 
 /// What a folder holds that was not judged; the model's own files first named where they come from.
-const UNJUDGED: [&str; 6] =
-    ["config.json", "generation_config.json", "model.safetensors", "quantization_config.json", "tokenizer.json", "tokenizer_config.json"];
+const UNJUDGED: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "quantization_config.json",
+    "receipt.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
 
 fn gate<'a>(report: &'a Value, name: &str) -> &'a Value {
     report["gates"].as_array().unwrap().iter().find(|gate| gate["name"] == name).unwrap_or_else(|| panic!("no gate {name}: {report:#}"))

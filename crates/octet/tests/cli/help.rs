@@ -20,6 +20,9 @@ Commands:
   bench        Prefill and decode speed, load time, memory, and their share of this machine's limits
   inspect      Architecture, tensors, bits per weight, size and memory forecast of a checkpoint
   logits       Raw logits for given token ids, to hold octet against another implementation
+  verify       Check that a folder holds, byte for byte, what its receipt says
+  reproduce    Quantize again as a receipt says and compare every byte
+  keygen       Make a key pair that signs receipts
   doctor       What this CPU can do, which kernels run, measured limits
   completions  Print a completion script for a shell
   help         Print this message or the help of the given subcommand(s)
@@ -73,6 +76,7 @@ Options:
       --no-judge                    Write without judging: the folder then has no validation_report.json
       --prepack                     Also store the weights as this version's kernels execute them (model.packed): opening is a map and no copy
       --force                       Replace an existing output folder
+      --sign <KEY>                  Sign the receipt with this secret key (see octet keygen)
       --strict                      Turn whatever the plan would note and skip into an error, and the fidelity gate into a blocking one
       --eval-text <FILE>...         Text to judge on: plain text, .jsonl or .bin token ids [default: built-in text]
       --text-field <NAME>           Field of a .jsonl line that holds the text [default: text, else messages]

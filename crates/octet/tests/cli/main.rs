@@ -9,6 +9,7 @@ mod interrupted;
 mod killed;
 mod memory;
 mod outputs;
+mod receipts;
 mod requests;
 mod running;
 mod sandbox;
