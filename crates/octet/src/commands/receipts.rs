@@ -148,7 +148,7 @@ fn calibration(receipt: &Receipt, input: &Folder) -> Result<Option<Calibration>>
     let (tokenizer, chat) = (Tokenizer::open(input)?, ChatTemplate::open(input)?);
     let given = Given { files: &files, field: record.field.as_deref(), chat: chat.as_ref() };
     let tokens = text::tokens(given, BuiltIn::Calibration, &tokenizer, vocab, 1, usize::MAX)?;
-    for (was, is) in record.texts.iter().zip(&tokens.sources).filter(|(was, is)| was.sha256 != is.sha256) {
+    if let Some((was, is)) = record.texts.iter().zip(&tokens.sources).find(|(was, is)| was.sha256 != is.sha256) {
         bail!("the calibration text {} is not what it was ({} now); restore it", was.name, is.name);
     }
     Ok(Some(Calibration {
