@@ -1,7 +1,7 @@
 //! A named tensor: shared bytes, an element type and a shape.
 
 use crate::{Bytes, Dtype, Error, Result, fp8};
-use half::{bf16, f16};
+use half::f16;
 use std::ops::Range;
 
 /// A named, row-major tensor over shared bytes (little endian, any alignment); cloning copies no data.
@@ -101,7 +101,8 @@ impl Tensor {
         match self.dtype {
             Dtype::F32 => decode(bytes, out, f32::from_le_bytes),
             Dtype::F16 => decode(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::Bf16 => decode(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            // The upper half of an f32; unlike `bf16::to_f32`, which quietens NaNs, it is one shift and vectorizes.
+            Dtype::Bf16 => decode(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
             Dtype::F64 => decode(bytes, out, |b| f64::from_le_bytes(b) as f32),
             Dtype::F8E4m3 => decode(bytes, out, |[b]: [u8; 1]| fp8::table()[b as usize]),
             found => return Err(Error::Dtype { name: self.name.clone(), expected: "floating-point", found }),
@@ -129,6 +130,7 @@ fn decode<const N: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; N
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::bf16;
 
     #[test]
     fn decodes_every_float_type() {
