@@ -72,6 +72,14 @@ pub enum Error {
         /// Vocabulary of the quantized model.
         quant: usize,
     },
+    /// The original itself is broken.
+    #[error(
+        "the original gives numbers that are not finite (token {token} of the evaluation text), so nothing can be held against it; `octet inspect MODEL --check` names the damaged tensor"
+    )]
+    BrokenOriginal {
+        /// The first predicted token it happens at.
+        token: usize,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,

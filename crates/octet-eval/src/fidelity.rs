@@ -1,6 +1,9 @@
 //! How close the quantized model's predictions are to the original's.
 
-use crate::{score::Comparison, stats::quantile};
+use crate::{
+    score::{Comparison, Stretch, TENTHS},
+    stats::quantile,
+};
 use serde::{Deserialize, Serialize};
 
 /// Distribution of KL(original ‖ quantized) over predicted tokens, in nats.
@@ -52,11 +55,18 @@ pub struct Tenth {
 
 /// The tenths of a comparison that hold tokens.
 pub fn by_position(comparison: &Comparison) -> Vec<Tenth> {
-    let tenth = |&(tokens, kl, delta): &(usize, f64, f64)| {
-        let n = tokens as f64;
-        (tokens > 0).then(|| Tenth { tokens, kl: kl / n, ppl_ratio: (delta / n).exp() })
+    let sums = |tenth: usize| {
+        comparison.tenths.iter().fold(Stretch::default(), |sum, window| Stretch {
+            tokens: sum.tokens + window[tenth].tokens,
+            kl: sum.kl + window[tenth].kl,
+            delta: sum.delta + window[tenth].delta,
+        })
     };
-    comparison.tenths.iter().filter_map(tenth).collect()
+    let tenth = |sum: Stretch| {
+        let n = sum.tokens as f64;
+        Tenth { tokens: sum.tokens, kl: sum.kl / n, ppl_ratio: (sum.delta / n).exp() }
+    };
+    (0..TENTHS).map(sums).filter(|sum| sum.tokens > 0).map(tenth).collect()
 }
 
 #[cfg(test)]

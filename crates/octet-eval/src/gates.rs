@@ -1,6 +1,7 @@
 //! Gates: pure functions from measured figures to a decision.
 
 use crate::{
+    along::Along,
     fidelity::KlFigures,
     health::Health,
     integrity::Check,
@@ -136,6 +137,35 @@ pub fn quality(ln_ratio: Option<Interval>, point: f64, non_finite: usize, tokens
     Gate::new(name, point.exp(), limits.ppl_ratio, outcome, note).with_interval(ratio)
 }
 
+/// Quality along the context: no tenth of the window may be proven worse than the rest of it by more than the quality
+/// gate allows of the whole.
+pub fn position(along: &Along, limits: &Thresholds) -> Gate {
+    let name = "quality.position";
+    let Some(worst) = along.worst else {
+        let why = format!("{} windows of {} tokens are too few to compare parts of the context", along.windows, along.context);
+        return Gate::not_applicable(name, why);
+    };
+    let (first, last) = along.positions(worst.tenth);
+    let ratio = |tenth: usize| along.tenths.get(tenth - 1).map_or(f64::NAN, |t| 100.0 * (t.ppl_ratio - 1.0));
+    let failed = worst.excess.low >= limits.ppl_ratio;
+    let note = if failed {
+        format!(
+            "it breaks along the context: perplexity {:+.1} % at positions {first} to {last} of {}, {:+.1} % in the first tenth",
+            ratio(worst.tenth),
+            along.context,
+            ratio(1)
+        )
+    } else {
+        format!("{} windows of {} tokens; positions {first} to {last} against the rest", along.windows, along.context)
+    };
+    Gate::new(name, worst.excess.estimate, limits.ppl_ratio, passed_if(!failed), note).with_interval(Some(worst.excess))
+}
+
+/// The quality gate of one of several evaluation texts.
+pub fn quality_of_text(short: &str, gate: Gate) -> Gate {
+    Gate { name: format!("quality.{short}"), ..gate }
+}
+
 /// Default limits of mean KL divergence (nats) and same-top-1 share for weights of `bits` bits, for models with a large
 /// vocabulary.
 pub fn fidelity_limits(bits: f64) -> (f64, f64) {
@@ -193,6 +223,13 @@ pub fn size(size: &Size, limits: &Thresholds) -> Vec<Gate> {
         gates.push(Gate::new("size.max", size.folder_bytes as f64, most as f64, passed_if(fine), "bytes of the whole folder"));
     }
     gates
+}
+
+/// Memory: the weights of the quantized model must not take more of it than the original's in 16 bits.
+pub fn memory(base: u64, quant: u64) -> Gate {
+    let ratio = quant as f64 / base.max(1) as f64;
+    let note = format!("{:.1} MB of weights resident, the original in 16 bits {:.1} MB", quant as f64 / 1e6, base as f64 / 1e6);
+    Gate::new("memory", ratio, 1.0, passed_if(ratio <= 1.0), note)
 }
 
 /// Health: no figure of the long generations worse than the original's by more than chance.

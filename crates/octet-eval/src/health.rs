@@ -4,6 +4,7 @@ use crate::{
     Error, Progress, Result,
     degeneration::{FIGURES, TextFigures, entropy},
     permutation::sign_flip_p,
+    store::{Key, Store},
 };
 use octet_runtime::{Event, FinishReason, GenerateOptions, SamplerConfig, TextModel, generate_batch};
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,14 @@ pub struct HealthOptions {
 
 impl Default for HealthOptions {
     fn default() -> Self {
-        Self { prompts: 16, prompt_tokens: 24, tokens: 256, temperature: 0.8, seed: 0, family_error: 0.001 }
+        Self { prompts: 32, prompt_tokens: 24, tokens: 256, temperature: 0.8, seed: 0, family_error: 0.001 }
+    }
+}
+
+impl HealthOptions {
+    /// What an original's texts depend on beside the model and the prompts.
+    pub fn key(&self) -> String {
+        format!("{} tokens, temperature {}, seed {}", self.tokens, self.temperature, self.seed)
     }
 }
 
@@ -36,7 +44,7 @@ impl Default for HealthOptions {
 const MODES: [&str; 2] = ["greedy", "sampled"];
 
 /// What one model generates: for each mode, the figures of every prompt's text.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HealthRun {
     /// Figures, by mode and prompt.
     pub figures: [Vec<TextFigures>; 2],
@@ -89,6 +97,32 @@ pub fn prompts(ids: &[u32], bos: Option<u32>, options: &HealthOptions) -> Vec<Ve
     let count = options.prompts.min(ids.len() / length);
     let start = |i: usize| i * (ids.len() / count.max(1));
     (0..count).map(|i| bos.into_iter().chain(ids[start(i)..start(i) + length].iter().copied()).collect()).collect()
+}
+
+/// As [`run`] for the original: what is stored under `key` where there is such, else generated and stored.
+///
+/// # Errors
+/// As [`run`]; that something cannot be stored is no error.
+pub fn run_stored(
+    model: &TextModel,
+    prompts: &[Vec<u32>],
+    options: &HealthOptions,
+    stored: Option<(&Store, &Key)>,
+    progress: Progress<'_>,
+) -> Result<HealthRun> {
+    let stored = stored.map(|(store, identity)| {
+        (store, identity.clone().with("options", options.key()).with_ids("prompts", prompts.iter().map(Vec::as_slice)))
+    });
+    let known = stored.as_ref().and_then(|(store, key)| serde_json::from_slice(&store.load(key)?).ok());
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let made = run(model, prompts, options, progress)?;
+    if let (Some((store, key)), Ok(bytes)) = (&stored, serde_json::to_vec(&made)) {
+        // Who cannot store runs the original again next time.
+        let _ = store.save(key, &bytes);
+    }
+    Ok(made)
 }
 
 /// Generates from every prompt, greedily and sampled, and measures the texts.

@@ -1,14 +1,17 @@
 //! The report of a verdict: `validation_report.json`.
 
 use crate::{
+    along::Along,
     fidelity::{KlFigures, Tenth, by_position, same_top_share},
     gates::{Gate, Status},
     health::Health,
+    histogram::{Bin, kl_histogram},
     integrity::Check,
     machine::Machine,
     memory::ProcessMemory,
     paired::{delta_bits_per_byte, ln_perplexity_ratio},
     risk::Risk,
+    samples::Sample,
     score::{Comparison, WindowScore},
     size::Size,
     speed::Speed,
@@ -87,6 +90,15 @@ pub struct Measures {
     /// Divergence along the context.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub by_position: Vec<Tenth>,
+    /// Divergence along long windows, where the text allows some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub long_context: Option<Along>,
+    /// How many tokens diverge how far.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kl_histogram: Vec<Bin>,
+    /// Each evaluation text by itself, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub texts: Vec<TextMeasures>,
     /// Size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
@@ -102,9 +114,43 @@ pub struct Measures {
     /// Text health.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// Some of the texts that both models wrote for the health check.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Sample>,
     /// Checks of the written files.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub integrity: Vec<Check>,
+    /// What judging cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+}
+
+/// One of several evaluation texts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextMeasures {
+    /// The text and how it was cut.
+    pub text: TextInfo,
+    /// Perplexities and their paired ratio.
+    pub ppl: Perplexity,
+    /// KL(original ‖ quantized) in nats.
+    pub kl: Option<KlFigures>,
+    /// Share of tokens on which both models agree about the likeliest next one.
+    pub top1: Option<f64>,
+    /// Bits a byte of text.
+    pub bits_per_byte: BitsPerByte,
+}
+
+/// What judging cost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Seconds it was forecast to take, from a short trial.
+    pub forecast_seconds: Option<f64>,
+    /// Seconds it took.
+    pub seconds: f64,
+    /// Whether what the original makes of the texts was taken from the reference cache.
+    pub reference_cached: bool,
+    /// Seconds of each part, in the order they ran.
+    pub parts: Vec<(String, f64)>,
 }
 
 /// The evaluation text and how it was cut.
@@ -135,6 +181,14 @@ impl TextInfo {
             context: windows.context,
             bos: windows.bos.is_some(),
         }
+    }
+
+    /// Several texts, cut into windows of one length, as one; `None` of none.
+    pub fn together(all: &[Self]) -> Option<Self> {
+        let names: Vec<&str> = all.iter().map(|text| text.name.as_str()).collect();
+        let sum = |f: fn(&Self) -> usize| all.iter().map(f).sum();
+        let (tokens, bytes, windows) = (sum(|t| t.tokens), sum(|t| t.bytes), sum(|t| t.windows));
+        all.first().map(|first| Self { name: names.join(", "), tokens, bytes, windows, ..first.clone() })
     }
 }
 
@@ -253,6 +307,7 @@ impl Measures {
             top1: same_top_share(comparison),
             bits_per_byte: Some(bits_per_byte),
             by_position: by_position(comparison),
+            kl_histogram: kl_histogram(comparison),
             ..Self::default()
         };
         (measures, paired, ln_ratio)

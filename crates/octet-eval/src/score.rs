@@ -39,8 +39,19 @@ pub struct Comparison {
     pub same_top: usize,
     /// Tokens at which a logit of the quantized model was not finite.
     pub non_finite: usize,
-    /// For each tenth of a window: predicted tokens, Σ KL, and Σ (NLL of the quantized − NLL of the original).
-    pub tenths: [(usize, f64, f64); TENTHS],
+    /// The same cut along the context: for each window and tenth of it, what its tokens sum up to.
+    pub tenths: Vec<[Stretch; TENTHS]>,
+}
+
+/// Sums over the tokens of a stretch of a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stretch {
+    /// Predicted tokens.
+    pub tokens: usize,
+    /// Σ KL in nats.
+    pub kl: f64,
+    /// Σ (NLL of the quantized model − NLL of the original) in nats.
+    pub delta: f64,
 }
 
 impl Comparison {
@@ -64,7 +75,7 @@ pub fn score(model: &Model, windows: &Windows, progress: Progress<'_>) -> Result
             nll += per_row(model.engine(), targets.len(), |row| negative_log_likelihood(runner.row(row), targets[row])).iter().sum::<f64>();
         }
         scores.push(WindowScore { tokens: window.len() - 1, bytes, nll });
-        check(progress, i + 1, windows.windows.len())?;
+        tick(progress, i + 1, windows.windows.len())?;
     }
     Ok(scores)
 }
@@ -81,7 +92,7 @@ pub fn compare(base: &Model, quant: &Model, windows: &Windows, progress: Progres
     let mut all = Comparison::default();
     'windows: for (i, (window, &bytes)) in windows.windows.iter().zip(&windows.bytes).enumerate() {
         let (mut original, mut quantized) = (Runner::new(base), Runner::new(quant));
-        let mut sums = PairedWindow { tokens: window.len() - 1, bytes, base_nll: 0.0, quant_nll: 0.0 };
+        all.begin(window.len() - 1, bytes);
         let mut position = 0;
         for (inputs, targets) in chunks(window, rows_at_once(base, 2)) {
             original.forward(inputs)?;
@@ -90,46 +101,64 @@ pub fn compare(base: &Model, quant: &Model, windows: &Windows, progress: Progres
                 if !matches!(error, Error::Forward(ForwardError::NonFinite { .. })) {
                     return Err(error);
                 }
-                all.add(&mut sums, TokenFigures::BROKEN, position, windows.context);
-                all.windows.push(sums);
+                all.add(TokenFigures::BROKEN, position, windows.context);
                 break 'windows;
             }
             let rows = per_row(base.engine(), targets.len(), |row| token(original.row(row), quantized.row(row), targets[row]));
             for figures in rows {
-                all.add(&mut sums, figures, position, windows.context);
+                all.add(figures, position, windows.context);
                 position += 1;
             }
         }
-        all.windows.push(sums);
-        check(progress, i + 1, windows.windows.len())?;
+        tick(progress, i + 1, windows.windows.len())?;
     }
     Ok(all)
 }
 
 impl Comparison {
-    fn add(&mut self, sums: &mut PairedWindow, figures: TokenFigures, position: usize, context: usize) {
-        sums.base_nll += figures.base_nll;
-        sums.quant_nll += figures.quant_nll;
+    /// Begins a window of `tokens` predicted tokens that stand for `bytes` bytes.
+    pub(crate) fn begin(&mut self, tokens: usize, bytes: usize) {
+        self.windows.push(PairedWindow { tokens, bytes, base_nll: 0.0, quant_nll: 0.0 });
+        self.tenths.push([Stretch::default(); TENTHS]);
+    }
+
+    /// Adds the token at `position` of the window begun last.
+    pub(crate) fn add(&mut self, figures: TokenFigures, position: usize, context: usize) {
         self.kl.push(figures.kl as f32);
         self.same_top += usize::from(figures.same_top);
         self.non_finite += usize::from(!figures.quant_nll.is_finite());
-        let tenth = &mut self.tenths[(position * TENTHS / context.max(1)).min(TENTHS - 1)];
-        tenth.0 += 1;
-        tenth.1 += figures.kl;
-        tenth.2 += figures.quant_nll - figures.base_nll;
+        if let (Some(sums), Some(tenths)) = (self.windows.last_mut(), self.tenths.last_mut()) {
+            sums.base_nll += figures.base_nll;
+            sums.quant_nll += figures.quant_nll;
+            let tenth = &mut tenths[(position * TENTHS / context.max(1)).min(TENTHS - 1)];
+            tenth.tokens += 1;
+            tenth.kl += figures.kl;
+            tenth.delta += figures.quant_nll - figures.base_nll;
+        }
+    }
+
+    /// Adds what was found on further windows.
+    pub fn extend(&mut self, other: &Self) {
+        self.windows.extend(&other.windows);
+        self.kl.extend(&other.kl);
+        self.same_top += other.same_top;
+        self.non_finite += other.non_finite;
+        self.tenths.extend(&other.tenths);
     }
 }
 
+/// What two models make of one token.
 #[derive(Clone, Copy, Debug, Default)]
-struct TokenFigures {
-    base_nll: f64,
-    quant_nll: f64,
-    kl: f64,
-    same_top: bool,
+pub(crate) struct TokenFigures {
+    pub(crate) base_nll: f64,
+    pub(crate) quant_nll: f64,
+    pub(crate) kl: f64,
+    pub(crate) same_top: bool,
 }
 
 impl TokenFigures {
-    const BROKEN: Self = Self { base_nll: 0.0, quant_nll: f64::INFINITY, kl: f64::INFINITY, same_top: false };
+    /// A token at which the quantized model's numbers are not finite.
+    pub(crate) const BROKEN: Self = Self { base_nll: 0.0, quant_nll: f64::INFINITY, kl: f64::INFINITY, same_top: false };
 }
 
 fn token(p: &[f32], q: &[f32], target: u32) -> TokenFigures {
@@ -139,45 +168,48 @@ fn token(p: &[f32], q: &[f32], target: u32) -> TokenFigures {
     TokenFigures { base_nll: nll(p, lp), quant_nll: nll(q, lq), kl: divergence.kl, same_top: divergence.same_top }
 }
 
-fn negative_log_likelihood(logits: &[f32], target: u32) -> f64 {
+/// −ln of the probability that `logits` give to `target`.
+pub(crate) fn negative_log_likelihood(logits: &[f32], target: u32) -> f64 {
     log_sum_exp(logits) - f64::from(logits[target as usize])
 }
 
 /// A model on its way through one window.
-struct Runner<'a> {
+pub(crate) struct Runner<'a> {
     model: &'a Model,
     sequence: Sequence,
     logits: Vec<f32>,
 }
 
 impl<'a> Runner<'a> {
-    fn new(model: &'a Model) -> Self {
+    pub(crate) fn new(model: &'a Model) -> Self {
         Self { model, sequence: model.new_sequence(), logits: vec![] }
     }
 
-    fn forward(&mut self, tokens: &[u32]) -> Result<()> {
+    pub(crate) fn forward(&mut self, tokens: &[u32]) -> Result<()> {
         let step = Step { sequence: &mut self.sequence, tokens, logits: Logits::All };
         Ok(self.model.forward(&mut [step], &mut self.logits, None)?)
     }
 
-    fn row(&self, row: usize) -> &[f32] {
+    /// Logits after the `row`-th token of the last call.
+    pub(crate) fn row(&self, row: usize) -> &[f32] {
         let vocab = self.model.spec().vocab_size();
         &self.logits[row * vocab..(row + 1) * vocab]
     }
 }
 
-fn rows_at_once(model: &Model, models: usize) -> usize {
+/// Tokens of one forward call when `models` models run side by side.
+pub(crate) fn rows_at_once(model: &Model, models: usize) -> usize {
     (LOGITS_BYTES / (4 * models * model.spec().vocab_size().max(1))).clamp(1, MOST_ROWS)
 }
 
 /// Inputs and the tokens that follow them, at most `rows` at a time.
-fn chunks(window: &[u32], rows: usize) -> impl Iterator<Item = (&[u32], &[u32])> {
+pub(crate) fn chunks(window: &[u32], rows: usize) -> impl Iterator<Item = (&[u32], &[u32])> {
     let predicted = window.len().saturating_sub(1);
     window[..predicted].chunks(rows).zip(window[window.len() - predicted..].chunks(rows))
 }
 
 /// `f` of every row, computed by all threads of the engine; the order of the results does not depend on them.
-fn per_row<T: Copy + Default + Send>(engine: &Engine, rows: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+pub(crate) fn per_row<T: Copy + Default + Send>(engine: &Engine, rows: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
     const BLOCK: usize = 8;
     let mut results = vec![T::default(); rows];
     let slots: Vec<Mutex<&mut [T]>> = results.chunks_mut(BLOCK).map(Mutex::new).collect();
@@ -191,7 +223,8 @@ fn per_row<T: Copy + Default + Send>(engine: &Engine, rows: usize, f: impl Fn(us
     results
 }
 
-fn check(progress: Progress<'_>, done: usize, all: usize) -> Result<()> {
+/// Tells how far it is; an error if that breaks off.
+pub(crate) fn tick(progress: Progress<'_>, done: usize, all: usize) -> Result<()> {
     if progress(done, all).is_break() { Err(Error::Interrupted) } else { Ok(()) }
 }
 

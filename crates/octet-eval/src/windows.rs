@@ -10,7 +10,7 @@ pub const DEFAULT_CONTEXT: usize = 2048;
 const SHORTEST: usize = 32;
 
 /// Windows of one text, ready to be scored.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Windows {
     /// Token ids of each window, the beginning-of-sequence token in front where the tokenizer adds one; every token but
     /// the first is predicted.

@@ -173,7 +173,7 @@ impl Prepared {
         let entries = [
             ("octet version", env!("CARGO_PKG_VERSION").to_string()),
             ("recipe", plan),
-            ("model", self.model_digest(engine)?),
+            ("model", digest::of_weights(&self.input, &self.checkpoint, engine)?),
             ("calibration text", calibration.digest()),
             ("calibration tokens", calibration.samples.tokens().len().to_string()),
             ("order of inputs", order.to_string()),
@@ -181,17 +181,6 @@ impl Prepared {
             ("instruction set", engine.isa().to_string()),
         ];
         Ok(entries.map(|(key, value)| (key.to_string(), value)).into())
-    }
-
-    /// SHA-256 over the names and contents of all tensors and the config.
-    fn model_digest(&self, engine: &Engine) -> Result<String> {
-        let mut sha = Sha256::new();
-        sha.update(self.checkpoint.config().to_string());
-        for (name, digest) in digest::of_tensors(&self.input, &self.checkpoint, engine)? {
-            sha.update(&name);
-            sha.update(digest);
-        }
-        Ok(hex(&sha.finalize()))
     }
 
     /// What `quantization_config.json` and the report say about the calibration.

@@ -1,6 +1,6 @@
 //! SHA-256 of files and tensors, a little at a time, so that hashing takes no memory to speak of.
 
-use crate::{Error, Result, write::hex};
+use crate::{Error, Result, artefact::companions, write::hex};
 use octet_formats::{Checkpoint, Folder};
 use octet_kernels::Engine;
 use serde::{Deserialize, Serialize};
@@ -131,6 +131,33 @@ pub(crate) fn of_tensors(folder: &Folder, checkpoint: &Checkpoint, engine: &Engi
         Ok((entry.name.clone(), digest.ok_or_else(|| octet_tensor::Error::Missing { name: entry.name.clone() })?))
     });
     named.collect()
+}
+
+/// One SHA-256 over the names and contents of all tensors and the config.
+///
+/// # Errors
+/// If a tensor cannot be read.
+pub(crate) fn of_weights(folder: &Folder, checkpoint: &Checkpoint, engine: &Engine) -> Result<String> {
+    let mut sha = Sha256::new();
+    sha.update(checkpoint.config().to_string());
+    for (name, digest) in of_tensors(folder, checkpoint, engine)? {
+        sha.update(&name);
+        sha.update(digest);
+    }
+    Ok(hex(&sha.finalize()))
+}
+
+/// One SHA-256 over the names and contents of tokenizer, template and generation files.
+///
+/// # Errors
+/// If one cannot be read.
+pub(crate) fn of_companions(folder: &Folder) -> Result<String> {
+    let mut sha = Sha256::new();
+    for (name, bytes) in companions(folder)? {
+        sha.update(name);
+        sha.update(Sha256::digest(&*bytes));
+    }
+    Ok(hex(&sha.finalize()))
 }
 
 /// [`of_tensors`] by name, in hexadecimal.

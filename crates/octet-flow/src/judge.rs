@@ -1,40 +1,57 @@
 //! The verdict: a written artefact, re-opened, against the original.
 
-use crate::{Error, Progress, Result, artefact};
+use crate::{Error, Progress, Result, artefact, digest};
 use octet_eval::{
-    Measures, Report, SixteenBit, Windows,
+    EvalText, Evaluation, EvaluationWindows, Measures, Report, SixteenBit,
+    along::Along,
+    cost::{self, Pace},
     gates::{self, Gate, Thresholds},
     health::{self, HealthOptions, HealthRun},
     integrity::{Check, same_bytes, same_logits},
     machine::Machine,
     memory::{ProcessMemory, available_memory},
-    report::{Memory, TextInfo},
-    score,
+    report::{Cost, Memory},
+    samples,
     size::QuantizedMatrices,
     speed::{self, SpeedOptions},
+    store::{Key, Store},
+    torture::same_tokens,
+    verdict_of_texts,
 };
 use octet_formats::{Checkpoint, Folder};
 use octet_kernels::Engine;
 use octet_model::ArchSpec;
 use octet_runtime::{OpenOptions, TextModel};
 use octet_tensor::Dtype;
-use std::{ops::ControlFlow, path::Path, sync::atomic::AtomicBool};
+use std::{ops::ControlFlow, path::Path, sync::atomic::AtomicBool, time::Instant};
+
+/// The stage under which the forecast of a judgement is told, once and before it begins, as its detail.
+pub const FORECAST: &str = "forecast";
 
 /// What a verdict rests on.
 #[derive(Clone, Debug)]
 pub struct JudgeSettings {
-    /// Name of the evaluation text.
-    pub text: String,
-    /// Token ids of the evaluation text.
-    pub ids: Vec<u32>,
+    /// The evaluation texts; a variant must pass on each of them and on all together.
+    pub texts: Vec<EvalText>,
     /// Tokens of a window; `None` for the default.
     pub context: Option<usize>,
     /// Thresholds of the gates.
     pub thresholds: Thresholds,
     /// Seed of everything drawn at random.
     pub seed: u64,
+    /// Prompts of the health check.
+    pub health_prompts: usize,
+    /// Where what the original makes of the texts is kept between runs; `None`: nowhere.
+    pub store: Option<Store>,
     /// The command line, for the report.
     pub command: Vec<String>,
+}
+
+impl JudgeSettings {
+    /// Token ids of all evaluation texts, one after another.
+    pub fn ids(&self) -> Vec<u32> {
+        self.texts.iter().flat_map(|text| text.ids.iter().copied()).collect()
+    }
 }
 
 /// The original, opened once for any number of variants.
@@ -46,9 +63,13 @@ pub struct Original {
     sixteen: Option<TextModel>,
     /// Weights in all.
     parameters: u64,
-    windows: Windows,
+    windows: EvaluationWindows,
     prompts: Vec<Vec<u32>>,
+    /// What its logits and texts depend on, once that was asked for.
+    identity: Option<Key>,
+    evaluation: Option<Evaluation>,
     health: Option<HealthRun>,
+    pace: Option<Pace>,
 }
 
 /// A verdict and what it compared.
@@ -88,9 +109,50 @@ impl Original {
         } else {
             None
         };
-        let windows = Windows::of(&text, &settings.ids, settings.context)?;
-        let prompts = health::prompts(&settings.ids, text.tokenizer.leading_bos(), &health_options(settings));
-        Ok(Self { folder: folder.clone(), checkpoint, text, sixteen, parameters, windows, prompts, health: None })
+        let windows = EvaluationWindows::of(&text, &settings.texts, settings.context)?;
+        let prompts = health::prompts(&settings.ids(), text.tokenizer.leading_bos(), &health_options(settings));
+        Ok(Self {
+            folder: folder.clone(),
+            checkpoint,
+            text,
+            sixteen,
+            parameters,
+            windows,
+            prompts,
+            identity: None,
+            evaluation: None,
+            health: None,
+            pace: None,
+        })
+    }
+
+    /// What the original makes of the evaluation texts: run once, or taken from the store.
+    ///
+    /// # Errors
+    /// If the model fails or `cancel` is set.
+    pub fn evaluation(&mut self, settings: &JudgeSettings, cancel: &AtomicBool, progress: Progress<'_>) -> Result<&Evaluation> {
+        if self.evaluation.is_none() {
+            let identity = self.identity(settings)?;
+            let stored = settings.store.as_ref().zip(identity.as_ref());
+            let mut step = stage("original", "windows", cancel, progress);
+            let made = Evaluation::of(&self.text.model, &self.windows, stored, &mut step).map_err(interrupted)?;
+            self.evaluation = Some(made);
+        }
+        self.evaluation.as_ref().ok_or_else(|| Error::Internal("the original was not evaluated".into()))
+    }
+
+    /// What stored results of the original depend on; `None` where nothing is stored.
+    fn identity(&mut self, settings: &JudgeSettings) -> Result<Option<Key>> {
+        if settings.store.is_some() && self.identity.is_none() {
+            let engine = self.text.model.engine();
+            let key = Key::new("original")
+                .with("weights", digest::of_weights(&self.folder, &self.checkpoint, engine)?)
+                .with("companions", digest::of_companions(&self.folder)?)
+                .with("instruction set", engine.isa())
+                .with("activations and cache", format!("{:?}", OpenOptions::default()));
+            self.identity = Some(key);
+        }
+        Ok(self.identity.clone())
     }
 
     /// The opened original.
@@ -110,7 +172,7 @@ fn parameters(checkpoint: &Checkpoint) -> u64 {
 }
 
 fn health_options(settings: &JudgeSettings) -> HealthOptions {
-    HealthOptions { seed: settings.seed, ..HealthOptions::default() }
+    HealthOptions { seed: settings.seed, prompts: settings.health_prompts, ..HealthOptions::default() }
 }
 
 /// Judges the artefact in `dir`, made by `scheme`, against the original. `forecast` is what the plan said its folder would take.
@@ -128,23 +190,25 @@ pub fn judge(
     cancel: &AtomicBool,
     progress: Progress<'_>,
 ) -> Result<Judged> {
-    let mut bench = Bench { original, settings, engine, cancel, progress };
+    let mut bench = Bench { original, settings, engine, cancel, progress, parts: vec![] };
+    let started = Instant::now();
     let folder = Folder::disk(dir)?;
     let checkpoint = Checkpoint::open(&folder)?;
     check_memory(scheme, checkpoint.entries().iter().map(|e| e.bytes as u64).sum())?;
     let model = TextModel::open(&folder, engine, OpenOptions::default())?;
-    let (mut measures, mut gates) = bench.quality(&model, &checkpoint)?;
+    let (stored, forecast_seconds) = bench.forecast(&model)?;
+    let (mut measures, mut gates) = bench.timed("texts", |bench| bench.quality(&model, &checkpoint))?;
     // Before speed is measured, whose streaming buffers are not what the models need.
     let process = ProcessMemory::now();
     gates.extend(bench.size(&folder, &checkpoint, forecast, &mut measures)?);
-    gates.push(bench.speed(&model, &mut measures)?);
-    gates.push(bench.health(&model, &mut measures)?);
-    gates.push(bench.integrity(&folder, &model, &mut measures)?);
-    measures.memory = Some(Memory {
-        base_weights: Some(bench.original.text.model.resident_bytes() as u64),
-        quant_weights: Some(model.model.resident_bytes() as u64),
-        process,
-    });
+    gates.push(bench.timed("speed", |bench| bench.speed(&model, &mut measures))?);
+    let (base, quant) = (bench.original.baseline().model.resident_bytes() as u64, model.model.resident_bytes() as u64);
+    gates.push(gates::memory(base, quant));
+    gates.push(bench.timed("health", |bench| bench.health(&model, &mut measures))?);
+    gates.push(bench.timed("integrity", |bench| bench.integrity(&folder, &model, &mut measures))?);
+    measures.memory = Some(Memory { base_weights: Some(base), quant_weights: Some(quant), process });
+    let (seconds, parts) = (started.elapsed().as_secs_f64(), bench.parts);
+    measures.cost = Some(Cost { forecast_seconds: Some(forecast_seconds), seconds, reference_cached: stored, parts });
     let report = Report::new(scheme.into(), gates, false, measures, Machine::of(engine), settings.command.clone());
     Ok(Judged { report, model })
 }
@@ -156,22 +220,51 @@ struct Bench<'a, 'p> {
     engine: &'a Engine,
     cancel: &'a AtomicBool,
     progress: Progress<'p>,
+    /// Seconds of each part so far.
+    parts: Vec<(String, f64)>,
 }
 
 impl Bench<'_, '_> {
+    /// Runs a part and notes how long it took.
+    fn timed<T>(&mut self, name: &str, part: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let started = Instant::now();
+        let result = part(self);
+        self.parts.push((name.into(), started.elapsed().as_secs_f64()));
+        result
+    }
+
+    /// Whether the original's side is known already, and the seconds judging will take.
+    fn forecast(&mut self, quant: &TextModel) -> Result<(bool, f64)> {
+        let ids = self.settings.ids();
+        let health = health_options(self.settings);
+        let sequences = self.original.prompts.len();
+        let original = match self.original.pace {
+            Some(pace) => pace,
+            None => Pace::of(&self.original.baseline().model, &ids, sequences)?,
+        };
+        self.original.pace = Some(original);
+        let variant = Pace::of(&quant.model, &ids, sequences)?;
+        let identity = self.original.identity(self.settings)?;
+        let stored = self.settings.store.as_ref().zip(identity.as_ref());
+        let known = self.original.evaluation.is_some() || Evaluation::is_stored(&self.original.windows, stored);
+        let speed = SpeedOptions::default();
+        let seconds = cost::forecast(&original, &variant, &self.original.windows, &health, &speed, known);
+        let reference = if known { "the original's side is known" } else { "the original included" };
+        (self.progress)(FORECAST, 0, 1, &format!("about {seconds:.0} s ({reference})"));
+        Ok((known, seconds))
+    }
+
     fn quality(&mut self, quant: &TextModel, checkpoint: &Checkpoint) -> Result<(Measures, Vec<Gate>)> {
-        let (original, limits) = (&*self.original, &self.settings.thresholds);
-        let (cancel, progress) = (self.cancel, &mut *self.progress);
-        let mut step = stage("perplexity", "windows", cancel, progress);
-        let comparison = score::compare(&original.text.model, &quant.model, &original.windows, &mut step).map_err(interrupted)?;
-        let info = TextInfo::of(self.settings.text.clone(), &original.windows);
-        let (measures, interval, point) = Measures::of_pair(info, &comparison, self.settings.seed);
-        let tokens = comparison.tokens();
-        let mut gates = vec![gates::quality(interval, point, comparison.non_finite, tokens, original.windows.context, limits)];
+        let (settings, limits) = (self.settings, &self.settings.thresholds);
+        let evaluation = self.original.evaluation(settings, self.cancel, &mut *self.progress)?;
+        let mut step = stage("perplexity", "windows", self.cancel, &mut *self.progress);
+        let compared = evaluation.compare(&quant.model, &mut step).map_err(interrupted)?;
+        let (mut measures, mut gates) = verdict_of_texts(&compared, limits, settings.seed);
         if let (Some(kl), Some(top1)) = (&measures.kl, measures.top1) {
             let bits = checkpoint.quantization().and_then(|q| q.main_scheme()).map_or(16.0, |s| f64::from(s.weights.bits.get()));
             gates.extend(gates::fidelity(kl, top1, bits, limits));
         }
+        measures.long_context = compared.long.as_ref().map(|(windows, long)| Along::of(long, windows.context, settings.seed));
         Ok((measures, gates))
     }
 
@@ -198,7 +291,7 @@ impl Bench<'_, '_> {
         };
         let bytes = 2 * original.parameters as usize;
         let baseline = &original.baseline().model;
-        let measured = speed::measure(baseline, &quant.model, &self.settings.ids, bytes, &options, &mut step).map_err(interrupted)?;
+        let measured = speed::measure(baseline, &quant.model, &self.settings.ids(), bytes, &options, &mut step).map_err(interrupted)?;
         let gate = gates::speed(&measured, &self.settings.thresholds);
         measures.speed = Some(measured);
         Ok(gate)
@@ -209,7 +302,8 @@ impl Bench<'_, '_> {
         let cancel = self.cancel;
         if self.original.health.is_none() {
             let mut step = stage("text", "the original writes", cancel, &mut *self.progress);
-            let run = health::run(&self.original.text, &self.original.prompts, &options, &mut step).map_err(interrupted)?;
+            let stored = self.settings.store.as_ref().zip(self.original.identity.as_ref());
+            let run = health::run_stored(&self.original.text, &self.original.prompts, &options, stored, &mut step).map_err(interrupted)?;
             self.original.health = Some(run);
         }
         let mut step = stage("text", "the quantized model writes", cancel, &mut *self.progress);
@@ -217,6 +311,8 @@ impl Bench<'_, '_> {
         let Some(base) = &self.original.health else { return Ok(Gate::not_applicable("health", "the original was not run")) };
         let health = health::compare(base, &run, &options);
         let gate = gates::health(&health);
+        let prompts = self.original.prompts.iter().map(|ids| self.original.text.tokenizer.decode(ids));
+        measures.samples = samples::of_health(&prompts.collect::<octet_runtime::Result<Vec<_>>>()?, base, &run);
         measures.health = Some(health);
         Ok(gate)
     }
@@ -229,8 +325,9 @@ impl Bench<'_, '_> {
             checks.push(same_bytes(&name, Some(&bytes), written.as_deref()));
         }
         let reopened = TextModel::open(folder, self.engine, OpenOptions::default())?;
-        let probe = &self.settings.ids[..self.settings.ids.len().min(64)];
-        checks.push(same_logits(&quant.model, &reopened.model, probe)?);
+        checks.push(same_tokens(&self.original.text.tokenizer, &reopened.tokenizer));
+        let ids = self.settings.ids();
+        checks.push(same_logits(&quant.model, &reopened.model, &ids[..ids.len().min(64)])?);
         let gate = gates::integrity(&checks);
         measures.integrity = checks;
         Ok(gate)

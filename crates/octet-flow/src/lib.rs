@@ -21,7 +21,7 @@ mod write;
 
 pub use calibrate::Calibration;
 pub use error::{Error, Result};
-pub use judge::{JudgeSettings, Judged, Original, judge};
+pub use judge::{FORECAST, JudgeSettings, Judged, Original, judge};
 pub use prepare::{Prepared, QuantizeSettings};
 pub use receipt::{Receipt, ReceiptFacts, TextSource};
 pub use summary::{Summary, Variant};

@@ -167,7 +167,7 @@ pub(crate) struct Quantize {
 /// Text and thresholds of the verdict.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct JudgeArgs {
-    /// Text to judge on: plain text, .jsonl or .bin token ids [default: built-in text]
+    /// Texts to judge on, each by itself and all together: plain text, .jsonl or .bin token ids [default: built-in texts]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) eval_text: Vec<PathBuf>,
     /// Field of a .jsonl line that holds the text [default: text, else messages]
@@ -188,6 +188,16 @@ pub(crate) struct JudgeArgs {
     /// Gate: smallest accepted decode speed-up over 16 bits where memory is the bound
     #[arg(long, value_name = "RATIO", default_value_t = 1.5, allow_negative_numbers = true)]
     pub(crate) min_speedup: f64,
+    /// Gate: largest accepted folder, such as 100MB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_size: Option<Size>,
+    /// Prompts that both models continue by 256 tokens, greedily and sampled, to compare the health of their texts
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) health_prompts: usize,
+    /// Folder that keeps what an original makes of a text, so that it runs once for many variants; `off` keeps nothing
+    /// [default: octet in the user's cache folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) reference_cache: Option<PathBuf>,
 }
 
 /// What chooses codes.

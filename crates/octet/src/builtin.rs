@@ -12,6 +12,9 @@ pub(crate) const CALIBRATION: &str = include_str!("../../../models/pocket/text/c
 /// Documents that the built-in model is judged on, JSON lines; none occurs in [`CALIBRATION`].
 pub(crate) const EVALUATION: &str = include_str!("../../../models/pocket/text/evaluation.jsonl");
 
+/// The kinds of documents in [`EVALUATION`]; each is a text of its own.
+pub(crate) const EVALUATION_KINDS: [&str; 3] = ["hardware", "commands", "docs"];
+
 macro_rules! files {
     ($($name:literal),*) => {
         vec![$(($name.to_string(), Bytes::new(include_bytes!(concat!("../../../models/pocket/", $name)).as_slice()))),*]

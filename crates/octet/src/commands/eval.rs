@@ -11,7 +11,10 @@ use crate::{
     ui::{self, Progress},
 };
 use anyhow::Result;
-use octet_eval::{Measures, Windows, report::TextInfo, score, windows::DEFAULT_CONTEXT};
+use octet_eval::{
+    EvaluationWindows, Measures, Windows, evaluation::Compared, gates::Thresholds, report::TextInfo, score, verdict_of_texts,
+    windows::DEFAULT_CONTEXT,
+};
 use octet_runtime::{MemoryNeeds, OpenOptions, TextModel};
 use std::ops::ControlFlow;
 
@@ -30,7 +33,7 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
     let base = args.base.as_deref().map(|base| open(base, args.base_kv.unwrap_or(args.cache.kv))).transpose()?;
     let reader = base.as_ref().unwrap_or(&model);
     let judge = &args.judge;
-    let tokens = text::tokens(
+    let texts = text::texts(
         text::Given { files: &judge.eval_text, field: judge.text_field.as_deref(), chat: None },
         BuiltIn::Evaluation,
         &reader.tokenizer,
@@ -39,16 +42,15 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
         judge.eval_tokens,
     )?;
     text::note_context(judge, reader.context());
-    let windows = Windows::of(reader, &tokens.ids, judge.context)?;
-    let info = TextInfo::of(tokens.names.join(", "), &windows);
+    let windows = EvaluationWindows::of(reader, &texts.texts, judge.context)?.texts;
     let mut progress = Progress::new();
     let mut step = |done: usize, total: usize| {
         progress.update("perplexity", done as u64, total as u64, "windows");
         if interrupt::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let measures = match &base {
-        None => score::score(&model.model, &windows, &mut step).map(|scores| Measures::of_one(info, &scores, judge.seed)),
-        Some(base) => score::compare(&base.model, &model.model, &windows, &mut step).map(|c| Measures::of_pair(info, &c, judge.seed).0),
+        None => alone(&model, windows, judge.seed, &mut step),
+        Some(base) => pair(base, &model, windows, judge.seed, &mut step),
     };
     progress.finish();
     if interrupt::asked() {
@@ -62,6 +64,36 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
         show(&args.model, args.base.as_deref(), &measures);
     }
     Ok(Ended::Done)
+}
+
+/// The figures of one model on all texts.
+fn alone(model: &TextModel, windows: Vec<(String, Windows)>, seed: u64, step: octet_eval::Progress<'_>) -> octet_eval::Result<Measures> {
+    let infos: Vec<TextInfo> = windows.iter().map(|(name, windows)| TextInfo::of(name.clone(), windows)).collect();
+    let Some(info) = TextInfo::together(&infos) else { return Ok(Measures::default()) };
+    let mut scores = vec![];
+    for (_, windows) in windows {
+        let before = scores.len();
+        scores.extend(score::score(&model.model, &windows, &mut |done, _| step(before + done, info.windows))?);
+    }
+    Ok(Measures::of_one(info, &scores, seed))
+}
+
+/// The figures of a pair on all texts together and each by itself.
+fn pair(
+    base: &TextModel,
+    model: &TextModel,
+    windows: Vec<(String, Windows)>,
+    seed: u64,
+    step: octet_eval::Progress<'_>,
+) -> octet_eval::Result<Measures> {
+    let total: usize = windows.iter().map(|(_, windows)| windows.windows.len()).sum();
+    let (mut texts, mut before) = (vec![], 0);
+    for (name, windows) in windows {
+        let comparison = score::compare(&base.model, &model.model, &windows, &mut |done, _| step(before + done, total))?;
+        before += windows.windows.len();
+        texts.push((name, windows, comparison));
+    }
+    Ok(verdict_of_texts(&Compared { texts, long: None }, &Thresholds::default(), seed).0)
 }
 
 /// Refuses models that do not fit into the memory budget together, at the window length they are scored with.

@@ -2,7 +2,7 @@
 
 use super::{
     calibration, say_json,
-    text::{self, BuiltIn, Given, Tokens},
+    text::{self, BuiltIn, Given, Texts},
     verdict,
 };
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     ui::{self, Progress},
 };
 use anyhow::{Context, Result};
-use octet_eval::{Report, gates::Status, gates::Thresholds, overlap::Overlap, report::REPORT_FILE, windows::DEFAULT_CONTEXT};
+use octet_eval::{EvalText, Report, gates::Status, gates::Thresholds, overlap::Overlap, report::REPORT_FILE, windows::DEFAULT_CONTEXT};
 use octet_flow::{
     Calibration, JudgeSettings, Original, Prepared, QuantizeSettings, ReceiptFacts, Staged, Summary, TextSource, Variant,
     receipt::SecretKey,
@@ -136,8 +136,8 @@ impl Session<'_> {
             prepared.check_target(target, self.args.force)?;
         }
         let (evaluation, calibration) = self.texts(prepared)?;
-        self.evaluation = evaluation.as_ref().map_or(vec![], |tokens| tokens.sources.clone());
-        let settings = evaluation.map(|tokens| self.judge_settings(tokens));
+        self.evaluation = evaluation.as_ref().map_or(vec![], |texts| texts.sources.clone());
+        let settings = evaluation.map(|texts| self.judge_settings(texts.texts));
         let mut original = match &settings {
             Some(settings) => Some(Original::open(&self.input, &self.engine, settings)?),
             None => None,
@@ -214,7 +214,7 @@ impl Session<'_> {
     }
 
     /// Evaluation tokens (unless nothing is judged) and calibration windows (where they can matter), which must not overlap.
-    fn texts(&self, prepared: &[Prepared]) -> Result<(Option<Tokens>, Option<Calibration>)> {
+    fn texts(&self, prepared: &[Prepared]) -> Result<(Option<Texts>, Option<Calibration>)> {
         let Some(first) = prepared.first() else { return Ok((None, None)) };
         let (args, vocab) = (self.args, first.spec().vocab_size());
         let evaluation = if args.no_judge {
@@ -224,26 +224,30 @@ impl Session<'_> {
             text::note_context(judge, first.spec().context());
             let given = Given { files: &judge.eval_text, field: judge.text_field.as_deref(), chat: None };
             let tokenizer = Tokenizer::open(&self.input)?;
-            Some(text::tokens(given, BuiltIn::Evaluation, &tokenizer, vocab, LEAST_EVAL_TOKENS, judge.eval_tokens)?)
+            Some(text::texts(given, BuiltIn::Evaluation, &tokenizer, vocab, LEAST_EVAL_TOKENS, judge.eval_tokens)?)
         };
         let calibration = calibration::read(args, &self.input, prepared)?;
         if let (Some(c), Some(e)) = (&calibration, &evaluation) {
-            Overlap::between(c.samples.tokens(), &e.ids).check(&c.texts.join(", "), &e.names.join(", "))?;
+            for text in &e.texts {
+                Overlap::between(c.samples.tokens(), &text.ids).check(&c.texts.join(", "), &text.name)?;
+            }
         }
         Ok((evaluation, calibration))
     }
 
-    fn judge_settings(&self, tokens: Tokens) -> JudgeSettings {
+    fn judge_settings(&self, texts: Vec<EvalText>) -> JudgeSettings {
         let judge = &self.args.judge;
         let thresholds = Thresholds {
             ppl_ratio: 1.0 + judge.max_ppl_increase / 100.0,
             speed: judge.min_speedup,
             speed_from_cache: judge.min_speedup.min(Thresholds::default().speed_from_cache),
             strict: self.args.strict,
+            max_bytes: judge.max_size.map(|size| size.0),
             ..Thresholds::default()
         };
         let command = std::env::args().collect();
-        JudgeSettings { text: tokens.names.join(", "), ids: tokens.ids, context: judge.context, thresholds, seed: judge.seed, command }
+        let (context, seed, health_prompts) = (judge.context, judge.seed, judge.health_prompts);
+        JudgeSettings { texts, context, thresholds, seed, health_prompts, store: text::store(judge), command }
     }
 
     /// Writes one variant, judges it and gives it its name, or refuses it.
@@ -264,8 +268,12 @@ impl Session<'_> {
                 prepared.write(target, args.force, args.restart, &self.engine, cancel, &mut step)?
             }
         };
-        let progress = &mut self.progress;
-        let mut step = |stage: &str, done, total, detail: &str| progress.update(stage, done, total, detail);
+        let (progress, quiet) = (&mut self.progress, self.global.json);
+        let mut step = |stage: &str, done, total, detail: &str| match stage {
+            octet_flow::FORECAST if quiet => {}
+            octet_flow::FORECAST => ui::note(&format!("judging: {detail}")),
+            _ => progress.update(stage, done, total, detail),
+        };
         let scheme = prepared.settings().label.clone();
         let Some((original, settings)) = judging else {
             self.progress.finish();
@@ -279,7 +287,7 @@ impl Session<'_> {
         let forecast = Some(staged.forecast_bytes);
         let judged = octet_flow::judge(original, &staged.path(), &scheme, forecast, settings, &self.engine, interrupt::flag(), &mut step)?;
         self.progress.finish();
-        let sample = verdict::sample(original.text_model(), &judged.model, &settings.ids)?;
+        let sample = verdict::sample(original.text_model(), &judged.model, &settings.ids())?;
         let report = judged.report;
         staged.add(REPORT_FILE, &serde_json::to_value(&report)?)?;
         let accepted = matches!(report.status, Status::Accepted | Status::FellBack);

@@ -2,10 +2,14 @@
 
 use crate::{args::JudgeArgs, builtin, ui};
 use anyhow::{Result, bail};
-use octet_eval::text::{ReadOptions, Text};
+use octet_eval::{
+    EvalText,
+    store::{Store, USUAL_BYTES},
+    text::{ReadOptions, Text},
+};
 use octet_flow::TextSource;
 use octet_runtime::{ChatTemplate, Tokenizer};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Token ids with the names of the texts they came from.
 pub(super) struct Tokens {
@@ -13,6 +17,12 @@ pub(super) struct Tokens {
     /// The files, or the built-in text.
     pub(super) sources: Vec<TextSource>,
     pub(super) ids: Vec<u32>,
+}
+
+/// Token ids of each text, with where they came from.
+pub(super) struct Texts {
+    pub(super) texts: Vec<EvalText>,
+    pub(super) sources: Vec<TextSource>,
 }
 
 /// Which built-in text stands in where no file is given.
@@ -29,6 +39,9 @@ pub(super) fn check(judge: &JudgeArgs) -> Result<()> {
     }
     if let Some(context) = judge.context.filter(|&context| context < 2) {
         bail!("--context {context} leaves no token to predict; give 2 or more, or leave it out");
+    }
+    if judge.health_prompts == 0 {
+        bail!("--health-prompts 0 looks at no text; give 16 or more, or leave it out");
     }
     for (flag, value) in [("--max-ppl-increase", judge.max_ppl_increase), ("--min-speedup", judge.min_speedup)] {
         if value.is_nan() {
@@ -55,36 +68,117 @@ pub(super) struct Given<'a> {
     pub(super) chat: Option<&'a ChatTemplate>,
 }
 
-/// Reads the files given (or the built-in text) as at most `most` tokens, at least `needed`.
+/// Reads the files given (or the built-in text) as at most `most` tokens, at least `needed`, all in one.
 pub(super) fn tokens(
-    Given { files, field, chat }: Given<'_>,
+    given: Given<'_>,
     built_in: BuiltIn,
     tokenizer: &Tokenizer,
     vocab: usize,
     needed: usize,
     most: usize,
 ) -> Result<Tokens> {
+    let Texts { texts, sources } = texts(given, built_in, tokenizer, vocab, needed, most)?;
+    let names = texts.iter().map(|text| text.name.clone()).collect();
+    Ok(Tokens { names, sources, ids: texts.into_iter().flat_map(|text| text.ids).collect() })
+}
+
+/// Reads the files given (or the built-in texts) as at most `most` tokens together, at least `needed`, a list for each.
+pub(super) fn texts(
+    Given { files, field, chat }: Given<'_>,
+    built_in: BuiltIn,
+    tokenizer: &Tokenizer,
+    vocab: usize,
+    needed: usize,
+    most: usize,
+) -> Result<Texts> {
     let options = ReadOptions { vocab: Some(vocab), field: field.filter(|_| !files.is_empty()), chat };
     let (texts, sources) = if files.is_empty() {
-        let (name, text) = match built_in {
-            BuiltIn::Calibration => ("built-in calibration text", builtin::CALIBRATION),
-            BuiltIn::Evaluation => ("built-in evaluation text", builtin::EVALUATION),
-        };
-        (vec![Text::parse(name.into(), text.into(), true, options)?], vec![TextSource::built_in(name, text)])
+        built_in_texts(built_in, options)?
     } else {
         let texts = files.iter().map(|path| Text::open(path, options)).collect::<octet_eval::Result<Vec<_>>>()?;
         (texts, files.iter().map(|path| TextSource::file(path)).collect::<octet_flow::Result<Vec<_>>>()?)
     };
-    let mut all = Tokens { names: vec![], sources, ids: vec![] };
+    let mut all = vec![];
     for text in &texts {
         // Each file must hold something; together they must hold enough.
         let floor = if texts.len() == 1 { needed } else { 1 };
-        all.ids.extend(text.tokens(tokenizer, vocab, floor)?);
-        all.names.push(text.name.clone());
+        all.push(EvalText { name: text.name.clone(), ids: text.tokens(tokenizer, vocab, floor)? });
     }
-    if all.ids.len() < needed {
-        return Err(octet_eval::Error::TooShort { name: all.names.join(", "), tokens: all.ids.len(), needed }.into());
+    let total = all.iter().map(|text| text.ids.len()).sum();
+    if total < needed {
+        let names: Vec<String> = all.into_iter().map(|text| text.name).collect();
+        return Err(octet_eval::Error::TooShort { name: names.join(", "), tokens: total, needed }.into());
     }
-    all.ids.truncate(most);
-    Ok(all)
+    share(&mut all, most);
+    Ok(Texts { texts: all, sources })
+}
+
+/// The built-in text; evaluation is by its three kinds, so that a model must be good at each.
+fn built_in_texts(built_in: BuiltIn, options: ReadOptions<'_>) -> Result<(Vec<Text>, Vec<TextSource>)> {
+    let parse = |name: &str, lines: &str| Ok(Text::parse(name.into(), lines.into(), true, options)?);
+    let (name, text) = match built_in {
+        BuiltIn::Calibration => ("built-in calibration text", builtin::CALIBRATION),
+        BuiltIn::Evaluation => ("built-in evaluation text", builtin::EVALUATION),
+    };
+    let of_kind = |kind: &&str| {
+        let mark = format!("\"kind\": \"{kind}\"");
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains(&mark)).collect();
+        parse(&format!("built-in {kind}"), &lines.join("\n"))
+    };
+    let texts = match built_in {
+        BuiltIn::Calibration => vec![parse(name, text)?],
+        BuiltIn::Evaluation => builtin::EVALUATION_KINDS.iter().map(of_kind).collect::<Result<_>>()?,
+    };
+    Ok((texts, vec![TextSource::built_in(name, text)]))
+}
+
+/// Cuts texts so that together they have at most `most` tokens: short ones stay whole, the others share what is left.
+fn share(texts: &mut [EvalText], most: usize) {
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    order.sort_by_key(|&i| texts[i].ids.len());
+    let mut left = most;
+    for (at, &i) in order.iter().enumerate() {
+        let part = left / (order.len() - at);
+        texts[i].ids.truncate(part);
+        left -= texts[i].ids.len();
+    }
+}
+
+/// Where what an original makes of evaluation texts is kept: the folder of `--reference-cache`, nowhere for `off`, else
+/// `octet` in the user's cache folder.
+pub(super) fn store(judge: &JudgeArgs) -> Option<Store> {
+    let asked = judge.reference_cache.as_deref();
+    if asked.is_some_and(|asked| asked == Path::new("off")) {
+        return None;
+    }
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from).filter(|path| path.is_absolute());
+    let usual = || var("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache"))).map(|cache| cache.join("octet"));
+    asked.map(Path::to_path_buf).or_else(usual).map(|dir| Store::new(dir, USUAL_BYTES))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_texts_stay_whole_and_long_ones_share() {
+        let text = |n: usize| EvalText { name: n.to_string(), ids: vec![1; n] };
+        let mut texts = [text(50), text(10), text(1000)];
+        share(&mut texts, 100);
+        assert_eq!(texts.iter().map(|t| t.ids.len()).collect::<Vec<_>>(), [45, 10, 45]);
+        share(&mut texts, 1000);
+        assert_eq!(texts.iter().map(|t| t.ids.len()).sum::<usize>(), 100);
+    }
+
+    #[test]
+    fn every_built_in_document_has_a_kind() {
+        let texts = built_in_texts(BuiltIn::Evaluation, ReadOptions::default()).unwrap().0;
+        let whole = Text::parse("all".into(), builtin::EVALUATION.into(), true, ReadOptions::default()).unwrap();
+        let length = |text: &Text| match &text.source {
+            octet_eval::text::Source::Text(text) => text.len(),
+            octet_eval::text::Source::Ids(_) => 0,
+        };
+        // A blank line stands between two documents: two of them fewer in three texts.
+        assert_eq!(texts.iter().map(length).sum::<usize>() + 2 * (texts.len() - 1), length(&whole));
+    }
 }

@@ -93,19 +93,29 @@ fn gate_line(gate: &Gate) -> String {
         (Outcome::Undecided, _) => "undecided",
         (Outcome::NotApplicable, _) => "n/a",
     };
-    format!("  {word:<9} {:<14} {}", gate.name, gate_figures(gate))
+    format!("  {word:<9} {:<16} {}", gate.name, gate_figures(gate))
 }
 
 fn gate_figures(gate: &Gate) -> String {
+    if gate.outcome == Outcome::NotApplicable {
+        return wrap(&gate.note);
+    }
     let (value, limit) = (gate.value.unwrap_or(f64::NAN), gate.threshold.unwrap_or(f64::NAN));
     let high = gate.ci95.map_or(value, |ci| ci[1]);
     let figures = match gate.name.as_str() {
-        "quality" => format!("at most {:+.2} %, limit {:+.2} %", 100.0 * (high - 1.0), 100.0 * (limit - 1.0)),
+        "quality.position" => {
+            format!("worst tenth {:+.2} % against the rest, limit {:+.2} %", 100.0 * (value - 1.0), 100.0 * (limit - 1.0))
+        }
+        name if name == "quality" || name.starts_with("quality.") => {
+            format!("at most {:+.2} %, limit {:+.2} %", 100.0 * (high - 1.0), 100.0 * (limit - 1.0))
+        }
         "fidelity.kl" => format!("{value:.5} nats, guide {limit}"),
         "fidelity.top1" => format!("{:.2} %, guide {:.0} %", 100.0 * value, 100.0 * limit),
         "speed" => format!("decode {value:.2}x, at best {high:.2}x, limit {limit:.1}x"),
         "size.linears" => format!("{value:.2} bits a weight, limit {limit:.2}"),
         "size.forecast" => format!("{:.2} % off the forecast, limit {:.0} %", 100.0 * value, 100.0 * limit),
+        "size.max" => format!("{}, limit {}", ui::bytes(value as u64), ui::bytes(limit as u64)),
+        "memory" => format!("weights {value:.2}x those of the original in 16 bits"),
         "health" => format!("smallest p {value:.1e}, limit {limit:.1e}"),
         "integrity" => "files re-opened and equal".into(),
         _ => format!("{value}, limit {limit}"),
@@ -113,7 +123,7 @@ fn gate_figures(gate: &Gate) -> String {
     // A note says why; where all is well the figures suffice.
     let explain = gate.outcome != Outcome::Passed || (gate.name == "speed" && gate.note.contains("from cache"));
     if explain && !gate.note.is_empty() && !gate.note.starts_with("reported") {
-        format!("{figures}\n{:26}{}", "", wrap(&gate.note))
+        format!("{figures}\n{:28}{}", "", wrap(&gate.note))
     } else {
         figures
     }
@@ -123,14 +133,14 @@ fn gate_figures(gate: &Gate) -> String {
 fn wrap(text: &str) -> String {
     let (mut lines, mut line) = (vec![], String::new());
     for word in text.split(' ') {
-        if line.len() + word.len() > 52 && !line.is_empty() {
+        if line.len() + word.len() > 50 && !line.is_empty() {
             lines.push(std::mem::take(&mut line));
         }
         line.push_str(if line.is_empty() { "" } else { " " });
         line.push_str(word);
     }
     lines.push(line);
-    lines.join(&format!("\n{:26}", ""))
+    lines.join(&format!("\n{:28}", ""))
 }
 
 /// Several variants side by side.
@@ -213,7 +223,7 @@ mod tests {
     #[test]
     fn gates_say_pass_or_why_not() {
         let good = Gate::new("size.linears", 8.06, 8.75, Outcome::Passed, "note");
-        assert_eq!(gate_line(&good), "  pass      size.linears   8.06 bits a weight, limit 8.75");
+        assert_eq!(gate_line(&good), "  pass      size.linears     8.06 bits a weight, limit 8.75");
         let bad = Gate::new("integrity", 1.0, 0.0, Outcome::Failed, "tokenizer.json differs");
         assert!(gate_line(&bad).contains("FAIL") && gate_line(&bad).contains("tokenizer.json differs"));
     }

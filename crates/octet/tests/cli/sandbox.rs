@@ -87,6 +87,8 @@ impl Sandbox {
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_octet"));
         command.current_dir(self.dir.path()).env_remove("OCTET_ISA").env_remove("HF_HUB_CACHE").env("HF_HOME", "no-cache");
+        // What originals make of texts is kept here, for all tests.
+        command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
         command.timeout(std::time::Duration::from_secs(300));
         command
     }
