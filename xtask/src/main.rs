@@ -1,9 +1,10 @@
 //! House-keeping of the octet workspace: `cargo xtask tidy` holds the house rules, `cargo xtask synth` writes checkpoints with
-//! random weights in the shapes of real models, `cargo xtask arm` runs the kernels' suites on an emulated ARM, `cargo xtask
+//! random weights in the shapes of real models, `cargo xtask outliers` plants activation outliers in one, `cargo xtask arm` runs the kernels' suites on an emulated ARM, `cargo xtask
 //! bench-peers` holds octet against llama.cpp.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool: printing is its output")]
 
 mod arm;
+mod outliers;
 mod peers;
 mod repo;
 mod synth;
@@ -18,6 +19,7 @@ const USAGE: &str = "Usage:
   cargo xtask arm               run the kernels' suites on an emulated AArch64 CPU; says so where the tools for it are not installed
   cargo xtask synth             list the shapes that synth knows
   cargo xtask synth NAME DIR    write a checkpoint with random weights (fixed seed) and a working tokenizer into the new folder DIR
+  cargo xtask outliers MODEL DIR  write the checkpoint folder MODEL with planted activation outliers (same function) into the new folder DIR
   cargo xtask bench-peers [NAME...] [--rounds N] [--threads N] [--wrap CMD] [--dir DIR] [--out DIR] [--prepare-only]
                                 octet and llama.cpp alternately on these shapes; what is made goes to DIR (target/peers),
                                 the record to --out (benches/record/DATE-peers); CMD is put in front of measured commands";
@@ -43,6 +45,10 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
         }
         ["synth", name, dir] => {
             println!("{}", synth::write(name, Path::new(dir))?);
+            Ok(ExitCode::SUCCESS)
+        }
+        ["outliers", model, dir] => {
+            println!("{}", outliers::write(Path::new(model), Path::new(dir))?);
             Ok(ExitCode::SUCCESS)
         }
         ["bench-peers", ref rest @ ..] => {

@@ -189,7 +189,7 @@ pub(crate) fn folder_bytes(dir: &Path) -> Result<u64> {
     Ok(entries.filter_map(|entry| entry.metadata().ok()).filter(fs::Metadata::is_file).map(|meta| meta.len()).sum())
 }
 
-/// The solvers of the blocks' linears.
+/// The transforms and the solvers of the blocks' linears.
 fn method(plan: &Plan) -> String {
     let mut names: Vec<&str> = vec![];
     for line in plan.lines() {
@@ -200,7 +200,8 @@ fn method(plan: &Plan) -> String {
             names.push(solver.name());
         }
     }
-    if names.is_empty() { "rtn".into() } else { names.join("+") }
+    let before = plan.transforms();
+    if names.is_empty() && before.is_empty() { "rtn".into() } else { [before, names].concat().join("+") }
 }
 
 /// quantization_config.json: what was done, in octet's own words.

@@ -12,7 +12,9 @@ use crate::{
 use octet_formats::{Checkpoint, staging::Staging};
 use octet_kernels::Engine;
 use octet_model::ForwardError;
-use octet_quant::{CalibratedOptions, CalibratedRun, CalibrationForecast, Event, HiddenStates, InMemory, Samples, SinkError, StageRecord};
+use octet_quant::{
+    CalibratedOptions, CalibratedRun, CalibrationForecast, Event, HiddenStates, InMemory, Samples, SinkError, StageRecord, Transform,
+};
 use octet_tensor::WeightSource;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -119,12 +121,14 @@ impl Prepared {
         };
         let mut journal = DiskJournal::open(&work, &out, &identity, found, artefact)?;
         staging.retain(true);
+        let transforms: Vec<Box<dyn Transform>> =
+            self.plan.scalings().map(|scaling| Box::new(scaling.clone()) as Box<dyn Transform>).collect();
         let run = CalibratedRun {
             plan: &self.plan,
             spec: &self.spec,
             open: &|| -> std::result::Result<Box<dyn WeightSource>, SinkError> { Ok(Box::new(Checkpoint::open(&self.input)?)) },
             samples: &calibration.samples,
-            transforms: &[],
+            transforms: &transforms,
             options: CalibratedOptions { sequential: calibration.sequential, strict: self.settings.strict },
             engine,
             cancel,
@@ -202,6 +206,7 @@ impl Prepared {
                 "inputs": inputs().map(|input| input.width).sum::<usize>(),
                 "experts_never_reached": unreached,
             },
+            "transforms": records.iter().flat_map(|record| record.remarks.iter().cloned()).collect::<Vec<_>>(),
             "remarks": remarks,
         })
     }
@@ -224,7 +229,12 @@ impl Prepared {
             octet_quant::Action::Quantize { scheme, solver, .. } => solver.needs_hessian() || scheme.weights.bits.get() < 8,
             _ => false,
         };
-        self.plan.lines().iter().any(wants)
+        self.plan.has_scalings() || self.plan.lines().iter().any(wants)
+    }
+
+    /// Whether a solver or transform of the plan cannot do without calibration.
+    pub fn needs_calibration(&self) -> bool {
+        self.plan.has_scalings() || self.needs_hessians()
     }
 
     /// Whether a solver of the plan cannot do without calibration.

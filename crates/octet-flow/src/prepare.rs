@@ -45,6 +45,7 @@ impl Prepared {
         let settings = settings(&spec)?;
         let inventory = Inventory::new(&spec.linear_sites(), &checkpoint)?;
         let plan = Plan::new(&settings.recipe, &inventory, settings.strict)?;
+        plan.check_scalings(&spec.graph())?;
         tracing::info!(family = spec.family(), layers = spec.layers().len(), tensors = plan.lines().len(), "planned {}", settings.label);
         Ok(Self { input: input.clone(), checkpoint, spec, plan, settings })
     }

@@ -13,6 +13,7 @@ mod config;
 mod error;
 mod experts;
 pub mod families;
+mod folds;
 mod from_config;
 pub mod fuse;
 pub mod graph;
@@ -31,6 +32,7 @@ mod stage;
 mod workspace;
 
 pub use error::{ConfigError, ForwardError, LoadError, Place};
+pub use folds::{Fold, Folds, Maker};
 pub use graph::BlockGraph;
 pub use memory::WeightBytes;
 pub use model::{LoadOptions, Logits, Model, Step, Tap};

@@ -14,10 +14,10 @@ mod weights;
 
 pub use forecast::CalibrationForecast;
 pub(crate) use stage::want;
-pub use stage::{Block, Transform};
 pub use weights::BlockWeights;
+pub(crate) use weights::floats;
 
-use crate::{Error, HiddenStates, Line, Plan, Samples, Sink, SinkError, TensorReport, cost::Costs};
+use crate::{Error, HiddenStates, Line, Plan, Samples, Sink, SinkError, TensorReport, Transform, cost::Costs};
 use forward::Forward;
 use octet_kernels::Engine;
 use octet_model::{ArchSpec, BlockGraph, Place};
@@ -108,7 +108,7 @@ pub struct InputRecord {
 pub struct Event<'a> {
     /// The stage at work.
     pub place: Place,
-    /// What is being done: `observing`, `solving`, `running` or `resuming`.
+    /// What is being done: `observing`, `transforming`, `solving` or `running`.
     pub what: &'static str,
     /// The tensor at work, where there is one.
     pub tensor: Option<&'a str>,
@@ -137,7 +137,7 @@ impl CalibratedRun<'_> {
         let costs = Costs::new(self.plan, &graph, self.samples.tokens().len(), self.options.sequential);
         let mut forward = Forward::new(self, hidden);
         let mut done = 0.0;
-        let last_forward = self.last_forward(&lines);
+        let last_forward = self.last_forward(&graph, &lines);
         for (index, (place, lines)) in lines.iter().enumerate() {
             let runs_on = Some(index) < last_forward;
             let mut tick = |what, tensor: Option<&str>, report: Option<&TensorReport>, share: f64| {
@@ -165,9 +165,9 @@ impl CalibratedRun<'_> {
     }
 
     /// The last stage whose inputs are looked at.
-    fn last_forward(&self, stages: &[(Place, Vec<&Line>)]) -> Option<usize> {
+    fn last_forward(&self, graph: &BlockGraph, stages: &[(Place, Vec<&Line>)]) -> Option<usize> {
         let observed = |lines: &[&Line]| lines.iter().any(|line| want(line).is_some());
-        let transformed = |place: &Place| matches!(place, Place::Layer(_)) && !self.transforms.is_empty();
+        let transformed = |place: &Place| self.transforms.iter().any(|transform| !transform.wants(graph, *place).is_empty());
         stages.iter().rposition(|(place, lines)| *place != Place::Embedding && (observed(lines) || transformed(place)))
     }
 

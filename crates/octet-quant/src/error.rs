@@ -23,6 +23,14 @@ pub enum Error {
         /// The step, counted from 1.
         step: usize,
     },
+    /// A step that makes no sense beside the others.
+    #[error("step {step} of the recipe makes no sense: {what}")]
+    Contradiction {
+        /// The step, counted from 1.
+        step: usize,
+        /// Why.
+        what: String,
+    },
     /// Tensors that cannot take what was asked, refused because exactness was demanded.
     #[error("{count} tensors cannot take what was asked, for example {name}: {reason}; leave them out of the recipe or drop --strict")]
     NotAsAsked {

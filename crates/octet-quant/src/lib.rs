@@ -26,10 +26,9 @@ mod rows;
 mod samples;
 mod solve;
 mod statistics;
+mod transform;
 
-pub use calibrated::{
-    Block, BlockWeights, CalibratedOptions, CalibratedRun, CalibrationForecast, Event, InputRecord, Journal, StageRecord, Transform,
-};
+pub use calibrated::{BlockWeights, CalibratedOptions, CalibratedRun, CalibrationForecast, Event, InputRecord, Journal, StageRecord};
 pub use cost::{Cost, Costs};
 pub use error::Error;
 pub use forecast::{Forecast, SolveRates};
@@ -38,8 +37,9 @@ pub use inventory::{Inventory, OtherTensor, Site};
 pub use observe::{InputObserver, Want};
 pub use pipeline::{Progress, Run, Sink, SinkError};
 pub use plan::{Action, Line, Plan};
-pub use recipe::{Flags, GptqSettings, Precision, Recipe, SolverChoice, Step, Target};
+pub use recipe::{AwqSettings, Flags, GptqSettings, Precision, Recipe, SmoothSettings, SolverChoice, Step, Target, TransformChoice};
 pub use report::{ErrorSums, TensorReport};
 pub use samples::Samples;
 pub use solve::{ActOrder, Gptq, Hessian, HessianOptions, RowSolver, RowsMut, Rtn, Solver, TensorJob};
 pub use statistics::InputStatistics;
+pub use transform::{OUTLIER, Part, SampleRows, Scaling, Transform, move_factors, plant_outliers};

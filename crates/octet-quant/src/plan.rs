@@ -1,6 +1,7 @@
 //! What will be done to every tensor: a pure function of recipe and inventory.
 
 mod fit;
+mod scaling;
 mod show;
 
 use crate::{
@@ -14,6 +15,7 @@ use octet_tensor::{Activations, Dtype, Granularity, Scheme};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     lines: Vec<Line>,
+    scalings: Vec<scaling::ScalingStep>,
     portable: bool,
 }
 
@@ -81,7 +83,8 @@ impl Plan {
                     }
                     None => quantize(site, *scheme, *solver),
                 },
-                Some(Step::Keep { .. }) => keep(site, "as the recipe says".into()),
+                // Steps that move factors decide nothing (deciding_steps).
+                Some(Step::Keep { .. } | Step::Transform { .. }) => keep(site, "as the recipe says".into()),
                 None if site.linear.role == Role::Router => keep(site, fit::ROUTER.into()),
                 None => keep(site, "no step targets it".into()),
             };
@@ -91,7 +94,7 @@ impl Plan {
             return Err(Error::NotAsAsked { count: misfits.len(), name: name.clone(), reason: reason.clone() });
         }
         lines.extend(inventory.others.iter().map(other_line));
-        Ok(Self { lines, portable: recipe.portable })
+        Ok(Self { lines, scalings: scaling::steps(recipe, &inventory.sites), portable: recipe.portable })
     }
 
     /// All lines, weight matrices first.
@@ -118,6 +121,11 @@ impl Plan {
         self.lines.iter().filter(kept).map(|line| line.name.as_str())
     }
 
+    /// Names of what moves factors before tensors are solved, each once.
+    pub fn transforms(&self) -> Vec<&'static str> {
+        scaling::names(self)
+    }
+
     /// The plan as canonical text, one line a tensor: equal texts mean equal plans. Hash it for a receipt.
     pub fn digest(&self) -> String {
         let mut text = format!("octet plan 1\nportable {}\n", self.portable);
@@ -125,6 +133,7 @@ impl Plan {
             let shape: Vec<String> = line.shape.iter().map(usize::to_string).collect();
             text += &format!("{}\t{}\t{}\t{}\t{}\n", line.name, shape.join("x"), line.stored, line.action.canonical(), line.bytes);
         }
+        self.scalings.iter().for_each(|step| text += &step.canonical());
         text
     }
 }
@@ -157,16 +166,18 @@ fn deciding_steps(recipe: &Recipe, sites: &[Site]) -> Result<Vec<Option<usize>>,
     for (step, targets) in recipe.steps.iter().map(Step::targets).enumerate() {
         for target in targets {
             let mut matched = false;
-            for (slot, site) in deciding.iter_mut().zip(sites).filter(|(_, site)| target.matches(&site.linear)) {
-                (*slot, matched) = (Some(step), true);
-                let _ = site;
+            for (slot, _) in deciding.iter_mut().zip(sites).filter(|(_, site)| target.matches(&site.linear)) {
+                matched = true;
+                if !scaling::is_transform(&recipe.steps[step]) {
+                    *slot = Some(step);
+                }
             }
             if !matched {
                 return Err(Error::NothingMatched { step: step + 1, target: target.to_string(), have: available(sites) });
             }
         }
     }
-    match (0..recipe.steps.len()).find(|step| !deciding.contains(&Some(*step))) {
+    match (0..recipe.steps.len()).find(|step| !deciding.contains(&Some(*step)) && !scaling::is_transform(&recipe.steps[*step])) {
         Some(step) => Err(Error::Overridden { step: step + 1 }),
         None => Ok(deciding),
     }

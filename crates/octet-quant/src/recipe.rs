@@ -3,10 +3,12 @@
 mod parse;
 mod solver;
 mod target;
+mod transform;
 
 pub use solver::{GptqSettings, SolverChoice};
 pub use target::Target;
 pub(crate) use target::{is_tied, role_name};
+pub use transform::{AwqSettings, SmoothSettings, TransformChoice};
 
 use crate::Error;
 use octet_tensor::{Activations, Scheme, WeightScheme};
@@ -34,6 +36,13 @@ pub enum Step {
         /// What chooses the codes.
         solver: SolverChoice,
     },
+    /// Move factors between the inputs and the weights of linears before they are solved.
+    Transform {
+        /// The linears whose inputs are scaled.
+        targets: Vec<Target>,
+        /// How.
+        choice: TransformChoice,
+    },
     /// Leave tensors as they are.
     Keep {
         /// Which tensors.
@@ -45,7 +54,7 @@ impl Step {
     /// The tensors the step is about.
     pub fn targets(&self) -> &[Target] {
         match self {
-            Self::Quantize { targets, .. } | Self::Keep { targets } => targets,
+            Self::Quantize { targets, .. } | Self::Keep { targets } | Self::Transform { targets, .. } => targets,
         }
     }
 }
@@ -72,6 +81,8 @@ pub struct Flags {
     pub portable: bool,
     /// What chooses the codes of the linears; embedding and head are rounded to nearest.
     pub solver: SolverChoice,
+    /// What moves factors before that.
+    pub transform: Option<TransformChoice>,
 }
 
 impl Recipe {
@@ -112,7 +123,16 @@ impl Recipe {
                 Precision::Quantize(scheme) => Step::Quantize { targets, scheme, solver },
             }
         };
-        let mut steps = vec![step(&["linears"], Precision::Quantize(scheme), solver)];
+        let transform = flags.transform.map(|choice| {
+            // A head of its own is smoothed like any linear with integer inputs.
+            let integer =
+                |precision| matches!(precision, Precision::Quantize(Scheme { activations, .. }) if activations != Activations::Exact);
+            let with_head = matches!(choice, TransformChoice::Smooth(_)) && !tied && integer(head);
+            let names: &[&str] = if with_head { &["linears", "head"] } else { &["linears"] };
+            Step::Transform { targets: names.iter().map(|name| Target::named(name)).collect(), choice }
+        });
+        let mut steps: Vec<Step> = transform.into_iter().collect();
+        steps.push(step(&["linears"], Precision::Quantize(scheme), solver));
         if embedding == head {
             steps.push(step(&["embedding", "head"], head, rounded));
         } else {
@@ -137,8 +157,22 @@ impl fmt::Display for Recipe {
         }
         for step in &self.steps {
             let targets: Vec<String> = step.targets().iter().map(|target| parse::quoted(target.as_str())).collect();
-            let action = if matches!(step, Step::Keep { .. }) { "keep" } else { "quantize" };
+            let action = match step {
+                Step::Quantize { .. } => "quantize",
+                Step::Transform { choice, .. } => choice.action(),
+                Step::Keep { .. } => "keep",
+            };
             write!(f, "\n[[step]]\naction = \"{action}\"\ntargets = [{}]\n", targets.join(", "))?;
+            match step {
+                Step::Transform { choice: TransformChoice::Awq(AwqSettings { grid, duo, clip }), .. } => {
+                    write!(f, "grid = {grid}\nduo = {duo}\nclip = {clip}\n")?;
+                }
+                Step::Transform { choice: TransformChoice::Smooth(SmoothSettings { alpha }), .. } => {
+                    let text = alpha.map_or_else(|| "\"search\"".into(), |alpha| format!("{alpha:?}"));
+                    writeln!(f, "alpha = {text}")?;
+                }
+                _ => {}
+            }
             if let Step::Quantize { scheme, solver, .. } = step {
                 write!(f, "scheme = \"{scheme}\"\nsolver = \"{}\"\n", solver.name())?;
                 if let SolverChoice::Gptq(GptqSettings { act_order, damping, refine, .. }) = solver {

@@ -5,8 +5,8 @@
 use octet_kernels::{Engine, Isa};
 use octet_model::ArchSpec;
 use octet_quant::{
-    CalibratedOptions, CalibratedRun, Error, Flags, GptqSettings, HiddenStates, InMemory, Inventory, Journal, Plan, Recipe, Samples, Sink,
-    SinkError, SolverChoice, StageRecord,
+    AwqSettings, CalibratedOptions, CalibratedRun, Error, Flags, GptqSettings, HiddenStates, InMemory, Inventory, Journal, Plan, Recipe,
+    Samples, Sink, SinkError, SmoothSettings, SolverChoice, StageRecord, Transform, TransformChoice,
 };
 use octet_tensor::{Matrix, QMatrix, Scheme, StoredQuant, Tensor, WeightSource};
 use octet_testkit::{MemorySource, Random, TINY_GEMMA3, TINY_GPT2, TINY_LLAMA, TINY_QWEN3, TINY_QWEN3_MOE};
@@ -103,13 +103,17 @@ const GPTQ: SolverChoice = SolverChoice::Gptq(GptqSettings::USUAL);
 
 impl Case {
     fn new(config: &str, scheme: &str, solver: SolverChoice) -> Self {
+        Self::transformed(config, scheme, solver, None)
+    }
+
+    fn transformed(config: &str, scheme: &str, solver: SolverChoice, transform: Option<TransformChoice>) -> Self {
         let spec = ArchSpec::from_config(&serde_json::from_str(config).unwrap()).unwrap();
         let stored = |site: octet_model::LinearSite| {
             let shape = if site.transposed { vec![site.cols, site.rows] } else { vec![site.rows, site.cols] };
             (format!("{}.weight", site.module), shape)
         };
         let source = MemorySource::random(spec.linear_sites().into_iter().map(stored).chain(spec.other_tensors()), 7);
-        let flags = Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable: false, solver };
+        let flags = Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable: false, solver, transform };
         let recipe = Recipe::from_flags(&flags, spec.head().tied).unwrap();
         let plan = Plan::new(&recipe, &Inventory::new(&spec.linear_sites(), &source).unwrap(), false).unwrap();
         let mut random = Random::new(5);
@@ -132,8 +136,18 @@ impl Case {
         let cancel = AtomicBool::new(false);
         let open = || -> Result<Box<dyn WeightSource>, SinkError> { Ok(Box::new(self.source.clone())) };
         let (plan, spec, samples) = (&self.plan, &self.spec, &self.samples);
-        let run =
-            CalibratedRun { plan, spec, open: &open, samples, transforms: &[], options: self.options, engine: &engine, cancel: &cancel };
+        let transforms: Vec<Box<dyn Transform>> = plan.scalings().map(|scaling| Box::new(scaling.clone()) as Box<dyn Transform>).collect();
+        plan.check_scalings(&spec.graph()).unwrap();
+        let run = CalibratedRun {
+            plan,
+            spec,
+            open: &open,
+            samples,
+            transforms: &transforms,
+            options: self.options,
+            engine: &engine,
+            cancel: &cancel,
+        };
         notes.written = notes.durable.clone();
         let (mut events, mut last) = (0, 0);
         run.quantize(notes, hidden, &mut |event| {
@@ -274,4 +288,60 @@ fn experts_that_nothing_reaches_are_named_and_refused_when_strict() {
     case.options.strict = true;
     let error = case.run(2, &mut case.notes(), &mut case.hidden(), usize::MAX).unwrap_err().to_string();
     assert!(error.contains("no calibration token reached model.layers.0.mlp.experts.2"), "{error}");
+}
+
+const AWQ: TransformChoice = TransformChoice::Awq(AwqSettings { grid: 4, ..AwqSettings::USUAL });
+const SMOOTH: TransformChoice = TransformChoice::Smooth(SmoothSettings::USUAL);
+
+#[test]
+fn transformed_runs_are_the_same_with_any_number_of_threads_and_after_a_stop() {
+    let rtn = SolverChoice::Rtn { candidates: None };
+    for (config, scheme, solver, transform) in [
+        (TINY_LLAMA, "w8a8", rtn, SMOOTH),
+        (TINY_GEMMA3, "w4a16-g32", rtn, AWQ),
+        (TINY_QWEN3_MOE, "w4a8-g32", GPTQ, AWQ),
+        (TINY_GPT2, "w8a8", GPTQ, SMOOTH),
+    ] {
+        let case = Case::transformed(config, scheme, solver, Some(transform));
+        let (expected, records) = case.whole(1);
+        assert!(records.iter().any(|record| !record.remarks.is_empty()), "{}: nothing was moved", case.spec.family());
+        let (untouched, _) = Case::new(config, scheme, solver).whole(1);
+        assert_ne!(expected.durable.parts, untouched.durable.parts, "{}", case.spec.family());
+        let (three, _) = case.whole(3);
+        assert_same(&expected, &three, case.spec.family());
+        for stop in [3, 31, 80] {
+            let mut notes = case.notes();
+            let _stopped = case.run(2, &mut notes, &mut case.hidden(), stop);
+            case.run(2, &mut notes, &mut case.hidden(), usize::MAX).unwrap();
+            assert_same(&expected, &notes, &format!("{scheme} stopped after {stop} events"));
+        }
+    }
+}
+
+#[test]
+fn steps_that_contradict_say_so() {
+    let refused = |config: &str, recipe: &str| {
+        let case = Case::new(config, "w8a8", SolverChoice::Rtn { candidates: None });
+        let inventory = Inventory::new(&case.spec.linear_sites(), &case.source).unwrap();
+        let plan = Plan::new(&Recipe::from_toml(recipe).unwrap(), &inventory, false);
+        plan.and_then(|plan| plan.check_scalings(&case.spec.graph())).unwrap_err().to_string()
+    };
+    let quantize = |scheme: &str| format!("[[step]]\naction='quantize'\ntargets=['linears']\nscheme='{scheme}'\n");
+    let step = |action: &str, target: &str| format!("[[step]]\naction='{action}'\ntargets=['{target}']\n");
+    let w8a8 = quantize("w8a8");
+    let both = format!("{}{}{w8a8}", step("smooth", "k"), step("awq", "q"));
+    for (config, recipe, says) in [
+        (TINY_LLAMA, both, "step 2 of the recipe makes no sense: awq and step 1 would both scale the layer 0 attention input"),
+        (TINY_LLAMA, format!("{}{}", step("smooth", "linears"), quantize("w8a16")), "activations stay exact"),
+        (TINY_LLAMA, format!("{}{w8a8}", step("awq", "head")), "targets linears that no step quantizes"),
+        (TINY_LLAMA, format!("{}{w8a8}", step("awq", "router")), "matches nothing in this model"),
+        (
+            TINY_GPT2,
+            format!("{}{w8a8}", step("smooth", "down")),
+            "such as the layer 0 mlp activations: its values pass through an activation",
+        ),
+    ] {
+        let said = refused(config, &recipe);
+        assert!(said.contains(says), "{said}");
+    }
 }

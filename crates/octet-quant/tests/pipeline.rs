@@ -111,8 +111,14 @@ fn engine(threads: usize) -> Engine {
 }
 
 fn recipe(scheme: &str, portable: bool) -> Recipe {
-    let flags =
-        Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, solver: SolverChoice::Rtn { candidates: Some(8) } };
+    let flags = Flags {
+        scheme: scheme.parse().unwrap(),
+        embedding: None,
+        head: None,
+        portable,
+        solver: SolverChoice::Rtn { candidates: Some(8) },
+        transform: None,
+    };
     Recipe::from_flags(&flags, true).unwrap()
 }
 

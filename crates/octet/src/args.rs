@@ -8,6 +8,7 @@ pub(crate) use receipts::{Keygen, Reproduce, Verify};
 use crate::budget::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use octet_kernels::KvDtype;
+use octet_quant::SmoothSettings;
 use std::{num::NonZeroUsize, path::PathBuf};
 
 /// Compress a language model, judge it against the original on this machine, and run it.
@@ -112,6 +113,9 @@ pub(crate) struct Quantize {
     /// What chooses the codes of the linears (a recipe says it itself)
     #[arg(long, value_enum, value_name = "M", default_value_t = Method::Rtn, conflicts_with = "recipe")]
     pub(crate) method: Method,
+    /// Strength of SmoothQuant, 0 to 1, or `search`: for every input the one that leaves the least error [default: search]
+    #[arg(long, value_name = "A", conflicts_with = "recipe")]
+    pub(crate) smooth_alpha: Option<Alpha>,
     /// Calibration text: plain text, .jsonl or .bin token ids [default: built-in text]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) calibration: Vec<PathBuf>,
@@ -207,6 +211,28 @@ pub(crate) enum Method {
     Rtn,
     /// GPTQ: what rounding one input costs is made good by the others; needs calibration
     Gptq,
+    /// AWQ: weights of active inputs are made finer, large ones clipped, before they are rounded; needs calibration
+    Awq,
+    /// SmoothQuant: what makes activations hard to quantize moves into the weights; for a8, needs calibration
+    Smoothquant,
+}
+
+/// How much of the activations' size moves into the weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Alpha(pub(crate) SmoothSettings);
+
+impl std::str::FromStr for Alpha {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "search" {
+            return Ok(Self(SmoothSettings { alpha: None }));
+        }
+        let alpha = text.parse().ok().filter(|alpha| (0.0..=1.0).contains(alpha));
+        alpha
+            .map(|alpha| Self(SmoothSettings { alpha: Some(alpha) }))
+            .ok_or_else(|| format!("{text:?} is neither a number from 0 to 1 nor search"))
+    }
 }
 
 /// A whole number above zero.
@@ -253,6 +279,8 @@ pub(crate) enum Preset {
     W8,
     /// 8-bit weights and activations quantized at run time (w8a8)
     W8a8,
+    /// w8a8 after SmoothQuant: for models with activation outliers; needs calibration
+    SmoothW8a8,
     /// 4-bit weights in groups of 128, exact activations (w4a16-g128)
     W4,
 }

@@ -55,10 +55,7 @@ impl Solving<'_> {
         let (Action::Quantize { scheme, scale_dtype, solver: choice }, Some(site)) = (&self.line.action, &self.line.linear) else {
             return Ok((TensorReport::kept(self.line), None));
         };
-        let matrix = match self.weights.changed(&site.module) {
-            Some(Matrix::Float(matrix)) => matrix.clone(),
-            _ => rows::matrix(self.weights, site)?,
-        };
+        let matrix = rows::matrix(self.weights, site)?;
         let seen = self.statistics.get(&site.input);
         let importance = seen.map(|seen| seen.importance());
         let hessian = choice.hessian().and_then(|options| self.hessians.get(site.input, options));

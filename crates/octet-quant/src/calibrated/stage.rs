@@ -5,8 +5,10 @@ use super::{
     forward::{Forward, Look, Route},
     solving::{Hessians, Solving},
 };
-use crate::{Action, Error, InputObserver, InputStatistics, Line, TensorReport, Want, pipeline};
-use octet_kernels::Engine;
+use crate::{
+    Action, Error, InputObserver, InputStatistics, Line, TensorReport, Want, pipeline,
+    transform::{Part, Sampler},
+};
 use octet_model::{BlockGraph, InputKind, InputSite, Phase, Place, Stage};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,31 +20,6 @@ pub(super) type StageTick<'a> = &'a mut dyn FnMut(&'static str, Option<&str>, Op
 
 /// Told of one tensor: its report once it is finished, the share of it that is done.
 type TensorTick<'a> = &'a mut dyn FnMut(Option<&TensorReport>, f64) -> Result<(), Error>;
-
-/// Rewrites the float weights of a block before they are solved, such that the block computes the same.
-pub trait Transform: Sync {
-    /// Rewrites weights of `block` and says what it did, for the report.
-    ///
-    /// # Errors
-    /// If weights cannot be read or the statistics make no sense.
-    fn apply(&self, block: &mut Block<'_, '_>) -> Result<Vec<String>, Error>;
-}
-
-/// A block as transforms see it.
-pub struct Block<'a, 'w> {
-    /// Its index.
-    pub layer: usize,
-    /// The graph it is part of.
-    pub graph: &'a BlockGraph,
-    /// What the plan says about its tensors.
-    pub lines: &'a [&'a Line],
-    /// Magnitudes of all its distinct inputs, from the float block.
-    pub statistics: &'a BTreeMap<InputSite, InputStatistics>,
-    /// Its weights.
-    pub weights: &'a mut BlockWeights<'w>,
-    /// Threads and kernels.
-    pub engine: &'a Engine,
-}
 
 /// The statistics that can change what becomes of a tensor: 8 bits gain nothing from the importance of inputs.
 pub(crate) fn want(line: &Line) -> Option<(InputSite, Want)> {
@@ -88,8 +65,10 @@ impl StageWork<'_> {
         let phases = self.phases();
         let observes = phases.iter().any(|(_, wanted, _)| !wanted.is_empty());
         let mut stage = None;
-        if in_block || observes {
+        if self.place != Place::Embedding {
             self.transform(&mut weights, forward, &mut record, &mut *tick)?;
+        }
+        if in_block || observes {
             stage = Some(Stage::load(self.run.engine, self.graph, self.place, &weights, None)?);
         }
         let steps = (2 * phases.len() + 1) as f64;
@@ -157,15 +136,31 @@ impl StageWork<'_> {
         record: &mut StageRecord,
         tick: StageTick<'_>,
     ) -> Result<(), Error> {
-        let (Place::Layer(layer), false) = (self.place, self.run.transforms.is_empty()) else { return Ok(()) };
+        let wanted: BTreeSet<InputSite> =
+            self.run.transforms.iter().flat_map(|transform| transform.wants(self.graph, self.place)).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
         let stage = Stage::load(self.run.engine, self.graph, self.place, weights, None)?;
-        let inputs = self.graph.phases(self.place).into_iter().flat_map(|phase| phase.inputs);
-        let wanted = inputs.map(|site| (site, Want::Magnitudes)).collect();
-        let statistics = self.observe(&stage, Look::All, 0..0, wanted, forward, &mut |_| tick("observing", None, None, 0.0))?;
+        let phases = self.graph.phases(self.place);
+        // Logits of all tokens would be large.
+        let look = match (self.place, phases.first()) {
+            (Place::Head, Some(phase)) => Look::Node(phase.start..phase.node),
+            _ => Look::All,
+        };
+        let magnitudes = wanted.iter().map(|site| (*site, Want::Magnitudes)).collect();
+        let mut sampler = Sampler::new(InputObserver::new(self.run.engine, magnitudes), wanted);
+        let route = Route { advance: 0..0, look: Some((look, &mut sampler)) };
+        forward.take(&stage, route, &mut |_| tick("observing", None, None, 0.0))?;
+        drop(stage);
+        let (mut statistics, mut rows) = sampler.finish();
+        statistics.iter().try_for_each(|(site, seen)| seen.check(*site))?;
         for transform in self.run.transforms {
-            let (graph, lines, engine) = (self.graph, self.lines, self.run.engine);
-            let mut block = Block { layer, graph, lines, statistics: &statistics, weights, engine };
-            record.remarks.extend(transform.apply(&mut block)?);
+            let mut tick = || tick("transforming", None, None, 0.0);
+            let (place, graph, lines, engine) = (self.place, self.graph, self.lines, self.run.engine);
+            let (statistics, rows) = (&mut statistics, &mut rows);
+            let mut part = Part { place, graph, lines, statistics, rows, weights: &mut *weights, engine, tick: &mut tick };
+            record.remarks.extend(transform.apply(&mut part)?);
         }
         Ok(())
     }

@@ -1,6 +1,9 @@
 //! The weights of a block at work: as stored, with what transforms and solvers put in their place.
 
-use octet_tensor::{Matrix, Result, Tensor, WeightSource};
+use crate::{Error, rows};
+use half::{bf16, f16};
+use octet_model::LinearSite;
+use octet_tensor::{Bytes, Dtype, FloatMatrix, Matrix, Result, Tensor, WeightSource};
 use std::collections::BTreeMap;
 
 /// The weights of a block, some of them replaced.
@@ -16,9 +19,35 @@ impl<'a> BlockWeights<'a> {
         Self { base, matrices: BTreeMap::new(), tensors: BTreeMap::new() }
     }
 
-    /// Puts a float matrix (outputs, inputs) in the place of the weights of `module`.
-    pub fn set_matrix(&mut self, module: &str, matrix: Matrix) {
-        self.matrices.insert(module.into(), matrix);
+    /// Puts float weights `[outputs, inputs]`, rounded to `dtype`, in the place of those of `site`.
+    ///
+    /// # Errors
+    /// If they are not as many as the site has.
+    pub fn set_weights(&mut self, site: &LinearSite, dtype: Dtype, values: &[f32]) -> Result<()> {
+        let name = format!("{}.weight", site.module);
+        let tensor = if site.transposed {
+            let mut turned = vec![0.0; values.len()];
+            for (row, values) in values.chunks_exact(site.cols.max(1)).enumerate() {
+                values.iter().enumerate().for_each(|(col, &value)| turned[col * site.rows + row] = value);
+            }
+            floats(&name, dtype, vec![site.cols, site.rows], &turned)?
+        } else {
+            floats(&name, dtype, vec![site.rows, site.cols], values)?
+        };
+        self.matrices.insert(site.module.clone(), Matrix::Float(FloatMatrix::dense(tensor.clone())?));
+        self.tensors.insert(name, tensor);
+        Ok(())
+    }
+
+    /// All weights of `site` `[outputs, inputs]`.
+    ///
+    /// # Errors
+    /// If they are missing, of another shape or quantized.
+    pub fn weights(&self, site: &LinearSite) -> std::result::Result<Vec<f32>, Error> {
+        let matrix = rows::matrix(self, site)?;
+        let mut values = vec![0.0; site.rows * site.cols];
+        matrix.read_rows(0..site.rows, &mut values)?;
+        Ok(values)
     }
 
     /// Puts a tensor (a norm's weight, a bias) in the place of `name`, in the type it is stored in: what runs is what
@@ -30,11 +59,6 @@ impl<'a> BlockWeights<'a> {
     /// Whether anything was replaced.
     pub fn is_changed(&self) -> bool {
         !self.matrices.is_empty() || !self.tensors.is_empty()
-    }
-
-    /// The matrix that stands in the place of `module`'s.
-    pub(crate) fn changed(&self, module: &str) -> Option<&Matrix> {
-        self.matrices.get(module)
     }
 }
 
@@ -56,4 +80,15 @@ impl WeightSource for BlockWeights<'_> {
     fn names(&self) -> Vec<String> {
         self.base.names()
     }
+}
+
+/// A tensor of `values` rounded to `dtype`, a floating-point type of 16 bits or more.
+pub(crate) fn floats(name: &str, dtype: Dtype, shape: Vec<usize>, values: &[f32]) -> Result<Tensor> {
+    let bytes: Vec<u8> = match dtype {
+        Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::F64 => values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect(),
+        _ => return Tensor::from_f32(name, shape, values),
+    };
+    Tensor::new(name, dtype, shape, Bytes::new(bytes))
 }

@@ -35,7 +35,14 @@ fn inventory(tied: bool) -> Inventory {
 }
 
 fn flags(scheme: &str, portable: bool) -> Flags {
-    Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, solver: SolverChoice::Rtn { candidates: None } }
+    Flags {
+        scheme: scheme.parse().unwrap(),
+        embedding: None,
+        head: None,
+        portable,
+        solver: SolverChoice::Rtn { candidates: None },
+        transform: None,
+    }
 }
 
 fn plan(flags: &Flags, tied: bool) -> Plan {

@@ -1,6 +1,6 @@
 //! Recipes from TOML, by hand: so that an unknown key is answered with the keys there are.
 
-use super::{GptqSettings, Recipe, SolverChoice, Step, Target};
+use super::{AwqSettings, GptqSettings, Recipe, SmoothSettings, SolverChoice, Step, Target, TransformChoice};
 use crate::{ActOrder, Error};
 use octet_tensor::Scheme;
 use toml::{Table, Value};
@@ -50,7 +50,17 @@ fn step(place: &str, value: Value) -> Result<Step, Error> {
             no_more(&table, &format!("{place} (keep)"), "action and targets")?;
             Ok(Step::Keep { targets })
         }
-        Some(other) => fail(format!("{place} has the action {other:?}; there are \"quantize\" and \"keep\"")),
+        Some("awq") => {
+            let (targets, settings) = (targets(&mut table, place)?, awq(&mut table, place)?);
+            no_more(&table, &format!("{place} (awq)"), "action, targets, grid, duo and clip")?;
+            Ok(Step::Transform { targets, choice: TransformChoice::Awq(settings) })
+        }
+        Some("smooth") => {
+            let (targets, alpha) = (targets(&mut table, place)?, alpha(&mut table, place)?);
+            no_more(&table, &format!("{place} (smooth)"), "action, targets and alpha")?;
+            Ok(Step::Transform { targets, choice: TransformChoice::Smooth(SmoothSettings { alpha }) })
+        }
+        Some(other) => fail(format!("{place} has the action {other:?}; there are \"quantize\", \"keep\", \"awq\" and \"smooth\"")),
         None => fail(format!("{place} has no action; add action = \"quantize\" or action = \"keep\"")),
     }
 }
@@ -92,6 +102,34 @@ fn gptq(table: &mut Table, place: &str, candidates: Option<usize>) -> Result<Gpt
         Some(other) => return fail(format!("{place}: refine must be a number of passes from 0 to {MOST_REFINEMENTS}, not {other}")),
     };
     Ok(settings)
+}
+
+fn awq(table: &mut Table, place: &str) -> Result<AwqSettings, Error> {
+    let mut settings = AwqSettings::USUAL;
+    settings.grid = match table.remove("grid") {
+        None => settings.grid,
+        Some(Value::Integer(points @ 1..=MOST_CANDIDATES)) => points as usize,
+        Some(other) => return fail(format!("{place}: grid must be a number of ratios from 1 to {MOST_CANDIDATES}, not {other}")),
+    };
+    for (key, setting) in [("duo", &mut settings.duo), ("clip", &mut settings.clip)] {
+        *setting = match table.remove(key) {
+            None => *setting,
+            Some(Value::Boolean(on)) => on,
+            Some(other) => return fail(format!("{place}: {key} must be true or false, not {other}")),
+        };
+    }
+    Ok(settings)
+}
+
+/// A strength of smoothing; `None` where it is to be searched.
+fn alpha(table: &mut Table, place: &str) -> Result<Option<f64>, Error> {
+    match table.remove("alpha") {
+        None => Ok(SmoothSettings::USUAL.alpha),
+        Some(Value::String(text)) if text == "search" => Ok(None),
+        Some(Value::Float(alpha)) if (0.0..=1.0).contains(&alpha) => Ok(Some(alpha)),
+        Some(Value::Integer(alpha @ 0..=1)) => Ok(Some(alpha as f64)),
+        Some(other) => fail(format!("{place}: alpha must be a number from 0.0 to 1.0 or \"search\", not {other}")),
+    }
 }
 
 fn targets(table: &mut Table, place: &str) -> Result<Vec<Target>, Error> {
@@ -164,7 +202,7 @@ mod tests {
         let solvers = [SolverChoice::Rtn { candidates: Some(8) }, SolverChoice::Gptq(gptq), SolverChoice::Gptq(GptqSettings::USUAL)];
         let cases = [("w8a8", false, true), ("w4a16-g32-asym", true, false), ("w4a16", false, false)];
         for ((scheme, portable, tied), solver) in cases.into_iter().zip(solvers) {
-            let flags = Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, solver };
+            let flags = Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, solver, transform: None };
             let made = Recipe::from_flags(&flags, tied).unwrap();
             assert_eq!(recipe(&made.to_string()).unwrap(), made);
         }

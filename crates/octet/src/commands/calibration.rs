@@ -34,7 +34,12 @@ const TOKENS_PER_INPUT: usize = 4;
 pub(super) fn read(args: &Quantize, input: &Folder, prepared: &[Prepared]) -> Result<Option<Calibration>> {
     let Some(first) = prepared.first() else { return Ok(None) };
     let hessians = prepared.iter().any(Prepared::needs_hessians);
-    let asked = !args.calibration.is_empty() || hessians || (!args.no_judge && prepared.iter().any(Prepared::wants_calibration));
+    let needed = prepared.iter().any(Prepared::needs_calibration);
+    let asked = !args.calibration.is_empty() || needed || (!args.no_judge && prepared.iter().any(Prepared::wants_calibration));
+    if (args.no_calibration || args.fast) && prepared.iter().any(|prepared| prepared.plan().has_scalings()) {
+        let flag = if args.fast { "--fast" } else { "--no-calibration" };
+        anyhow::bail!("awq and smoothquant go by what flows through the model, so they need calibration; leave {flag} out");
+    }
     if args.no_calibration || args.fast || !asked {
         return Ok(None);
     }

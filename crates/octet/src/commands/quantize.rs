@@ -19,7 +19,7 @@ use octet_flow::{
 };
 use octet_formats::Folder;
 use octet_kernels::Engine;
-use octet_quant::{Flags, GptqSettings, Recipe, SolverChoice};
+use octet_quant::{AwqSettings, Flags, GptqSettings, Recipe, SmoothSettings, SolverChoice, TransformChoice};
 use octet_runtime::{MemoryNeeds, OpenOptions, Tokenizer};
 use octet_tensor::Scheme;
 use std::{
@@ -53,16 +53,36 @@ pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
     }
 }
 
+/// The flags of a scheme, as a recipe takes them.
+fn flags(args: &Quantize, scheme: Scheme, method: Method) -> Flags {
+    let solver = match method {
+        Method::Gptq => SolverChoice::Gptq(GptqSettings::USUAL),
+        _ => SolverChoice::Rtn { candidates: args.fast.then_some(QUICK_CANDIDATES) },
+    };
+    let transform = match method {
+        Method::Awq => Some(TransformChoice::Awq(AwqSettings::USUAL)),
+        Method::Smoothquant => Some(TransformChoice::Smooth(args.smooth_alpha.map_or(SmoothSettings::USUAL, |alpha| alpha.0))),
+        Method::Rtn | Method::Gptq => None,
+    };
+    Flags { scheme, embedding: None, head: None, portable: args.portable, solver, transform }
+}
+
 /// One variant that was asked for.
 enum Asked {
     Scheme(Scheme),
-    Recipe { name: String, recipe: Recipe },
+    /// The preset `smooth-w8a8`.
+    Smooth(Scheme),
+    Recipe {
+        name: String,
+        recipe: Recipe,
+    },
 }
 
 impl Asked {
     fn label(&self) -> String {
         match self {
             Self::Scheme(scheme) => scheme.short(),
+            Self::Smooth(scheme) => format!("smooth-{}", scheme.short()),
             Self::Recipe { name, .. } => name.clone(),
         }
     }
@@ -76,13 +96,16 @@ fn asked(args: &Quantize) -> Result<Vec<Asked>> {
         let name = path.file_stem().map_or_else(|| "recipe".into(), |s| s.to_string_lossy().into_owned());
         return Ok(vec![Asked::Recipe { name, recipe: Recipe { portable: recipe.portable || args.portable, ..recipe } }]);
     }
+    if let Some(Preset::SmoothW8a8) = args.preset {
+        return Ok(vec![Asked::Smooth("w8a8".parse()?)]);
+    }
     let names: Vec<String> = match (args.bits, args.preset) {
         (Some(bits), _) => vec![args.group_size.map_or_else(|| format!("w{bits}a16"), |size| format!("w{bits}a16-g{size}"))],
         _ if !args.scheme.is_empty() => args.scheme.clone(),
         (None, preset) => vec![
             match preset.unwrap_or(Preset::W8) {
                 Preset::W8 => "w8a16",
-                Preset::W8a8 => "w8a8",
+                Preset::W8a8 | Preset::SmoothW8a8 => "w8a8",
                 Preset::W4 => "w4a16",
             }
             .into(),
@@ -155,14 +178,8 @@ impl Session<'_> {
         Ok(Prepared::new(&self.input, |spec| {
             let recipe = match asked {
                 Asked::Recipe { recipe, .. } => recipe.clone(),
-                Asked::Scheme(scheme) => {
-                    let solver = match args.method {
-                        Method::Rtn => SolverChoice::Rtn { candidates: args.fast.then_some(QUICK_CANDIDATES) },
-                        Method::Gptq => SolverChoice::Gptq(GptqSettings::USUAL),
-                    };
-                    let flags = Flags { scheme: *scheme, embedding: None, head: None, portable: args.portable, solver };
-                    Recipe::from_flags(&flags, spec.head().tied)?
-                }
+                Asked::Scheme(scheme) => Recipe::from_flags(&flags(args, *scheme, args.method), spec.head().tied)?,
+                Asked::Smooth(scheme) => Recipe::from_flags(&flags(args, *scheme, Method::Smoothquant), spec.head().tied)?,
             };
             Ok(QuantizeSettings { recipe, label, strict: args.strict, seed: args.judge.seed })
         })?)
@@ -192,7 +209,7 @@ impl Session<'_> {
             let running = needs.at(self.args.judge.context.unwrap_or(DEFAULT_CONTEXT).min(needs.longest()), kv);
             let calibration = match calibration::read(self.args, &self.input, std::slice::from_ref(prepared)) {
                 // A plan can be looked at without a tokenizer, as long as nothing depends on the text.
-                Err(_) if self.args.calibration.is_empty() && !prepared.needs_hessians() => None,
+                Err(_) if self.args.calibration.is_empty() && !prepared.needs_calibration() => None,
                 calibration => calibration?,
             };
             let calibration = calibration.filter(|_| prepared.wants_calibration());

@@ -17,6 +17,10 @@ const RUN: &str = "quantize tiny out --scheme w4a16-g32 --method gptq --no-judge
                    --calibration-samples 16 --calibration-length 64 --memory-budget 1kB";
 const WORK: &str = ".out.octet-work";
 
+/// The same with factors that move through norms and rows of other linears.
+const TRANSFORMED: &str = "quantize tiny out --scheme w4a16-g32 --method awq --no-judge --calibration notes.txt \
+                           --calibration-samples 16 --calibration-length 64 --memory-budget 1kB";
+
 /// Kills with each number of threads.
 const KILLS: usize = 25;
 
@@ -41,9 +45,18 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 
 #[test]
 fn killed_at_any_moment_a_run_goes_on_to_the_same_bytes() {
+    killed_at_any_moment(RUN, KILLS);
+}
+
+#[test]
+fn killed_at_any_moment_transforms_go_on_to_the_same_bytes() {
+    killed_at_any_moment(TRANSFORMED, 5);
+}
+
+fn killed_at_any_moment(run: &str, enough: usize) {
     let sandbox = sandbox();
     let started = Instant::now();
-    sandbox.octet(RUN).done();
+    sandbox.octet(run).done();
     let whole = started.elapsed();
     let expected = files(&sandbox.path("out"));
     let mut random = Random::new(11);
@@ -51,8 +64,8 @@ fn killed_at_any_moment_a_run_goes_on_to_the_same_bytes() {
     for threads in [1, 2] {
         let mut kills = 0;
         // The folder is replaced, so that renames happen at the end of every run.
-        while kills < KILLS {
-            let mut child = command(&sandbox, &format!("{RUN} --force"), threads).spawn().unwrap();
+        while kills < enough {
+            let mut child = command(&sandbox, &format!("{run} --force"), threads).spawn().unwrap();
             sleep(whole.mul_f64(f64::from(random.uniform().abs())));
             let ended = child.try_wait().unwrap();
             spills += usize::from(sandbox.path(WORK).join("hidden.f32").exists());
@@ -64,7 +77,7 @@ fn killed_at_any_moment_a_run_goes_on_to_the_same_bytes() {
                 assert_eq!(files(&sandbox.path("out")), expected, "after {kills} kills of {threads} threads");
             }
         }
-        assert!(command(&sandbox, &format!("{RUN} --force"), threads).status().unwrap().success());
+        assert!(command(&sandbox, &format!("{run} --force"), threads).status().unwrap().success());
         assert_eq!(files(&sandbox.path("out")), expected, "{threads} threads");
         assert!(!sandbox.path(WORK).exists(), "nothing is left of finished work");
     }

@@ -8,6 +8,7 @@ mod help;
 mod interrupted;
 mod killed;
 mod memory;
+mod outliers;
 mod outputs;
 mod receipts;
 mod requests;

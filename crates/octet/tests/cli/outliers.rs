@@ -1,0 +1,40 @@
+//! Activation outliers: planted in the built-in model, they break plain 8-bit activations and nothing that copes with them.
+
+use crate::sandbox::{Sandbox, pocket};
+use octet_formats::{Checkpoint, Folder};
+use octet_model::ArchSpec;
+use octet_quant::{BlockWeights, plant_outliers};
+use octet_tensor::Dtype;
+use octet_testkit::write_folder;
+
+/// Windows of 512 of the built-in text; speed is not what this is about.
+const JUDGED: &str = "--context 512 --eval-tokens 10240 --min-speedup 0 --json";
+
+/// The folder `planted`: the built-in model with outliers.
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::empty();
+    let checkpoint = Checkpoint::open(&Folder::disk(&pocket()).unwrap()).unwrap();
+    let mut spec = ArchSpec::from_config(checkpoint.config()).unwrap();
+    spec.settle(&checkpoint).unwrap();
+    let mut weights = BlockWeights::new(&checkpoint);
+    let planted = plant_outliers(&spec.graph(), Dtype::Bf16, &mut weights).unwrap();
+    assert_eq!(planted.len(), 16, "two norms, the values and the way up of four blocks");
+    write_folder(&pocket(), &weights, &sandbox.path("planted")).unwrap();
+    sandbox
+}
+
+#[test]
+fn planted_outliers_are_refused_with_plain_activations_and_accepted_when_smoothed() {
+    let sandbox = sandbox();
+    // Nothing but the way it is computed has changed.
+    let same = sandbox.octet("eval planted --base pocket --context 512 --eval-tokens 4096 --json").done().json();
+    let kl = same["measures"]["kl"]["mean"].as_f64().unwrap();
+    assert!(kl < 1e-5, "{kl}");
+    let plain = sandbox.octet(&format!("quantize planted plain --scheme w8a8 {JUDGED}"));
+    assert_eq!(plain.code, Some(3), "{plain:?}");
+    assert_eq!(plain.json()["reports"][0]["status"], "refused");
+    let smooth = sandbox.octet(&format!("quantize planted smooth --preset smooth-w8a8 {JUDGED}")).done().json();
+    assert_eq!(smooth["reports"][0]["status"], "accepted");
+    let described = sandbox.json("smooth/quantization_config.json");
+    assert_eq!(described["method"], "smoothquant+rtn");
+}
