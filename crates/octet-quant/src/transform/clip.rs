@@ -88,6 +88,9 @@ impl Moments {
     }
 }
 
+/// Rounds rows to nearest and gives what they become.
+type Round<'a> = dyn Fn(&[f32]) -> Result<Vec<f32>, Error> + 'a;
+
 struct Clipping<'a> {
     engine: &'a Engine,
     site: &'a LinearSite,
@@ -131,7 +134,7 @@ impl Clipping<'_> {
         tasks.into_iter().map(|task| std::mem::replace(&mut rows::lock(&task).1, Ok(0))).sum()
     }
 
-    fn rows(&self, weights: &mut [f32], round: &dyn Fn(&[f32]) -> Result<Vec<f32>, Error>) -> Result<usize, Error> {
+    fn rows(&self, weights: &mut [f32], round: &Round<'_>) -> Result<usize, Error> {
         let (cols, size) = (self.site.cols, self.moments.size);
         let errors = |rounded: &[f32]| -> Vec<f64> {
             let of_row = |(w, q): (&[f32], &[f32])| {
