@@ -62,6 +62,8 @@ kernels! {
     F16 = "f16",
     /// BF16 weights.
     Bf16 = "bf16",
+    /// Inputs beyond the range of int8 activations, multiplied as floats.
+    Aside = "float-outliers",
     /// Attention.
     Attention = "attention",
     /// RMSNorm and LayerNorm.

@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use octet_kernels::{Engine, Isa, MatmulJob, PackedLinear};
+use octet_kernels::{ActivationFn, Engine, Gated, Isa, MatmulJob, PackedLinear, Source};
 use octet_tensor::{Activations, Dtype, FloatMatrix, Matrix, QMatrix, Tensor};
 
 const TOKENS: [usize; 7] = [0, 1, 2, 5, 8, 9, 31];
@@ -51,6 +51,30 @@ fn suite(schemes: &[&str], tolerance: f64) {
 #[test]
 fn eight_bits_with_int8_activations() {
     suite(&["w8a8", "w8a8-asym", "w8a8-g32", "w8a8-g128-asym-ag32", "w8a8-ag64"], 1e-6);
+}
+
+#[test]
+fn large_inputs_beside_int8_activations() {
+    suite(&["w8a8-o1.5", "w4a8-g32-asym-o2", "w6a8-o0.5", "w8a8-o10000"], 1e-6);
+}
+
+#[test]
+fn inputs_set_aside_reach_gates_too() {
+    let (rows, cols, tokens) = (40, 96, 5);
+    let (mut numbers, scheme) = (Numbers(3), scheme("w8a8-o1"));
+    let [gate, up] = [0; 2].map(|_| quantized(rows, cols, scheme, Dtype::F32, &mut numbers));
+    let x = numbers.normals(tokens * cols);
+    for engine in engines() {
+        let [gate, up] = [&gate, &up].map(|q| pack(&engine, q, scheme));
+        let mut expected = multiply(&engine, &x, tokens, &gate);
+        engine.gate(ActivationFn::Silu, &mut expected, &multiply(&engine, &x, tokens, &up));
+        let mut out = vec![f32::NAN; tokens * rows];
+        let job = Gated { function: ActivationFn::Silu, gate: (&gate, None), up: (&up, None), out: &mut out };
+        engine.gated(Source::Rows(&x), tokens, job);
+        assert_eq!(out, expected);
+        let calls = engine.kernel_calls();
+        assert!(calls.iter().any(|(name, calls)| name.starts_with("float-outliers") && *calls == 4), "{calls:?}");
+    }
 }
 
 #[test]

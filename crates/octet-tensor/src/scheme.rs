@@ -1,6 +1,10 @@
 //! Quantization schemes: how weights and activations are represented.
 
-use std::{fmt, num::NonZeroUsize, str::FromStr};
+use std::{
+    fmt,
+    num::{NonZeroU32, NonZeroUsize},
+    str::FromStr,
+};
 
 /// Width of a weight code: 2 to 8 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,6 +95,36 @@ impl WeightScheme {
     }
 }
 
+/// The magnitude beyond which inputs are outliers, in steps of a hundredth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Limit(NonZeroU32);
+
+impl Limit {
+    /// What LLM.int8 uses: 6.
+    pub const USUAL: Self = Self(match NonZeroU32::new(600) {
+        Some(hundredths) => hundredths,
+        None => NonZeroU32::MIN,
+    });
+
+    /// A limit of `value`, or `None` where that is no multiple of a hundredth from 0.01 to 10,000.
+    pub fn new(value: f64) -> Option<Self> {
+        let hundredths = (value * 100.0).round();
+        let whole = (hundredths - value * 100.0).abs() < 1e-6 && (1.0..=1e6).contains(&hundredths);
+        whole.then(|| NonZeroU32::new(hundredths as u32)).flatten().map(Self)
+    }
+
+    /// The limit.
+    pub fn get(self) -> f32 {
+        (f64::from(self.0.get()) / 100.0) as f32
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", f64::from(self.0.get()) / 100.0)
+    }
+}
+
 /// What the inputs of a quantized linear are at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activations {
@@ -98,13 +132,16 @@ pub enum Activations {
     Exact,
     /// int8 with one scale a token, quantized at run time.
     Int8PerToken,
+    /// int8 with one scale a token, quantized at run time; inputs of a larger magnitude are multiplied as floats
+    /// (LLM.int8, arXiv 2208.07339, for each token by itself).
+    Int8Below(Limit),
     /// int8 with one scale for each run of this many inputs of a token, quantized at run time.
     Int8PerGroup(NonZeroUsize),
 }
 
 /// A quantization scheme such as `w4a16-g128-sym`: weights and activations.
 ///
-/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>]`. Defaults: 4 bits and fewer group 128,
+/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]`. Defaults: 4 bits and fewer group 128,
 /// more bits per channel; symmetric; `a8` per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scheme {
@@ -142,6 +179,7 @@ impl fmt::Display for Scheme {
         write!(f, "{bits}a{width}-{rest}")?;
         match self.activations {
             Activations::Int8PerGroup(size) => write!(f, "-ag{size}"),
+            Activations::Int8Below(limit) => write!(f, "-o{limit}"),
             _ => Ok(()),
         }
     }
@@ -182,6 +220,13 @@ impl FromStr for Scheme {
                 "sym" => symmetry.replace(Symmetry::Symmetric).is_none(),
                 "asym" => symmetry.replace(Symmetry::Asymmetric).is_none(),
                 "at" => activations == Activations::Int8PerToken,
+                _ if part.starts_with('o') => {
+                    let fresh = activations == Activations::Int8PerToken;
+                    let limit = part[1..].parse().ok().and_then(Limit::new);
+                    activations =
+                        limit.map(Activations::Int8Below).ok_or_else(|| fail(format!("{part:?} is no limit such as o6 or o4.5")))?;
+                    fresh
+                }
                 _ => match (part.strip_prefix("ag"), part.strip_prefix('g')) {
                     (Some(size), _) => {
                         let fresh = activations == Activations::Int8PerToken;
@@ -238,8 +283,23 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_is_refused() {
-        for text in ["", "w9a16", "w4", "w4a4", "w4a16-g48", "w4a16-g32-g64", "w4a16-at", "w8a8-at-ag32-ag64", "w4a16-sym-asym", "w4a16-x"]
-        {
+        for text in [
+            "",
+            "w9a16",
+            "w4",
+            "w4a4",
+            "w4a16-g48",
+            "w4a16-g32-g64",
+            "w4a16-at",
+            "w8a8-at-ag32-ag64",
+            "w4a16-sym-asym",
+            "w4a16-x",
+            "w8a16-o6",
+            "w8a8-o0",
+            "w8a8-o6-o6",
+            "w8a8-ox",
+            "w8a8-o6.001",
+        ] {
             assert!(text.parse::<Scheme>().is_err(), "{text}");
         }
     }
@@ -253,7 +313,7 @@ mod tests {
     proptest! {
         #[test]
         fn round_trips(bits in 2u32..=8, size in prop::sample::select(vec![0usize, 32, 64, 128, 256]), asym: bool,
-                       acts in prop::sample::select(vec!["16", "8", "8-ag32", "8-ag128"])) {
+                       acts in prop::sample::select(vec!["16", "8", "8-ag32", "8-ag128", "8-o6", "8-o4.25"])) {
             let granularity = if size == 0 { "pc".into() } else { format!("g{size}") };
             let (width, tail) = acts.split_once('-').map_or((acts, String::new()), |(w, t)| (w, format!("-{t}")));
             let text = format!("w{bits}a{width}-{granularity}-{}{tail}", if asym { "asym" } else { "sym" });

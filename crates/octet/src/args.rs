@@ -95,7 +95,7 @@ pub(crate) struct Quantize {
     pub(crate) model: String,
     /// Where to write [default: ./<model>-<scheme>]
     pub(crate) out: Option<PathBuf>,
-    /// Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>]
+    /// Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]
     #[arg(long, value_name = "S", value_delimiter = ',', conflicts_with_all = ["preset", "bits", "recipe"])]
     pub(crate) scheme: Vec<String>,
     /// Named choice of scheme [default: w8]
@@ -215,6 +215,8 @@ pub(crate) enum Method {
     Awq,
     /// SmoothQuant: what makes activations hard to quantize moves into the weights; for a8, needs calibration
     Smoothquant,
+    /// LLM.int8: inputs of a magnitude beyond 6 are multiplied as floats, the rest in 8 bits; for a8, w8a8 where no scheme is given
+    LlmInt8,
 }
 
 /// How much of the activations' size moves into the weights.

@@ -4,6 +4,9 @@ use super::is_one_byte;
 use octet_tensor::{Activations, Granularity, Scheme, WeightScheme};
 use serde_json::{Value, json};
 
+/// octet's own argument of an activation observer: inputs beyond it are multiplied as floats.
+pub(crate) const OUTLIER_LIMIT: &str = "outlier_threshold";
+
 /// The version of compressed-tensors whose config this is.
 const VERSION: &str = "0.20.0";
 
@@ -90,10 +93,16 @@ fn weights(weights: WeightScheme) -> Value {
 fn activations(activations: Activations) -> Value {
     let (strategy, group_size) = match activations {
         Activations::Exact => return Value::Null,
-        Activations::Int8PerToken => ("token", None),
+        Activations::Int8PerToken | Activations::Int8Below(_) => ("token", None),
         Activations::Int8PerGroup(size) => ("group", Some(size)),
     };
-    args(json!({"num_bits": 8, "symmetric": true, "strategy": strategy, "group_size": group_size, "dynamic": true, "zp_dtype": null}))
+    let mut args =
+        args(json!({"num_bits": 8, "symmetric": true, "strategy": strategy, "group_size": group_size, "dynamic": true, "zp_dtype": null}));
+    if let Activations::Int8Below(limit) = activations {
+        // Other readers take the folder and multiply all inputs in 8 bits.
+        args["observer_kwargs"] = json!({OUTLIER_LIMIT: f64::from(limit.get())});
+    }
+    args
 }
 
 /// Adds what every set of arguments of the tool spells out.

@@ -8,6 +8,7 @@ mod config;
 mod encode;
 mod read;
 
+pub(crate) use config::OUTLIER_LIMIT;
 pub use config::quantization_config;
 pub use encode::{Piece, encode_rows, tensor_specs};
 pub(crate) use read::{int8, packed};

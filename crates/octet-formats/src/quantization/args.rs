@@ -1,7 +1,7 @@
 //! One `QuantizationArgs` object of compressed-tensors.
 
-use crate::{Error, Result};
-use octet_tensor::{Activations, Bits, Granularity, Symmetry, WeightScheme};
+use crate::{Error, Result, compressed_tensors::OUTLIER_LIMIT};
+use octet_tensor::{Activations, Bits, Granularity, Limit, Symmetry, WeightScheme};
 use serde::Deserialize;
 use serde_json::Value;
 use std::num::NonZeroUsize;
@@ -21,6 +21,8 @@ pub(super) struct Args {
     block_structure: Option<Value>,
     #[serde(default)]
     dynamic: Value,
+    #[serde(default)]
+    observer_kwargs: Value,
 }
 
 fn int() -> String {
@@ -114,7 +116,13 @@ impl Args {
             return bad(key, format!("has dynamic: {}, octet quantizes activations at run time (dynamic: true)", self.dynamic));
         }
         match self.strategy() {
-            "token" => Ok(Activations::Int8PerToken),
+            "token" => match self.observer_kwargs.get(OUTLIER_LIMIT) {
+                None => Ok(Activations::Int8PerToken),
+                Some(limit) => match limit.as_f64().and_then(Limit::new) {
+                    Some(limit) => Ok(Activations::Int8Below(limit)),
+                    None => bad(key, format!("has {OUTLIER_LIMIT} {limit}, expected a number of hundredths above zero")),
+                },
+            },
             "group" => self.group(key).map(Activations::Int8PerGroup),
             other => bad(key, format!("has strategy {other:?}, octet runs token and group")),
         }

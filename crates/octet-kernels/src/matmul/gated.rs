@@ -1,7 +1,7 @@
 //! Two products of one input and what they gate: f(x · gateᵀ) · (x · upᵀ), without writing either product out.
 
 use super::output::Output;
-use super::{Cut, Scratch, Source, product};
+use super::{Cut, MatmulJob, Scratch, Source, product};
 use crate::{
     ActivationFn, Engine, PackedLinear, counters::Kernel, elementwise::GateInto, matmul::with_scratch, parallel::Shared, simd::LANES,
 };
@@ -39,6 +39,14 @@ impl Engine {
         assert!([gate.1, up.1].iter().flatten().all(|b| b.len() == rows), "a bias has {rows} elements");
         source.check(tokens, cols);
         if tokens == 0 || rows == 0 {
+            return;
+        }
+        if gate.0.sets_aside() || up.0.sets_aside() {
+            // What was set aside is added before the gate.
+            let mut product = vec![0.0; out.len()];
+            let job = |(weights, bias), out| MatmulJob { weights, bias, out, accumulate: false };
+            self.products(source, tokens, &mut [job(gate, &mut *out), job(up, &mut product)]);
+            self.gate(function, out, &product);
             return;
         }
         self.count(Kernel::Elementwise);

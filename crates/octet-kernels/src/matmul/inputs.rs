@@ -5,6 +5,7 @@
 
 use super::{
     Source,
+    aside::Aside,
     digits::{DIGITS, Digits},
     layout::Segments,
     with_scratch,
@@ -45,6 +46,8 @@ pub(crate) enum Form {
     Floats,
     /// Int8 codes; so many inputs share a scale (`usize::MAX`: all of a token).
     Codes(usize),
+    /// Int8 codes of all inputs up to a limit (the bits of a float), one scale a token; larger ones are set aside.
+    Below(u32),
     /// Int8 digits, three columns a token; a segment shares a scale.
     Digits,
 }
@@ -53,6 +56,11 @@ impl Form {
     /// Columns of a tile that a token takes.
     fn columns(self) -> usize {
         if self == Self::Digits { DIGITS } else { 1 }
+    }
+
+    /// Whether all inputs of a token share a scale.
+    fn one_scale(self) -> bool {
+        matches!(self, Self::Codes(usize::MAX) | Self::Below(_))
     }
 }
 
@@ -67,6 +75,8 @@ pub(crate) struct Prepared {
     scales: Vec<f32>,
     /// Float inputs, `[tiles][padded inputs][tokens of the tile]`.
     floats: Vec<f32>,
+    /// What was set aside of every token.
+    aside: Vec<Aside>,
 }
 
 /// Int8 inputs of one tile of tokens.
@@ -81,11 +91,16 @@ pub(crate) struct CodeTile<'a> {
 
 impl Prepared {
     fn new(key: Key) -> Self {
-        Self { key, codes: Vec::new(), sums: Vec::new(), scales: Vec::new(), floats: Vec::new() }
+        Self { key, codes: Vec::new(), sums: Vec::new(), scales: Vec::new(), floats: Vec::new(), aside: Vec::new() }
     }
 
     fn scales_a_token(&self) -> usize {
-        if self.key.form == Form::Codes(usize::MAX) { 1 } else { self.key.segments.count() }
+        if self.key.form.one_scale() { 1 } else { self.key.segments.count() }
+    }
+
+    /// What was set aside of each of the tokens.
+    pub(crate) fn aside(&self, tokens: usize) -> &[Aside] {
+        self.aside.get(..tokens).unwrap_or_default()
     }
 
     /// Tokens of the widest tile.
@@ -106,7 +121,7 @@ impl Prepared {
             codes: &self.codes[first * words..(first + width) * words],
             sums: &self.sums[first * segments..(first + width) * segments],
             scales: &self.scales[first * scales..(first + width) * scales],
-            grouped: self.key.form != Form::Codes(usize::MAX),
+            grouped: !self.key.form.one_scale(),
         }
     }
 
@@ -134,8 +149,19 @@ impl Prepared {
         self.codes.resize(tokens * each * inputs / 4, [0; 4]);
         self.sums.resize(tokens * each * segments, 0);
         self.scales.resize(tokens * each * scales, 0.0);
+        if matches!(key.form, Form::Below(_)) && self.aside.len() < tokens {
+            self.aside.resize_with(tokens, Aside::default);
+        }
         let (codes, sums, scale) = (Shared::new(&mut self.codes), Shared::new(&mut self.sums), Shared::new(&mut self.scales));
+        let aside = Shared::new(&mut self.aside);
         each_row(engine, source, tokens, cols, key.widest, &|tile, token, x| {
+            let x = match key.form {
+                // SAFETY: every token is visited once.
+                Form::Below(limit) => {
+                    unsafe { &mut aside.part(tile.start + token..tile.start + token + 1)[0] }.split(x, f32::from_bits(limit))
+                }
+                _ => x,
+            };
             let (tile, token) = (tile.start * each..tile.end * each, token * each);
             // SAFETY: tiles are disjoint runs of tokens, and so are their parts; a tile's tokens come one after the other.
             let codes = unsafe { codes.part(tile.start * inputs / 4..tile.end * inputs / 4) };
@@ -146,6 +172,7 @@ impl Prepared {
             let (codes, sums, scales) = (&mut codes[token..], &mut sums[token..], &mut scales[token..]);
             let (segments, width) = (key.segments, tile.len());
             match key.form {
+                Form::Below(_) => engine.vectorize(Quantize { x, group: usize::MAX, segments, width, codes, sums, scales }),
                 Form::Codes(group) => engine.vectorize(Quantize { x, group, segments, width, codes, sums, scales }),
                 _ => engine.vectorize(Digits { x, segments, width, codes, sums, scales }),
             }

@@ -57,7 +57,7 @@ impl Extent {
         let activation_group = match activations {
             Activations::Int8PerGroup(size) => size.get(),
             Activations::Exact if scheme.group_size(cols) >= cols => digits::GROUP,
-            Activations::Int8PerToken | Activations::Exact => usize::MAX,
+            Activations::Int8PerToken | Activations::Int8Below(_) | Activations::Exact => usize::MAX,
         };
         let bits = codes::stored_bits(scheme.bits.get());
         let segments = Segments::of_groups(cols, scheme.group_size(cols), activation_group).filled_to(codes::unit(bits));
@@ -238,6 +238,26 @@ impl Ints {
     #[inline(always)]
     pub(crate) fn zeros(&self, at: usize) -> Option<&[u8; LANES]> {
         self.zeros.as_ref().map(|zeros| &zeros[at])
+    }
+
+    /// Decodes column `column` of the sixteen rows of block `block`.
+    pub(crate) fn column(&self, block: usize, column: usize) -> [f32; LANES] {
+        let at = self.group_at(block, column / self.segments.size());
+        let position = self.segments.position(column);
+        let (chunk, word) = (position / (8 * CHUNK), position / 4 % (2 * CHUNK));
+        let mut codes = [0u8; LANES];
+        for &(first, bits) in codes::planes(self.bits) {
+            let (line, bit) = codes::place(first, bits, word);
+            let line = &self.block(block)[chunk * self.bits + line].0;
+            for (code, bytes) in codes.iter_mut().zip(line.as_chunks::<4>().0) {
+                *code |= (bytes[position % 4] >> bit & (0xff >> (8 - bits))) << first;
+            }
+        }
+        let zeros = self.zeros(at);
+        std::array::from_fn(|lane| {
+            let zero = zeros.map_or(self.offset, |zeros| zeros[lane]);
+            self.scales.get(at, lane) * (i32::from(codes[lane]) - i32::from(zero)) as f32
+        })
     }
 
     /// Decodes row `row`.

@@ -1,5 +1,6 @@
 //! Matrix products: y = x Wᵀ for several matrices that share their input, in one parallel region.
 
+mod aside;
 mod codes;
 mod dense;
 mod digits;
@@ -169,6 +170,7 @@ impl Engine {
                     task -= work.tasks;
                 }
             });
+            work.iter().flatten().for_each(|work| self.add_aside(work, inputs, tokens));
         });
     }
 
@@ -212,9 +214,10 @@ impl Engine {
         let direct = tokens <= most;
         let (int_tile, float_tile) = self.vectorize(Tiles);
         let key = match weights.body() {
-            Body::Int { ints, group } => {
+            Body::Int { ints, group, limit } => {
                 let widest = if direct { int_tile.1.min(DIRECT_TOKENS) } else { int_tile.1 };
-                Some(Key { form: Form::Codes(*group), segments: ints.segments, widest })
+                let form = limit.map_or(Form::Codes(*group), |limit| Form::Below(limit.to_bits()));
+                Some(Key { form, segments: ints.segments, widest })
             }
             Body::Exact(ints) => {
                 let widest = (int_tile.1 / digits::DIGITS).max(1);

@@ -19,8 +19,9 @@ pub struct PackedLinear {
 
 /// What kernels run on.
 pub(crate) enum Body {
-    /// Integer weights and int8 activations that share a scale in runs of `group` (`usize::MAX`: a token).
-    Int { ints: Ints, group: usize },
+    /// Integer weights and int8 activations that share a scale in runs of `group` (`usize::MAX`: a token); inputs beyond the
+    /// limit are multiplied as floats.
+    Int { ints: Ints, group: usize, limit: Option<f32> },
     /// Integer weights, float activations.
     Exact(Ints),
     /// Float weights.
@@ -74,9 +75,10 @@ impl PackedLinear {
                 };
                 let body = match activations {
                     Activations::Exact => Body::Exact(ints),
-                    Activations::Int8PerToken => Body::Int { ints, group: usize::MAX },
-                    Activations::Int8PerGroup(size) if size.get() >= stored.cols() => Body::Int { ints, group: usize::MAX },
-                    Activations::Int8PerGroup(size) => Body::Int { ints, group: size.get() },
+                    Activations::Int8PerToken => Body::Int { ints, group: usize::MAX, limit: None },
+                    Activations::Int8Below(limit) => Body::Int { ints, group: usize::MAX, limit: Some(limit.get()) },
+                    Activations::Int8PerGroup(size) if size.get() >= stored.cols() => Body::Int { ints, group: usize::MAX, limit: None },
+                    Activations::Int8PerGroup(size) => Body::Int { ints, group: size.get(), limit: None },
                 };
                 (body, activations)
             }
@@ -148,6 +150,11 @@ impl PackedLinear {
             Body::Int { ints, .. } | Body::Exact(ints) => ints.read_row(row, out),
             Body::Dense(dense) => dense.read_row(row, out),
         }
+    }
+
+    /// Whether large inputs are set aside.
+    pub(crate) fn sets_aside(&self) -> bool {
+        matches!(self.body, Body::Int { limit: Some(_), .. })
     }
 
     pub(crate) fn body(&self) -> &Body {

@@ -84,6 +84,11 @@ pub fn seen_inputs(x: &[f32], cols: usize, activations: Activations) -> Vec<f64>
     let group = match activations {
         Activations::Exact => return x.iter().map(|&v| f64::from(v)).collect(),
         Activations::Int8PerToken => cols,
+        Activations::Int8Below(limit) => {
+            let inside: Vec<f32> = x.iter().map(|&v| if v.abs() > limit.get() { 0.0 } else { v }).collect();
+            let seen = seen_inputs(&inside, cols, Activations::Int8PerToken);
+            return x.iter().zip(seen).map(|(&v, seen)| if v.abs() > limit.get() { f64::from(v) } else { seen }).collect();
+        }
         Activations::Int8PerGroup(size) => size.get(),
     };
     let q = octet_tensor::quantize_activations(x, cols, group);

@@ -21,7 +21,7 @@ use octet_formats::Folder;
 use octet_kernels::Engine;
 use octet_quant::{AwqSettings, Flags, GptqSettings, Recipe, SmoothSettings, SolverChoice, TransformChoice};
 use octet_runtime::{MemoryNeeds, OpenOptions, Tokenizer};
-use octet_tensor::Scheme;
+use octet_tensor::{Activations, Limit, Scheme};
 use std::{
     path::{Path, PathBuf},
     time::Instant,
@@ -62,7 +62,7 @@ fn flags(args: &Quantize, scheme: Scheme, method: Method) -> Flags {
     let transform = match method {
         Method::Awq => Some(TransformChoice::Awq(AwqSettings::USUAL)),
         Method::Smoothquant => Some(TransformChoice::Smooth(args.smooth_alpha.map_or(SmoothSettings::USUAL, |alpha| alpha.0))),
-        Method::Rtn | Method::Gptq => None,
+        Method::Rtn | Method::Gptq | Method::LlmInt8 => None,
     };
     Flags { scheme, embedding: None, head: None, portable: args.portable, solver, transform }
 }
@@ -103,7 +103,7 @@ fn asked(args: &Quantize) -> Result<Vec<Asked>> {
         (Some(bits), _) => vec![args.group_size.map_or_else(|| format!("w{bits}a16"), |size| format!("w{bits}a16-g{size}"))],
         _ if !args.scheme.is_empty() => args.scheme.clone(),
         (None, preset) => vec![
-            match preset.unwrap_or(Preset::W8) {
+            match preset.unwrap_or(if args.method == Method::LlmInt8 { Preset::W8a8 } else { Preset::W8 }) {
                 Preset::W8 => "w8a16",
                 Preset::W8a8 | Preset::SmoothW8a8 => "w8a8",
                 Preset::W4 => "w4a16",
@@ -111,7 +111,8 @@ fn asked(args: &Quantize) -> Result<Vec<Asked>> {
             .into(),
         ],
     };
-    let schemes = names.iter().map(|name| Ok(Asked::Scheme(name.trim().parse()?))).collect::<Result<Vec<_>>>()?;
+    let aside = |scheme| if args.method == Method::LlmInt8 { with_outliers_aside(scheme) } else { Ok(scheme) };
+    let schemes = names.iter().map(|name| Ok(Asked::Scheme(aside(name.trim().parse()?)?))).collect::<Result<Vec<_>>>()?;
     let mut labels: Vec<String> = schemes.iter().map(Asked::label).collect();
     labels.sort();
     labels.dedup();
@@ -119,6 +120,15 @@ fn asked(args: &Quantize) -> Result<Vec<Asked>> {
         return Err(Usage("--scheme names the same scheme twice; leave one out".into()).into());
     }
     Ok(schemes)
+}
+
+/// The scheme with large inputs multiplied as floats.
+fn with_outliers_aside(scheme: Scheme) -> Result<Scheme> {
+    match scheme.activations {
+        Activations::Int8PerToken => Ok(Scheme { activations: Activations::Int8Below(Limit::USUAL), ..scheme }),
+        Activations::Int8Below(_) => Ok(scheme),
+        _ => Err(Usage(format!("--method llm-int8 is for inputs of 8 bits with one scale a token; {scheme} has others, use w8a8")).into()),
+    }
 }
 
 struct Session<'a> {

@@ -56,12 +56,12 @@ Arguments:
   [OUT]    Where to write [default: ./<model>-<scheme>]
 
 Options:
-      --scheme <S>                  Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>]
+      --scheme <S>                  Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]
       --preset <PRESET>             Named choice of scheme [default: w8] [possible values: w8, w8a8, smooth-w8a8, w4]
       --bits <N>                    Bits a weight, 2 to 8 (with --group-size: the same as a scheme)
       --group-size <N>              Weights that share a scale: 32, 64, 128 or 256
       --recipe <FILE>               A recipe file (TOML) of ordered steps
-      --method <M>                  What chooses the codes of the linears (a recipe says it itself) [default: rtn] [possible values: rtn, gptq, awq, smoothquant]
+      --method <M>                  What chooses the codes of the linears (a recipe says it itself) [default: rtn] [possible values: rtn, gptq, awq, smoothquant, llm-int8]
       --smooth-alpha <A>            Strength of SmoothQuant, 0 to 1, or `search`: for every input the one that leaves the least error [default: search]
       --calibration <FILE>...       Calibration text: plain text, .jsonl or .bin token ids [default: built-in text]
       --calibration-samples <N>     Windows drawn from the calibration text [default: 64, or more where the model is wide]

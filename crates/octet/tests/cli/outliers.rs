@@ -24,7 +24,7 @@ fn sandbox() -> Sandbox {
 }
 
 #[test]
-fn planted_outliers_are_refused_with_plain_activations_and_accepted_when_smoothed() {
+fn planted_outliers_are_refused_with_plain_activations_and_accepted_when_smoothed_or_set_aside() {
     let sandbox = sandbox();
     // Nothing but the way it is computed has changed.
     let same = sandbox.octet("eval planted --base pocket --context 512 --eval-tokens 4096 --json").done().json();
@@ -35,6 +35,8 @@ fn planted_outliers_are_refused_with_plain_activations_and_accepted_when_smoothe
     assert_eq!(plain.json()["reports"][0]["status"], "refused");
     let smooth = sandbox.octet(&format!("quantize planted smooth --preset smooth-w8a8 {JUDGED}")).done().json();
     assert_eq!(smooth["reports"][0]["status"], "accepted");
+    let aside = sandbox.octet(&format!("quantize planted aside --method llm-int8 {JUDGED}")).done().json();
+    assert_eq!((&aside["reports"][0]["status"], &aside["reports"][0]["scheme"]), (&"accepted".into(), &"w8a8-o6".into()));
     let described = sandbox.json("smooth/quantization_config.json");
     assert_eq!(described["method"], "smoothquant+rtn");
 }
