@@ -156,9 +156,11 @@ impl Prepared {
         let aside = Shared::new(&mut self.aside);
         each_row(engine, source, tokens, cols, key.widest, &|tile, token, x| {
             let x = match key.form {
-                // SAFETY: every token is visited once.
                 Form::Below(limit) => {
-                    unsafe { &mut aside.part(tile.start + token..tile.start + token + 1)[0] }.split(x, f32::from_bits(limit))
+                    let at = tile.start + token;
+                    // SAFETY: every token is visited once.
+                    let aside = unsafe { aside.part(at..at + 1) };
+                    aside[0].split(x, f32::from_bits(limit))
                 }
                 _ => x,
             };
