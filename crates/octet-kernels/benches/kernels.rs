@@ -79,20 +79,24 @@ fn prefill(engine: &Engine, roof: &dyn Fn(&Engine) -> f64, text: &str, tokens: u
     let weights = PackedLinear::pack(engine, &matrix(text, rows, cols), None).unwrap();
     let x = Numbers(2).normals(tokens * cols);
     let mut out = vec![0.0; tokens * rows];
-    let (mut seconds, mut shares) = (Vec::new(), Vec::new());
+    let (mut seconds, mut shares, mut of_tiles) = (Vec::new(), Vec::new(), Vec::new());
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(700) {
         // The clock of a shared machine wanders: the limit is taken anew beside every run.
         let limit = roof(engine);
+        let tiles = limits::int8_tile_gop_s_within(engine, Duration::ZERO);
         let start = Instant::now();
         engine.matmul(&x, tokens, &mut [MatmulJob { weights: &weights, bias: None, out: &mut out, accumulate: false }]);
         black_box(&out);
         seconds.push(start.elapsed().as_secs_f64());
-        shares.push(2.0 * (rows * cols * tokens) as f64 / start.elapsed().as_secs_f64() / 1e9 / limit * 100.0);
+        let rate = 2.0 * (rows * cols * tokens) as f64 / start.elapsed().as_secs_f64() / 1e9;
+        shares.push(rate / limit * 100.0);
+        of_tiles.extend(tiles.map(|tiles| rate / tiles * 100.0));
     }
+    let of_tiles = if of_tiles.is_empty() { String::new() } else { format!(", {:.1} % of that of tiles", median(&mut of_tiles)) };
     let (seconds, share) = (median(&mut seconds), median(&mut shares));
     println!(
-        "prefill {text:<14} {tokens:>3} tok {rows}x{cols}: {:8.2} ms  {:7.1} GOP/s  {share:5.1} % of the limit",
+        "prefill {text:<14} {tokens:>3} tok {rows}x{cols}: {:8.2} ms  {:7.1} GOP/s  {share:5.1} % of the limit{of_tiles}",
         seconds * 1e3,
         2.0 * (rows * cols * tokens) as f64 / seconds / 1e9,
     );

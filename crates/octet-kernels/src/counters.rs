@@ -21,6 +21,7 @@ macro_rules! kernels {
                         (Self::$kind, Isa::Avx2) => concat!($name, " avx2"),
                         (Self::$kind, Isa::AvxVnni) => concat!($name, " avx-vnni"),
                         (Self::$kind, Isa::Avx512Vnni) => concat!($name, " avx512-vnni"),
+                        (Self::$kind, Isa::Amx) => concat!($name, " amx"),
                         (Self::$kind, Isa::Neon) => concat!($name, " neon"),
                         (Self::$kind, Isa::NeonDotprod) => concat!($name, " neon-dotprod"),
                         (Self::$kind, Isa::NeonI8mm) => concat!($name, " neon-i8mm"),
@@ -76,17 +77,23 @@ kernels! {
 
 /// Calls of each kernel.
 #[derive(Default)]
-pub(crate) struct Counters([AtomicU64; Kernel::ALL.len()]);
+pub(crate) struct Counters {
+    calls: [AtomicU64; Kernel::ALL.len()],
+    /// Those of them that ran on tiles.
+    tiled: [AtomicU64; Kernel::ALL.len()],
+}
 
 impl Counters {
     /// Counts a call.
-    pub(crate) fn count(&self, kernel: Kernel) {
-        self.0[kernel as usize].fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn count(&self, kernel: Kernel, tiled: bool) {
+        let calls = if tiled { &self.tiled } else { &self.calls };
+        calls[kernel as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Names and calls of the kernels that ran.
     pub(crate) fn read(&self, isa: Isa) -> Vec<(&'static str, u64)> {
-        let calls = |k: Kernel| self.0[k as usize].load(Ordering::Relaxed);
-        Kernel::ALL.iter().map(|&k| (k.name(isa), calls(k))).filter(|row| row.1 > 0).collect()
+        let of = |calls: &[AtomicU64], isa, k: Kernel| (k.name(isa), calls[k as usize].load(Ordering::Relaxed));
+        let both = |&k: &Kernel| [of(&self.tiled, isa, k), of(&self.calls, isa.without_tiles(), k)];
+        Kernel::ALL.iter().flat_map(both).filter(|row| row.1 > 0).collect()
     }
 }

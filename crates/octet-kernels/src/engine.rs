@@ -90,7 +90,11 @@ impl Engine {
     }
 
     pub(crate) fn count(&self, kernel: Kernel) {
-        self.0.counters.count(kernel);
+        self.0.counters.count(kernel, false);
+    }
+
+    pub(crate) fn count_product(&self, kernel: Kernel, tiled: bool) {
+        self.0.counters.count(kernel, tiled);
     }
 
     /// Runs `op` on this engine's instruction set.

@@ -14,6 +14,8 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 (F, BW, DQ, VL) with the 512-bit integer dot product of VNNI.
     Avx512Vnni,
+    /// [`Isa::Avx512Vnni`], and the tile products of AMX for prompts with int8 activations; on Linux.
+    Amx,
     /// NEON of Armv8.0.
     Neon,
     /// NEON with the integer dot product of FEAT_DotProd.
@@ -22,11 +24,12 @@ pub enum Isa {
     NeonI8mm,
 }
 
-const NAMES: [(Isa, &str); 7] = [
+const NAMES: [(Isa, &str); 8] = [
     (Isa::Scalar, "scalar"),
     (Isa::Avx2, "avx2"),
     (Isa::AvxVnni, "avx-vnni"),
     (Isa::Avx512Vnni, "avx512-vnni"),
+    (Isa::Amx, "amx"),
     (Isa::Neon, "neon"),
     (Isa::NeonDotprod, "neon-dotprod"),
     (Isa::NeonI8mm, "neon-i8mm"),
@@ -41,6 +44,11 @@ impl Isa {
     /// The fastest instruction set of this CPU.
     pub fn best() -> Self {
         Self::available().last().copied().unwrap_or(Self::Scalar)
+    }
+
+    /// What kernels without tiles run on.
+    pub(crate) fn without_tiles(self) -> Self {
+        if self == Self::Amx { Self::Avx512Vnni } else { self }
     }
 
     /// Its name, such as `avx512-vnni`.

@@ -2,7 +2,7 @@
 
 use crate::{
     Engine,
-    simd::{LANES, Op, Simd, unroll},
+    simd::{LANES, Level, Op, Simd, unroll},
 };
 use std::{
     hint::black_box,
@@ -77,6 +77,30 @@ pub fn int8_gop_s(engine: &Engine) -> f64 {
 pub fn int8_gop_s_within(engine: &Engine, least: Duration) -> f64 {
     let dots = per_second(engine, least, || engine.vectorize(Dots(ROUNDS)));
     dots * (2 * 4 * LANES) as f64 / 1e9
+}
+
+/// As [`int8_gop_s`], of nothing but products of AMX tiles; `None` where the engine has none.
+pub fn int8_tile_gop_s(engine: &Engine) -> Option<f64> {
+    int8_tile_gop_s_within(engine, REPEAT)
+}
+
+/// As [`int8_tile_gop_s`], repeated for at least `least` only.
+pub fn int8_tile_gop_s_within(engine: &Engine, least: Duration) -> Option<f64> {
+    match engine.level() {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Level::Amx(amx) => {
+            use crate::simd::amx::{RUN, TILE};
+            let rounds = ROUNDS * CHAINS / 64;
+            let tasks = engine.threads() * 5;
+            let best = best(least, || engine.run(tasks, &|_| amx.with_tiles(RUN, |tiles| tiles.spin(rounds))));
+            // Four products a round; two operations a weight.
+            Some((tasks * rounds * 4 * 2 * TILE * TILE * RUN) as f64 / best.as_secs_f64() / 1e9)
+        }
+        _ => {
+            let _ = least;
+            None
+        }
+    }
 }
 
 /// Billions of f32 multiplications and additions (two operations) a second that all threads reach in a loop of nothing

@@ -26,7 +26,7 @@ fn an_engine_knows_what_it_runs_on() {
 fn impossible_engines_are_refused_in_a_sentence() {
     let error = Engine::new(Isa::best(), NonZeroUsize::new(10_000).unwrap()).err().unwrap().to_string();
     assert!(error.contains("10000") && error.contains("1024"), "{error}");
-    for isa in [Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni] {
+    for isa in [Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Amx] {
         let made = Engine::new(isa, NonZeroUsize::MIN);
         assert_eq!(made.is_ok(), Isa::available().contains(&isa));
         if let Err(error) = made {
@@ -41,4 +41,8 @@ fn limits_are_measured() {
     for value in [limits::streaming_read_gb_s(&engine, 1 << 20), limits::int8_gop_s(&engine), limits::f32_gflop_s(&engine)] {
         assert!(value.is_finite() && value > 0.0);
     }
+    let tiles = limits::int8_tile_gop_s(&engine);
+    assert_eq!(tiles.is_some(), Isa::best() == Isa::Amx);
+    // Vectors do what tiles could do eight times as fast.
+    assert!(tiles.is_none_or(|tiles| tiles > limits::int8_gop_s(&engine)));
 }

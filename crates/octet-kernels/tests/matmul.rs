@@ -7,8 +7,8 @@ use common::*;
 use octet_kernels::{ActivationFn, Engine, Gated, Isa, MatmulJob, PackedLinear, Source};
 use octet_tensor::{Activations, Dtype, FloatMatrix, Matrix, QMatrix, Tensor};
 
-const TOKENS: [usize; 7] = [0, 1, 2, 5, 8, 9, 31];
-const SHAPES: [(usize, usize); 7] = [(1, 1), (16, 8), (17, 40), (33, 130), (48, 256), (5, 300), (70, 129)];
+const TOKENS: [usize; 8] = [0, 1, 2, 5, 8, 9, 31, 49];
+const SHAPES: [(usize, usize); 8] = [(1, 1), (16, 8), (17, 40), (33, 130), (48, 256), (5, 300), (70, 129), (41, 416)];
 
 fn multiply(engine: &Engine, x: &[f32], tokens: usize, w: &PackedLinear) -> Vec<f32> {
     let mut out = vec![f32::NAN; tokens * w.rows()];
@@ -323,4 +323,21 @@ fn an_override_of_the_activations_counts() {
     let out = multiply(&engine, &x, 1, &packed);
     assert_close(&out, &oracle(&seen_inputs(&x, 64, Activations::Exact), &q.dequantize(), 16, 64), 1e-6, "override");
     assert!(engine.kernel_calls().iter().any(|(name, calls)| name.starts_with("w4a16") && *calls == 1), "{:?}", engine.kernel_calls());
+}
+
+#[test]
+fn tiles_run_prompts_and_are_named() {
+    if !Isa::available().contains(&Isa::Amx) {
+        return println!("skipped: no AMX here");
+    }
+    let engine = engine(Isa::Amx, 1);
+    let (cols, mut numbers) = (96, Numbers(10));
+    for (text, cols) in [("w8a8", cols), ("w4a8", cols), ("w8a16", cols), ("w8a8", 40)] {
+        let packed = pack(&engine, &quantized(16, cols, scheme(text), Dtype::F16, &mut numbers), scheme(text));
+        for tokens in [1, 8, 9, 33] {
+            multiply(&engine, &numbers.normals(tokens * cols), tokens, &packed);
+        }
+    }
+    let calls = [("w8a8 amx", 2), ("w8a8 avx512-vnni", 6), ("w4a8 amx", 2), ("w4a8 avx512-vnni", 2), ("w8a16 avx512-vnni", 4)];
+    assert_eq!(engine.kernel_calls(), calls);
 }

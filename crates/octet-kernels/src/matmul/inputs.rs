@@ -20,6 +20,9 @@ use std::ops::Range;
 /// Token counts register tiles exist for, widest first; six only where nothing wider exists.
 const WIDTHS: [usize; 6] = [12, 8, 6, 4, 2, 1];
 
+/// The width of tiles that are rows: what tiles of AMX read, sixteen at a time. There is memory for as many as that.
+pub(crate) const AS_ROWS: usize = 1;
+
 /// The first tokens and widths of the tiles that `tokens` tokens are cut into, none wider than `widest`.
 pub(crate) fn tiles(tokens: usize, widest: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut next = 0;
@@ -125,6 +128,12 @@ impl Prepared {
         }
     }
 
+    /// All int8 inputs where they are rows ([`AS_ROWS`]), as tiles of one token that follow each other.
+    pub(crate) fn code_rows(&self) -> CodeTile<'_> {
+        let grouped = !self.key.form.one_scale();
+        CodeTile { codes: &self.codes, sums: &self.sums, scales: &self.scales, grouped }
+    }
+
     /// The float inputs of the tile of `width` tokens from `first` on, `[padded inputs, width]`.
     #[inline(always)]
     pub(crate) fn float_tile(&self, first: usize, width: usize) -> &[f32] {
@@ -146,7 +155,8 @@ impl Prepared {
             return;
         }
         let each = key.form.columns();
-        self.codes.resize(tokens * each * inputs / 4, [0; 4]);
+        let rows = if key.widest == AS_ROWS { tokens.next_multiple_of(LANES) } else { tokens };
+        self.codes.resize(rows * each * inputs / 4, [0; 4]);
         self.sums.resize(tokens * each * segments, 0);
         self.scales.resize(tokens * each * scales, 0.0);
         if matches!(key.form, Form::Below(_)) && self.aside.len() < tokens {

@@ -87,6 +87,12 @@ impl Segments {
         self.count.checked_sub(1).map_or(0, |last| self.octets(last).end)
     }
 
+    /// The most inputs, 64 at most, that every segment is filled up to a multiple of.
+    pub(crate) fn common_run(&self) -> usize {
+        let last = self.cols.saturating_sub(self.count.saturating_sub(1) * self.size);
+        gcd(64, gcd(self.filled(self.size), self.filled(last)))
+    }
+
     /// Where input `k` lies in the padded row.
     pub(crate) fn position(&self, k: usize) -> usize {
         k / self.size * self.filled(self.size) + k % self.size

@@ -14,6 +14,8 @@ mod output;
 mod pack;
 mod packed;
 mod source;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod tiled;
 
 pub use gated::Gated;
 pub(crate) use inputs::{Inputs, tiles};
@@ -28,7 +30,7 @@ use crate::{
     simd::{LANES, Level, Op, Simd},
 };
 use dense::DenseProduct;
-use inputs::{Form, Key, Prepared};
+use inputs::{AS_ROWS, Form, Key, Prepared};
 use int::IntProduct;
 use layout::Segments;
 use output::Output;
@@ -185,7 +187,7 @@ impl Engine {
     ) {
         let mut floats = false;
         for weights in matrices {
-            self.count(weights.kernel());
+            self.count_product(weights.kernel(), self.tiled(weights, tokens).is_some());
             floats |= matches!(weights.body(), Body::Dense(_)) && tokens <= DIRECT_TOKENS;
         }
         let mut inputs = self.take_inputs();
@@ -208,14 +210,30 @@ impl Engine {
         self.return_inputs(inputs);
     }
 
+    /// Blocks and tokens of a register tile where a product runs on tiles of AMX: with int8 activations of many tokens.
+    fn tiled(&self, weights: &PackedLinear, tokens: usize) -> Option<(usize, usize)> {
+        match self.level() {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Level::Amx(_) if tokens > DIRECT_TOKENS && weights.fits_tiles() => Some((tiled::BLOCKS, tiled::TOKENS)),
+            _ => None,
+        }
+    }
+
     fn cut(&self, weights: &PackedLinear, inputs: &mut Inputs, source: Source<'_>, tokens: usize) -> Cut {
         let cols = weights.cols();
         let most = if matches!(weights.body(), Body::Exact(_)) { DIRECT_TOKENS / 4 } else { DIRECT_TOKENS };
         let direct = tokens <= most;
         let (int_tile, float_tile) = self.vectorize(Tiles);
+        let tiled = self.tiled(weights, tokens);
         let key = match weights.body() {
             Body::Int { ints, group, limit } => {
-                let widest = if direct { int_tile.1.min(DIRECT_TOKENS) } else { int_tile.1 };
+                let widest = if tiled.is_some() {
+                    AS_ROWS
+                } else if direct {
+                    int_tile.1.min(DIRECT_TOKENS)
+                } else {
+                    int_tile.1
+                };
                 let form = limit.map_or(Form::Codes(*group), |limit| Form::Below(limit.to_bits()));
                 Some(Key { form, segments: ints.segments, widest })
             }
@@ -230,7 +248,7 @@ impl Engine {
         let blocks = weights.rows().div_ceil(LANES);
         let (tile, bytes) = match key {
             Some(Key { form: Form::Floats, .. }) | None => (float_tile, 4),
-            Some(Key { widest, .. }) => ((int_tile.0, widest), 1),
+            Some(Key { widest, .. }) => (tiled.unwrap_or((int_tile.0, widest)), 1),
         };
         let (blocks_a_task, tokens_a_task) = if direct {
             let block_bytes = (weights.resident_bytes() / blocks).max(1);
@@ -276,6 +294,14 @@ fn product(
     scratch: &mut Scratch,
 ) {
     match (weights.body(), inputs) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        (Body::Int { ints, .. }, Some(inputs))
+            if let Level::Amx(amx) = level
+                && inputs.widest() == AS_ROWS
+                && !direct =>
+        {
+            amx.vectors().vectorize(tiled::TiledProduct { amx, ints, inputs, blocks, tokens, output, scratch });
+        }
         (Body::Int { ints, .. } | Body::Exact(ints), Some(inputs)) => {
             level.run(IntProduct { ints, inputs, blocks, tokens, output, direct, scratch });
         }

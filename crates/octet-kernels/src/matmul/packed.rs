@@ -17,6 +17,9 @@ pub struct PackedLinear {
     isa: Isa,
 }
 
+/// Inputs of a step of tiles below which they do not pay.
+const LEAST_RUN: usize = 32;
+
 /// What kernels run on.
 pub(crate) enum Body {
     /// Integer weights and int8 activations that share a scale in runs of `group` (`usize::MAX`: a token); inputs beyond the
@@ -135,9 +138,14 @@ impl PackedLinear {
         self.activations
     }
 
-    /// The kernel that runs it, such as `w4a8 avx512-vnni`.
+    /// The kernel that runs it, such as `w4a8 avx512-vnni`; that of many tokens where few have another.
     pub fn kernel_name(&self) -> &'static str {
-        self.kernel().name(self.isa)
+        self.kernel().name(if self.fits_tiles() { self.isa } else { self.isa.without_tiles() })
+    }
+
+    /// Whether products of many tokens are worth running on tiles of AMX where there are any.
+    pub(crate) fn fits_tiles(&self) -> bool {
+        matches!(&self.body, Body::Int { ints, .. } if ints.segments.common_run() >= LEAST_RUN)
     }
 
     /// Decodes row `row` into `out` `[cols]` (a token's embedding).

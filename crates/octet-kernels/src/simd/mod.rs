@@ -35,6 +35,8 @@ macro_rules! unroll {
 }
 pub(crate) use unroll;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -150,6 +152,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.dot::<true>(self.dot::<true>(acc, w[0], a[0]), w[1], a[1])
     }
 
+    /// Sixteen i32.
+    #[inline(always)]
+    fn words(self, from: &[u8; 64]) -> Self::I {
+        self.pairs(from)
+    }
     /// Sixteen lanes of two signed 16-bit codes.
     fn pairs(self, from: &[u8; 64]) -> Self::I;
     /// acc + Σ over a lane's two codes of a · b, exact where the sum fits 32 bits; no code is −32768.
@@ -169,6 +176,8 @@ pub(crate) enum Level {
     AvxVnni(avx2::Avx2<true>),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx(amx::Amx),
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Neon<{ neon::BASE }>),
     #[cfg(target_arch = "aarch64")]
@@ -188,6 +197,8 @@ impl Level {
             Isa::AvxVnni => avx2::Avx2::<true>::detect().map(Self::AvxVnni),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => avx512::Avx512::detect().map(Self::Avx512),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Isa::Amx => amx::Amx::detect().map(Self::Amx),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon::Neon::detect().map(Self::Neon),
             #[cfg(target_arch = "aarch64")]
@@ -211,6 +222,8 @@ impl Level {
             Self::AvxVnni(s) => s.without_vnni().vectorize(op),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(s) => s.vectorize(op),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(s) => s.vectors().vectorize(op),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(s) => s.vectorize(op),
             #[cfg(target_arch = "aarch64")]
