@@ -209,7 +209,7 @@ def page(document):
     out = ["# octet and llama.cpp on the same machine\n"]
     out.append(
         f"{document['date']}. {machine['cpu']}, {machine['threads']} threads, {machine['memory_gb']} GB, {machine['os']}; AMX: "
-        f"{'yes (octet does not use it)' if amx else 'no'}. {document['versions']['octet']} (commit {document['versions']['commit']}), "
+        f"{'yes' if amx else 'no'}. {document['versions']['octet']} (commit {document['versions']['commit']}), "
         f"llama.cpp from {document['versions']['llama.cpp']}.\n"
     )
     out.append(
@@ -232,7 +232,7 @@ def page(document):
         plain = {"no-amx"} if amx else {"native"}
         head = ["octet", "phase", "against", "ratio (range)", "aim", "reached"]
         if amx:
-            out.append("Against llama.cpp built without AMX, the instruction sets octet uses:\n\n" + table(head, contests(shape, result, plain)) + "\n")
+            out.append("Against llama.cpp built without AMX:\n\n" + table(head, contests(shape, result, plain)) + "\n")
             if all(v["name"] in result["failed"] for v in result["variants"] if v["build"] == "native"):
                 out.append("llama.cpp built with everything this CPU has, AMX included, did not run; see below.\n")
             else:

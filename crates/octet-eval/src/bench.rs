@@ -83,6 +83,8 @@ pub struct PrefillSpeed {
     pub tokens: usize,
     /// Billions of operations a second in the linears, the head counted once.
     pub gop_s: f64,
+    /// Share of what AMX tiles can do, where the engine has them.
+    pub tile_share: Option<f64>,
     /// Times.
     #[serde(flatten)]
     pub pace: Pace,
@@ -111,8 +113,10 @@ pub struct DecodeSpeed {
 pub struct Limits {
     /// GB/s of a streaming read of as many bytes as a step of the model reads.
     pub read_gb_s: f64,
-    /// Billions of int8 operations a second.
+    /// Billions of int8 operations a second, of vectors.
     pub int8_gop_s: f64,
+    /// Billions of int8 operations a second of AMX tiles, where the engine has them.
+    pub int8_tile_gop_s: Option<f64>,
     /// Billions of f32 operations a second, the limit of what runs with exact activations.
     pub f32_gflop_s: f64,
 }
@@ -151,14 +155,20 @@ pub fn run(subjects: &[Subject<'_>], options: &BenchOptions, progress: BenchProg
         progress,
     };
     let mut all: Vec<Measured> = vec![];
-    let none = Limits { read_gb_s: f64::NAN, int8_gop_s: f64::NAN, f32_gflop_s: limits::f32_gflop_s(&engine) };
+    let none = Limits {
+        read_gb_s: f64::NAN,
+        int8_gop_s: f64::NAN,
+        int8_tile_gop_s: limits::int8_tile_gop_s(&engine),
+        f32_gflop_s: limits::f32_gflop_s(&engine),
+    };
     all.resize(subjects.len(), Measured { prefill: vec![], decode: vec![], limits: none });
     let (mut int8, mut reads) = (vec![], vec![vec![]; subjects.len()]);
     for &tokens in &options.prefill {
         let phase = run.prefill(tokens)?;
         for (model, (measured, pace)) in all.iter_mut().zip(phase.paces(tokens)).enumerate() {
             let gop_s = run.subjects[model].work.prefill_ops(tokens) / phase.seconds(model) / 1e9;
-            measured.prefill.push(PrefillSpeed { tokens, gop_s, pace });
+            let tile_share = measured.limits.int8_tile_gop_s.map(|limit| gop_s / limit);
+            measured.prefill.push(PrefillSpeed { tokens, gop_s, tile_share, pace });
         }
         int8.extend(phase.limits.into_iter().flatten());
     }

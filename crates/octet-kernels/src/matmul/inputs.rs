@@ -318,6 +318,9 @@ fn quantize<S: Simd>(s: S, x: &[f32], scale: f32, out: &mut [[i8; 4]], stride: u
             }
         }
     }
+    // What a segment is filled up with counts nothing, whatever it is multiplied by.
+    let written = x.len().div_ceil(LANES) * LANES / 4;
+    out.iter_mut().step_by(stride).skip(written).for_each(|word| *word = [0; 4]);
     // A segment's sum is below 2²⁴, so every sum of lanes is exact.
     s.sum(s.to_f(sum)) as i32
 }

@@ -43,7 +43,13 @@ fn text(f: &Figures) -> String {
     if ratios {
         header.push("vs first");
     }
-    let limits = format!("  limits: read {:.1} GB/s, int8 {:.0} GOP/s", m.limits.read_gb_s, m.limits.int8_gop_s);
+    let mut limits = format!("  limits: read {:.1} GB/s, int8 {:.0} GOP/s", m.limits.read_gb_s, m.limits.int8_gop_s);
+    if let Some(tiles) = m.limits.int8_tile_gop_s {
+        let of_it: Vec<String> =
+            m.prefill.iter().filter_map(|p| Some(format!("prefill {} {:.0} %", p.tokens, 100.0 * p.tile_share?))).collect();
+        limits += &format!(", of AMX tiles {tiles:.0}");
+        limits += &if of_it.is_empty() { String::new() } else { format!(" ({})", of_it.join(", ")) };
+    }
     format!("{head}\n{start}\n{}\n{limits}, f32 {:.0} GFLOP/s\n", ui::table(&header, &rows), m.limits.f32_gflop_s)
 }
 

@@ -27,6 +27,7 @@ pub(crate) fn doctor(global: &Global) -> Result<Ended> {
     let small = limits::streaming_read_gb_s(&engine, SMALL);
     progress.update("measuring", 2, 4, "int8 arithmetic");
     let int8 = limits::int8_gop_s(&engine);
+    let tiles = limits::int8_tile_gop_s(&engine);
     progress.update("measuring", 3, 4, "f32 arithmetic");
     let f32_rate = limits::f32_gflop_s(&engine);
     progress.finish();
@@ -34,7 +35,7 @@ pub(crate) fn doctor(global: &Global) -> Result<Ended> {
         say_json(&serde_json::json!({
             "machine": facts,
             "available_isa": available,
-            "limits": { "read_gb_s": large, "read_cached_gb_s": small, "int8_gop_s": int8, "f32_gflop_s": f32_rate },
+            "limits": { "read_gb_s": large, "read_cached_gb_s": small, "int8_gop_s": int8, "int8_tile_gop_s": tiles, "f32_gflop_s": f32_rate },
         }))?;
         return Ok(Ended::Done);
     }
@@ -44,6 +45,9 @@ pub(crate) fn doctor(global: &Global) -> Result<Ended> {
     ui::say(&format!("  threads   {}", facts.threads));
     ui::say(&format!("  reading   {large:.1} GB/s from memory, {small:.1} GB/s from cache: the bound of decoding"));
     ui::say(&format!("  int8      {int8:.0} GOP/s: the bound of prefill with int8 activations"));
+    if let Some(tiles) = tiles {
+        ui::say(&format!("  int8 tile {tiles:.0} GOP/s: what AMX does at most where nothing else is to be done"));
+    }
     ui::say(&format!("  f32       {f32_rate:.0} GFLOP/s"));
     ui::say(&format!("  so a 0.6 B model decodes at most {:.0} tok/s at 8 bits and {:.0} tok/s at 4", large / 0.61, large / 0.32));
     Ok(Ended::Done)
