@@ -19,7 +19,9 @@ use crate::{
     trinity::Trinity,
     windows::Windows,
 };
+use octet_kernels::Engine;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Version of the report's fields; a field that changes its meaning raises it.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -120,9 +122,19 @@ pub struct Measures {
     /// Checks of the written files.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub integrity: Vec<Check>,
+    /// Kernels that ran while texts were scored, with the calls of each (of both models where they ran together).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub kernels: BTreeMap<String, u64>,
     /// What judging cost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<Cost>,
+}
+
+/// Calls of each kernel of `engine` since it had made the calls `before`.
+pub fn kernels_since(engine: &Engine, before: &[(&'static str, u64)]) -> BTreeMap<String, u64> {
+    let earlier = |name| before.iter().find(|(known, _)| *known == name).map_or(0, |(_, calls)| *calls);
+    let since = engine.kernel_calls().into_iter().map(|(name, calls)| (name.to_string(), calls - earlier(name)));
+    since.filter(|(_, calls)| *calls > 0).collect()
 }
 
 /// One of several evaluation texts.

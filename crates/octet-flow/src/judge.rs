@@ -10,7 +10,7 @@ use octet_eval::{
     integrity::{Check, same_bytes, same_logits},
     machine::Machine,
     memory::{ProcessMemory, available_memory},
-    report::{Cost, Memory},
+    report::{Cost, Memory, kernels_since},
     samples,
     size::QuantizedMatrices,
     speed::{self, SpeedOptions},
@@ -258,8 +258,10 @@ impl Bench<'_, '_> {
         let (settings, limits) = (self.settings, &self.settings.thresholds);
         let evaluation = self.original.evaluation(settings, self.cancel, &mut *self.progress)?;
         let mut step = stage("perplexity", "windows", self.cancel, &mut *self.progress);
+        let before = self.engine.kernel_calls();
         let compared = evaluation.compare(&quant.model, &mut step).map_err(interrupted)?;
         let (mut measures, mut gates) = verdict_of_texts(&compared, limits, settings.seed);
+        measures.kernels = kernels_since(self.engine, &before);
         if let (Some(kl), Some(top1)) = (&measures.kl, measures.top1) {
             let bits = checkpoint.quantization().and_then(|q| q.main_scheme()).map_or(16.0, |s| f64::from(s.weights.bits.get()));
             gates.extend(gates::fidelity(kl, top1, bits, limits));

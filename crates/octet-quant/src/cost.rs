@@ -1,6 +1,6 @@
 //! What a calibrated run computes: products by kind, and the memory it holds at once.
 
-use crate::{Action, Line, Plan, SolverChoice, calibrated};
+use crate::{Action, Line, Plan, Scaling, SolverChoice, Transform, calibrated, transform::SAMPLE_ROWS};
 use octet_kernels::{Gram, SymmetricMatrix};
 use octet_model::{BlockGraph, Place, graph::Node, graph::PlainNode};
 use std::collections::BTreeMap;
@@ -39,7 +39,11 @@ impl Costs {
     pub fn new(plan: &Plan, graph: &BlockGraph, tokens: usize, sequential: bool) -> Self {
         let lines: BTreeMap<&str, &Line> = plan.lines().iter().map(|line| (line.name.as_str(), line)).collect();
         let places = std::iter::once(Place::Embedding).chain((0..graph.blocks.len()).map(Place::Layer)).chain([Place::Head]);
-        let of = |place: Place| (place, stage(graph, place, &lines, tokens as f64, sequential));
+        let of = |place: Place| {
+            let mut cost = stage(graph, place, &lines, tokens as f64, sequential);
+            plan.scalings().for_each(|scaling| scale(&mut cost, scaling, graph, place, &lines, tokens as f64));
+            (place, cost)
+        };
         Self { stages: places.map(of).collect() }
     }
 
@@ -98,6 +102,22 @@ fn stage(graph: &BlockGraph, place: Place, lines: &BTreeMap<&str, &Line>, tokens
             nodes.iter().flat_map(Node::linears).filter_map(|l| lines.get(l.site.module.as_str())).map(|l| solving(l)).sum::<f64>();
     }
     cost
+}
+
+/// Adds what moving factors costs: another pass over the tokens, and every trial's rounding and products.
+fn scale(cost: &mut Cost, scaling: &Scaling, graph: &BlockGraph, place: Place, lines: &BTreeMap<&str, &Line>, tokens: f64) {
+    if scaling.wants(graph, place).is_empty() {
+        return;
+    }
+    let nodes = match place {
+        Place::Layer(layer) => graph.blocks.get(layer).map_or(&[][..], Vec::as_slice),
+        _ => &[],
+    };
+    cost.forward += tokens * nodes.iter().map(products).sum::<f64>();
+    let tried = lines.values().filter(|line| scaling.modules.contains(&line.name)).filter_map(|line| line.linear.as_ref());
+    let weights: f64 =
+        tried.filter(|site| graph.phases(place).iter().any(|p| p.modules.contains(&site.module))).map(|s| (s.rows * s.cols) as f64).sum();
+    cost.solving += scaling.choice.trials() as f64 * weights * (ROUNDING + SAMPLE_ROWS as f64);
 }
 
 /// Multiply-adds of a node for one token.

@@ -8,6 +8,7 @@ mod transform;
 pub use solver::{GptqSettings, SolverChoice};
 pub use target::Target;
 pub(crate) use target::{is_tied, role_name};
+pub(crate) use transform::ALPHAS;
 pub use transform::{AwqSettings, SmoothSettings, TransformChoice};
 
 use crate::Error;

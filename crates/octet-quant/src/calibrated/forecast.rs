@@ -4,6 +4,7 @@ use crate::{
     Action, Costs, Error, Hessian, Plan, RowsMut, Samples, SolverChoice, TensorJob,
     cost::{Cost, solving_of, workspace_bytes},
     forecast::sample,
+    transform::SAMPLE_ROWS,
 };
 use octet_kernels::{Engine, Gram, MatmulJob, PackedLinear};
 use octet_model::{ArchSpec, BlockGraph};
@@ -89,7 +90,20 @@ fn stage_bytes(plan: &Plan, graph: &BlockGraph, sequential: bool) -> u64 {
         }
     }
     let buffers = plan.forecast(1, None).buffer_bytes;
+    if plan.has_scalings() {
+        blocks.iter_mut().zip(scaling_bytes(graph)).for_each(|(block, bytes)| *block += bytes);
+    }
     (blocks.into_iter().max().unwrap_or(0) + workspace_bytes(graph, plan, sequential)).max(outside) + buffers
+}
+
+/// What moving factors holds of each block: its weights as floats, once changed and once as they are tried, and sample rows with
+/// the outputs they should have.
+fn scaling_bytes(graph: &BlockGraph) -> Vec<u64> {
+    let of = |nodes: &Vec<octet_model::graph::PlainNode>| {
+        let sites = nodes.iter().flat_map(|node| node.linears()).map(|linear| &linear.site);
+        sites.map(|site| (4 * (3 * site.rows * site.cols + SAMPLE_ROWS * (2 * site.rows + 2 * site.cols))) as u64).sum()
+    };
+    graph.blocks.iter().map(of).collect()
 }
 
 /// Work per second: `once` does `work` of it.

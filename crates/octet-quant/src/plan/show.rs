@@ -29,7 +29,7 @@ impl Plan {
                 None => rows.push(Row { cells, count: 1, stored: line.stored_bytes, bytes: line.bytes }),
             }
         }
-        align(rows)
+        self.scalings.iter().fold(align(rows), |text, step| text + &format!("{step}\n"))
     }
 }
 

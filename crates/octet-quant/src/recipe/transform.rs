@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// The strengths that a search of SmoothQuant tries.
+pub(crate) const ALPHAS: [f64; 13] = [0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9];
+
 /// What moves factors from inputs into weights, and its settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum TransformChoice {
@@ -53,6 +56,15 @@ impl TransformChoice {
         match self {
             Self::Awq(_) => "awq",
             Self::Smooth(_) => "smoothquant",
+        }
+    }
+
+    /// Factors it tries for each value.
+    pub(crate) fn trials(self) -> usize {
+        match self {
+            Self::Awq(AwqSettings { grid, .. }) => grid + 1,
+            Self::Smooth(SmoothSettings { alpha: Some(_) }) => 2,
+            Self::Smooth(SmoothSettings { alpha: None }) => ALPHAS.len() + 1,
         }
     }
 

@@ -13,7 +13,7 @@ mod smooth;
 pub use factors::move_factors;
 pub use outliers::{OUTLIER, plant_outliers};
 pub use sample::SampleRows;
-pub(crate) use sample::Sampler;
+pub(crate) use sample::{SAMPLE_ROWS, Sampler};
 pub use scaling::Scaling;
 
 use crate::{Action, BlockWeights, Error, InputStatistics, Line, SolverChoice};

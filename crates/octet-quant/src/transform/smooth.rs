@@ -1,10 +1,10 @@
 //! SmoothQuant (Xiao et al., arXiv 2211.10438, section 4): what makes inputs hard to quantize moves into the weights.
 
 use super::{Part, readers::Readers, scaling::centred};
-use crate::{Error, recipe::SmoothSettings};
-
-/// The strengths a search tries.
-const ALPHAS: [f64; 13] = [0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9];
+use crate::{
+    Error,
+    recipe::{ALPHAS, SmoothSettings},
+};
 
 /// Factors are no smaller than this before they are centred.
 const LEAST: f32 = 1e-5;

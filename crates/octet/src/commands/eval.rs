@@ -12,7 +12,11 @@ use crate::{
 };
 use anyhow::Result;
 use octet_eval::{
-    EvaluationWindows, Measures, Windows, evaluation::Compared, gates::Thresholds, report::TextInfo, score, verdict_of_texts,
+    EvaluationWindows, Measures, Windows,
+    evaluation::Compared,
+    gates::Thresholds,
+    report::{TextInfo, kernels_since},
+    score, verdict_of_texts,
     windows::DEFAULT_CONTEXT,
 };
 use octet_runtime::{MemoryNeeds, OpenOptions, TextModel};
@@ -56,7 +60,7 @@ pub(crate) fn eval(args: &Eval, global: &Global) -> Result<Ended> {
     if interrupt::asked() {
         return Ok(Ended::Interrupted);
     }
-    let measures = measures?;
+    let measures = Measures { kernels: kernels_since(model.model.engine(), &[]), ..measures? };
     if global.json {
         let kv = octet_kernels::KvDtype::from(args.cache.kv).name();
         say_json(&serde_json::json!({ "model": args.model, "base": args.base, "kv": kv, "measures": measures }))?;

@@ -103,7 +103,7 @@ fn asked(args: &Quantize) -> Result<Vec<Asked>> {
         (Some(bits), _) => vec![args.group_size.map_or_else(|| format!("w{bits}a16"), |size| format!("w{bits}a16-g{size}"))],
         _ if !args.scheme.is_empty() => args.scheme.clone(),
         (None, preset) => vec![
-            match preset.unwrap_or(if args.method == Method::LlmInt8 { Preset::W8a8 } else { Preset::W8 }) {
+            match preset.unwrap_or(usual(args.method)) {
                 Preset::W8 => "w8a16",
                 Preset::W8a8 | Preset::SmoothW8a8 => "w8a8",
                 Preset::W4 => "w4a16",
@@ -120,6 +120,15 @@ fn asked(args: &Quantize) -> Result<Vec<Asked>> {
         return Err(Usage("--scheme names the same scheme twice; leave one out".into()).into());
     }
     Ok(schemes)
+}
+
+/// The preset of a method where no scheme is asked for.
+fn usual(method: Method) -> Preset {
+    match method {
+        Method::Smoothquant | Method::LlmInt8 => Preset::W8a8,
+        Method::Awq => Preset::W4,
+        Method::Rtn | Method::Gptq => Preset::W8,
+    }
 }
 
 /// The scheme with large inputs multiplied as floats.

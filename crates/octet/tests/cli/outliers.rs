@@ -40,3 +40,14 @@ fn planted_outliers_are_refused_with_plain_activations_and_accepted_when_smoothe
     let described = sandbox.json("smooth/quantization_config.json");
     assert_eq!(described["method"], "smoothquant+rtn");
 }
+
+#[test]
+fn methods_that_do_not_fit_what_is_asked_say_so() {
+    let sandbox = Sandbox::new();
+    sandbox
+        .refuses("quantize tiny --method smoothquant --scheme w8a16", &["step 1 of the recipe makes no sense", "activations stay exact"]);
+    sandbox.refuses("quantize tiny --method awq --no-calibration", &["so they need calibration; leave --no-calibration out"]);
+    sandbox.refuses_as(2, "quantize tiny --method llm-int8 --scheme w8a16", &["inputs of 8 bits with one scale a token", "use w8a8"]);
+    sandbox.write("short.txt", "too short ".repeat(100));
+    sandbox.refuses("quantize tiny --method awq --no-judge --calibration short.txt", &["short.txt has only 1000 tokens", "give 3096 more"]);
+}
