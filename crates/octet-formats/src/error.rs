@@ -69,6 +69,14 @@ pub enum Error {
         /// What is wrong with it.
         source: HeaderError,
     },
+    /// A GGUF file that cannot be read.
+    #[error("{file} is not a readable GGUF file: {what}")]
+    Gguf {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        what: String,
+    },
     /// Shards that the index names and the folder lacks.
     #[error("{index} names {missing} of {all} shards that are not in {folder} (the first is {first}); download the missing shards")]
     MissingShards {

@@ -1,6 +1,6 @@
 //! A model folder: files on disk, memory-mapped, or files held in memory.
 
-use crate::{Error, Result, map::map};
+use crate::{Error, Result, gguf, map::map};
 use octet_tensor::Bytes;
 use std::{
     collections::BTreeMap,
@@ -10,11 +10,13 @@ use std::{
     sync::Arc,
 };
 
-/// A model folder, on disk (its files are memory-mapped) or in memory (a model compiled into a program).
+/// A model folder, on disk (its files are memory-mapped) or in memory (a model compiled into a program, a GGUF file).
 #[derive(Clone, Debug)]
 pub struct Folder {
     name: Arc<str>,
     place: Place,
+    /// Weights that lie in a GGUF file instead of safetensors.
+    bound: Option<Arc<[gguf::Bound]>>,
 }
 
 #[derive(Clone, Debug)]
@@ -31,7 +33,7 @@ impl Folder {
     pub fn disk(path: &Path) -> Result<Self> {
         let refuse = |found| Err(Error::NotAFolder { path: path.display().to_string(), found });
         match fs::metadata(path) {
-            Ok(meta) if meta.is_dir() => Ok(Self { name: name_of(path).into(), place: Place::Disk(path.into()) }),
+            Ok(meta) if meta.is_dir() => Ok(Self { name: name_of(path).into(), place: Place::Disk(path.into()), bound: None }),
             Ok(_) => refuse("a file"),
             Err(e) if e.kind() == ErrorKind::NotFound => refuse("not there"),
             Err(e) => Err(Error::io("open", path)(e)),
@@ -40,7 +42,21 @@ impl Folder {
 
     /// A folder called `name` made of files in memory.
     pub fn memory(name: &str, files: Vec<(String, Bytes)>) -> Self {
-        Self { name: name.into(), place: Place::Memory(Arc::new(files.into_iter().collect())) }
+        Self { name: name.into(), place: Place::Memory(Arc::new(files.into_iter().collect())), bound: None }
+    }
+
+    /// A folder called `name` of `files` (config.json, tokenizer.json …) whose weights lie in a GGUF file.
+    ///
+    /// # Errors
+    /// If a binding names a tensor that the file does not have, or has in another shape.
+    pub fn gguf(name: &str, files: Vec<(String, Bytes)>, file: &gguf::File, bindings: &[gguf::Binding]) -> Result<Self> {
+        let bound = bindings.iter().map(|binding| file.bind(binding)).collect::<Result<Vec<_>>>()?;
+        Ok(Self { bound: Some(bound.into()), ..Self::memory(name, files) })
+    }
+
+    /// Weights that lie in a GGUF file.
+    pub(crate) fn bound(&self) -> Option<&[gguf::Bound]> {
+        self.bound.as_deref()
     }
 
     /// The bytes of `file`, memory-mapped when on disk, or `None` where there is no such file.

@@ -1,20 +1,28 @@
 //! On-disk formats: names to bytes and back.
 //!
 //! What lives here: [`Folder`] (a model folder, memory-mapped), [`Checkpoint`] (a Hugging Face checkpoint as a source
-//! of weights), the safetensors container, compressed-tensors in both directions, numpy arrays, and the staging of an
-//! output folder. What does not: knowledge of architectures, and the choice of any scale or code.
+//! of weights), the safetensors container, compressed-tensors in both directions, readers of what other tools
+//! quantize ([`gguf`], [`gptq`], AWQ, bitsandbytes, [`mlx`], [`torchao`]), numpy arrays, and the staging of an output folder. What does not: knowledge of architectures, and the choice of any scale or code.
 
+mod awq;
+mod bitsandbytes;
 mod checkpoint;
 pub mod compressed_tensors;
 mod error;
 mod folder;
+mod fp4;
+pub mod gguf;
+pub mod gptq;
 mod map;
+pub mod mlx;
 pub mod npy;
 pub mod packed;
 pub mod quantization;
 pub mod safetensors;
 mod scan;
 pub mod staging;
+mod stored;
+pub mod torchao;
 
 pub use checkpoint::{Checkpoint, Entry};
 pub use error::{Error, Result};

@@ -16,6 +16,7 @@ pub mod families;
 mod folds;
 mod from_config;
 pub mod fuse;
+pub mod gguf;
 pub mod graph;
 mod graph_build;
 mod load;

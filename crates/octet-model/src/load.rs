@@ -89,7 +89,8 @@ pub(crate) fn matrix(source: &dyn WeightSource, linear: &Linear) -> Result<Matri
     let site = &linear.site;
     let name = || format!("{}.weight", site.module);
     let matrix = match source.matrix(&site.module)? {
-        Some(Matrix::Float(_)) if site.transposed => {
+        // What a file format decodes it hands out as [outputs, inputs] already.
+        Some(Matrix::Float(float)) if site.transposed && float.dense_bytes().is_some() => {
             let tensor = source.tensor(&name())?.ok_or_else(|| Error::Missing { name: name() })?;
             if tensor.shape() != [site.cols, site.rows] {
                 return Err(tensor.wrong_shape(format!("[{}, {}] (inputs, outputs)", site.cols, site.rows)).into());
@@ -175,7 +176,9 @@ pub(crate) fn refuse_unexpected(spec: &ArchSpec, graph: &BlockGraph, source: &dy
         if index.is_none_or(|index| index >= spec.layers.len()) || BUFFERS.iter().any(|buffer| name.ends_with(buffer)) {
             continue;
         }
-        let weight = name.rsplit_once('.').is_some_and(|(module, what)| modules.contains(module) && what != "bias");
+        // What belongs to a matrix may be named `module.part` or, in some formats, `module.weight.part`.
+        let mut ends = name.rmatch_indices('.').map(|(at, _)| (&name[..at], &name[at + 1..]));
+        let weight = ends.any(|(module, what)| modules.contains(module) && what != "bias");
         if !weight && !others.contains(&name) {
             return Err(LoadError::Unexpected { name, family: spec.family });
         }

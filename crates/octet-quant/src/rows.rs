@@ -84,7 +84,9 @@ pub(crate) fn matrix(source: &dyn WeightSource, site: &LinearSite) -> Result<Flo
     let missing = || octet_tensor::Error::Missing { name: name.clone() };
     let matrix = match source.matrix(&site.module)?.ok_or_else(missing)? {
         Matrix::Quant(matrix) => return Err(Error::AlreadyQuantized { name, scheme: matrix.scheme().to_string() }),
-        Matrix::Float(_) if site.transposed => FloatMatrix::transposed(source.tensor(&name)?.ok_or_else(missing)?)?,
+        Matrix::Float(float) if site.transposed && float.dense_bytes().is_some() => {
+            FloatMatrix::transposed(source.tensor(&name)?.ok_or_else(missing)?)?
+        }
         Matrix::Float(matrix) => matrix,
     };
     if (matrix.rows(), matrix.cols()) != (site.rows, site.cols) {

@@ -4,6 +4,14 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A GGUF file that holds no model octet runs.
+    #[error("{file} cannot be run: {what}")]
+    BadGguf {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        what: String,
+    },
     /// A file that every language model needs is not in the folder.
     #[error("{folder} has no {file}; {remedy}")]
     MissingFile {

@@ -1,7 +1,27 @@
-//! A float matrix as stored: dense, transposed (GPT-2's Conv1D) or FP8 with block scales.
+//! A float matrix as stored: dense, transposed (GPT-2's Conv1D), FP8 with block scales, or in a form of its own.
 
-use crate::{Dtype, Result, Tensor};
-use std::ops::Range;
+use crate::{Dtype, Error, Result, Tensor};
+use std::{fmt, ops::Range, sync::Arc};
+
+/// Float rows that some file format stores in a form of its own: decoded a few rows at a time.
+pub trait FloatRows: Send + Sync {
+    /// Rows and columns.
+    fn dims(&self) -> (usize, usize);
+
+    /// Bytes the matrix takes where it is stored.
+    fn stored_bytes(&self) -> usize;
+
+    /// Decodes rows `range`, which lie inside the matrix, into `out` (`range.len() * cols` values).
+    ///
+    /// # Errors
+    /// If the stored bytes make no sense.
+    fn read_rows(&self, range: Range<usize>, out: &mut [f32]) -> Result<()>;
+
+    /// Gives back the memory that mapped bytes of rows `range` take (see [`crate::Bytes::release`]).
+    fn release(&self, range: Range<usize>) {
+        let _ = range;
+    }
+}
 
 /// A float matrix `[rows, cols]` as stored, read a few rows at a time; slicing rows copies nothing.
 #[derive(Clone, Debug)]
@@ -19,6 +39,20 @@ enum Storage {
     Transposed(Tensor),
     /// FP8 weights times a scale a block of `block[0]` rows and `block[1]` columns.
     Fp8Block { weight: Tensor, scale: Tensor, block: [usize; 2] },
+    /// Decoded by a file format.
+    Decoded(Decoded),
+}
+
+#[derive(Clone)]
+struct Decoded {
+    name: Arc<str>,
+    rows: Arc<dyn FloatRows>,
+}
+
+impl fmt::Debug for Decoded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.name, self.rows.dims())
+    }
 }
 
 impl FloatMatrix {
@@ -53,6 +87,12 @@ impl FloatMatrix {
         Ok(Self { storage: Storage::Fp8Block { weight, scale, block }, rows: 0..rows, cols })
     }
 
+    /// A matrix called `name` whose rows a file format decodes to F32.
+    pub fn decoded(name: impl Into<Arc<str>>, rows: Arc<dyn FloatRows>) -> Self {
+        let (count, cols) = rows.dims();
+        Self { storage: Storage::Decoded(Decoded { name: name.into(), rows }), rows: 0..count, cols }
+    }
+
     /// Number of rows (outputs of a linear).
     pub fn rows(&self) -> usize {
         self.rows.len()
@@ -65,18 +105,28 @@ impl FloatMatrix {
 
     /// The name of the tensor it is stored in.
     pub fn name(&self) -> &str {
-        self.weight().name()
+        match &self.storage {
+            Storage::Dense(tensor) | Storage::Transposed(tensor) | Storage::Fp8Block { weight: tensor, .. } => tensor.name(),
+            Storage::Decoded(decoded) => &decoded.name,
+        }
     }
 
-    /// The type its elements are stored in.
+    /// The type its elements are stored in; F32 where a file format decodes them.
     pub fn dtype(&self) -> Dtype {
-        self.weight().dtype()
+        match &self.storage {
+            Storage::Dense(tensor) | Storage::Transposed(tensor) | Storage::Fp8Block { weight: tensor, .. } => tensor.dtype(),
+            Storage::Decoded(_) => Dtype::F32,
+        }
     }
 
     /// Bytes its rows take where they are stored (block scales included).
     pub fn stored_bytes(&self) -> usize {
         let scales = match &self.storage {
             Storage::Fp8Block { scale, block, .. } => self.rows().div_ceil(block[0]) * self.cols.div_ceil(block[1]) * scale.dtype().size(),
+            Storage::Decoded(decoded) => {
+                let all = decoded.rows.dims().0.max(1) as u128;
+                return (decoded.rows.stored_bytes() as u128 * self.rows() as u128 / all) as usize;
+            }
             _ => 0,
         };
         self.rows() * self.cols * self.dtype().size() + scales
@@ -105,6 +155,7 @@ impl FloatMatrix {
                     bytes.release();
                 }
             }
+            Storage::Decoded(decoded) => decoded.rows.release(self.rows.clone()),
         }
     }
 
@@ -114,7 +165,8 @@ impl FloatMatrix {
     /// If the range reaches past the matrix or `out` has another length.
     pub fn read_rows(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
         if range.end > self.rows() || out.len() != range.len() * self.cols {
-            return Err(self.weight().wrong_shape(format!("rows {range:?} of {} columns", self.cols)));
+            let (name, expected) = (self.name().into(), format!("rows {range:?} of {} columns", self.cols));
+            return Err(Error::Shape { name, expected, found: vec![self.rows(), self.cols] });
         }
         let first = self.rows.start + range.start;
         match &self.storage {
@@ -124,6 +176,7 @@ impl FloatMatrix {
                 weight.read_f32(first * self.cols, out)?;
                 self.scale_blocks(scale, *block, first, out)
             }
+            Storage::Decoded(decoded) => decoded.rows.read_rows(first..first + range.len(), out),
         }
     }
 
@@ -149,12 +202,6 @@ impl FloatMatrix {
             }
         }
         Ok(())
-    }
-
-    fn weight(&self) -> &Tensor {
-        match &self.storage {
-            Storage::Dense(tensor) | Storage::Transposed(tensor) | Storage::Fp8Block { weight: tensor, .. } => tensor,
-        }
     }
 }
 

@@ -24,7 +24,7 @@ pub use bytes::{Bytes, Owner};
 pub use divergence::{Divergence, kl_divergence, kl_divergence_from, log_sum_exp};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
-pub use float_matrix::FloatMatrix;
+pub use float_matrix::{FloatMatrix, FloatRows};
 pub use fp8::e4m3_to_f32;
 pub use matrix::{Matrix, QuantRows, StoredQuant};
 pub use qmatrix::QMatrix;

@@ -1,4 +1,5 @@
-//! From what a user types to a model folder: a path, the built-in model, or a name in the local Hugging Face cache.
+//! From what a user types to a model folder: a path (a folder or a GGUF file), the built-in model, or a name in the local
+//! Hugging Face cache.
 
 use crate::builtin;
 use anyhow::{Context, Result, bail};
@@ -16,11 +17,11 @@ pub(crate) fn resolve(model: &str) -> Result<Folder> {
     if path.is_dir() {
         return Folder::disk(path).with_context(|| format!("cannot open the folder {model}"));
     }
-    if path.extension().is_some_and(|e| e == "gguf") {
-        bail!("{model} is a GGUF file, which this version does not read; point octet at the safetensors folder it was made from");
+    if path.extension().is_some_and(|e| e == "gguf") && path.is_file() {
+        return octet_runtime::open_gguf(path).with_context(|| format!("cannot open {model}"));
     }
     if path.is_file() {
-        bail!("{model} is a file; give the folder that holds config.json and model.safetensors");
+        bail!("{model} is a file; give the folder that holds config.json and model.safetensors, or a .gguf file");
     }
     if model == builtin::NAME {
         return Ok(builtin::folder());
@@ -34,7 +35,9 @@ pub(crate) fn resolve(model: &str) -> Result<Folder> {
             "{model} is neither a folder nor in the local Hugging Face cache ({looked}); download it first, for instance with `hf download {model}`, or give a folder"
         );
     }
-    bail!("there is no folder {model}; give a checkpoint folder, `pocket` for the built-in model, or org/name from the Hugging Face cache");
+    bail!(
+        "there is no folder {model}; give a checkpoint folder, a .gguf file, `pocket` for the built-in model, or org/name from the Hugging Face cache"
+    );
 }
 
 /// A short name for output folders and tables.
@@ -99,7 +102,7 @@ mod tests {
         let message = resolve("some-org/some-model").unwrap_err().to_string();
         assert!(message.contains("hf download some-org/some-model"), "{message}");
         let message = resolve("model.gguf").unwrap_err().to_string();
-        assert!(message.contains("GGUF"), "{message}");
+        assert!(message.contains("model.gguf"), "{message}");
     }
 
     #[test]

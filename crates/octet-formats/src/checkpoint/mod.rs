@@ -12,7 +12,7 @@ use modules::Modules;
 pub(crate) use modules::{Lookup, required};
 use octet_tensor::{Bytes, Dtype, Matrix, QMatrix, QuantRows, Scheme, StoredQuant, Tensor, WeightSource};
 use serde_json::Value;
-use std::{fmt, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
 
 /// A stored tensor.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct Entry {
     pub bytes: usize,
     /// The file it is in.
     pub shard: String,
+    /// The type GGUF gives its elements, where they are blocks of codes.
+    pub blocks: Option<&'static str>,
     data: Bytes,
 }
 
@@ -94,15 +96,19 @@ impl Checkpoint {
         let config = read_config(folder)?;
         let described = quantization::parse(&config)?;
         let entries = shards::entries(folder)?;
-        let modules = Modules::resolve(described.as_ref().map(|(quantization, _)| quantization), &entries)?;
-        let quantization = match described {
-            Some((Quantization::CompressedTensors(ct), raw)) => {
-                let method = "compressed-tensors".into();
-                let schemes = modules.integer_schemes();
-                (!schemes.is_empty()).then_some(StoredQuantization { method, format: ct.format, modules: schemes, config: raw })
-            }
-            _ => None,
+        let modules = match folder.bound() {
+            Some(bound) => Modules::bound(bound),
+            None => Modules::resolve(described.as_ref().map(|(quantization, _)| quantization), &entries)?,
         };
+        let schemes = modules.integer_schemes();
+        let described = described.or_else(|| folder.bound().map(|_| (Quantization::Gguf, Value::Null)));
+        let quantization = described.filter(|_| !schemes.is_empty()).map(|(quantization, config)| {
+            let format = match &quantization {
+                Quantization::CompressedTensors(ct) => ct.format.clone(),
+                other => other.method().into(),
+            };
+            StoredQuantization { method: quantization.method().into(), format, modules: schemes, config }
+        });
         // Only packed integers are stored; a file beside anything else is a leftover.
         let packed = if quantization.is_some() { Packed::open(folder).map(|packed| packed.map(Arc::new)) } else { Ok(None) };
         Ok(Self { config, entries, modules, quantization, packed })
@@ -118,7 +124,12 @@ impl Checkpoint {
         &self.entries
     }
 
-    /// How the weights are quantized, or `None` for a float checkpoint (FP8 counts as float).
+    /// The modules whose stored form no kernel runs, so that they are decoded to floats, and that form in words.
+    pub fn decoded(&self) -> BTreeMap<String, String> {
+        self.modules.decoded()
+    }
+
+    /// How the weights are quantized, or `None` for a checkpoint that runs on floats (FP8 and all of [`Checkpoint::decoded`]).
     pub fn quantization(&self) -> Option<&StoredQuantization> {
         self.quantization.as_ref()
     }

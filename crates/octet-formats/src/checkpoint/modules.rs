@@ -2,11 +2,12 @@
 
 use super::{Entry, find};
 use crate::{
-    Error, Result, compressed_tensors,
+    Error, Result, awq, bitsandbytes, compressed_tensors, fp4, gguf, gptq, mlx,
     quantization::{CompressedTensors, Float8Scale, Layout, Quantization},
+    torchao,
 };
 use octet_tensor::{Dtype, FloatMatrix, Matrix, Scheme, Tensor};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Looks a tensor up by name.
 pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> octet_tensor::Result<Option<Tensor>>;
@@ -14,49 +15,119 @@ pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> octet_tensor::Result<Option<Ten
 /// The block of a block-FP8 checkpoint that does not say (DeepSeek-V3 technical report, section 3.3.2).
 const FP8_BLOCK: [usize; 2] = [128, 128];
 
-/// The layout of every module that is not plain floats.
+/// How every module that is not plain floats is stored.
 #[derive(Clone, Debug)]
 pub(super) struct Modules {
-    layouts: BTreeMap<String, Layout>,
+    stored: BTreeMap<String, Form>,
     fp8_block: [usize; 2],
+}
+
+/// How a module is stored.
+#[derive(Clone, Debug)]
+enum Form {
+    /// As compressed-tensors; where inputs have an order of their own, floats are made of it.
+    CompressedTensors(Layout, bool),
+    Gptq(gptq::Shape),
+    Awq(Scheme),
+    Int8,
+    Table(bitsandbytes::QuantState),
+    Mlx(mlx::Shape),
+    TorchAo(Scheme),
+    Gguf(Arc<gguf::Bound>),
+}
+
+impl Form {
+    /// The scheme in which kernels run it; `None` where it is decoded to floats.
+    fn scheme(&self) -> Option<Scheme> {
+        match self {
+            Self::CompressedTensors(Layout::Packed(scheme) | Layout::Int8(scheme), false) => Some(*scheme),
+            Self::CompressedTensors(Layout::Mxfp4, _) => Some(fp4::scheme(true)),
+            Self::CompressedTensors(Layout::Nvfp4, _) => Some(fp4::scheme(false)),
+            Self::CompressedTensors(..) | Self::Table(_) => None,
+            Self::Gptq(shape) => (!shape.ordered).then_some(shape.scheme),
+            Self::Awq(scheme) | Self::TorchAo(scheme) => Some(*scheme),
+            Self::Gguf(bound) => bound.scheme(),
+            Self::Int8 => Some(bitsandbytes::INT8),
+            Self::Mlx(shape) => (shape.form == mlx::Form::Mxfp4).then_some(fp4::scheme(true)),
+        }
+    }
+
+    /// What is decoded to floats, in words.
+    fn decoded(&self) -> Option<String> {
+        let ordered = |scheme: &Scheme| format!("{} in activation order", scheme.weights);
+        match self {
+            Self::CompressedTensors(Layout::Float8(_), _) => Some("FP8".into()),
+            Self::CompressedTensors(Layout::Packed(scheme) | Layout::Int8(scheme), true) => Some(ordered(scheme)),
+            Self::Gptq(shape) if shape.ordered => Some(ordered(&shape.scheme)),
+            Self::Table(state) => Some(format!("{}, blocks of {}", state.quant_type.to_uppercase(), state.blocksize)),
+            Self::Gguf(bound) if bound.kind.dtype().is_none() && bound.scheme().is_none() => Some(bound.kind.name().into()),
+            Self::Mlx(shape) if shape.form == mlx::Form::Affine => {
+                Some(format!("{} bits with a float offset, groups of {}", shape.bits.get(), shape.group))
+            }
+            _ => None,
+        }
+    }
+
+    fn matrix(&self, module: &str, lookup: Lookup<'_>) -> octet_tensor::Result<Matrix> {
+        match self {
+            Self::CompressedTensors(Layout::Packed(scheme), _) => compressed_tensors::packed(module, *scheme, lookup),
+            Self::CompressedTensors(Layout::Int8(scheme), _) => compressed_tensors::int8(module, *scheme, lookup),
+            Self::CompressedTensors(Layout::Float8(scale), _) => float8(module, *scale, lookup),
+            Self::CompressedTensors(Layout::Mxfp4, _) => compressed_tensors::mxfp4(module, lookup),
+            Self::CompressedTensors(Layout::Nvfp4, _) => compressed_tensors::nvfp4(module, lookup),
+            Self::Gptq(shape) => gptq::matrix(module, *shape, lookup),
+            Self::Awq(scheme) => awq::matrix(module, *scheme, lookup),
+            Self::Int8 => bitsandbytes::int8(module, lookup),
+            Self::Table(state) => bitsandbytes::table(module, state, lookup),
+            Self::Mlx(shape) => mlx::matrix(module, *shape, lookup),
+            Self::TorchAo(scheme) => torchao::matrix(module, *scheme, lookup),
+            Self::Gguf(bound) => bound.matrix(module),
+        }
+    }
 }
 
 impl Modules {
     /// Finds the quantized modules among `entries` and what `quantization` says of each.
     pub(super) fn resolve(quantization: Option<&Quantization>, entries: &[Entry]) -> Result<Self> {
-        let (ct, fp8_block) = match quantization {
-            Some(Quantization::CompressedTensors(ct)) => (Some(ct), FP8_BLOCK),
-            Some(Quantization::Fp8Block(block)) => (None, *block),
-            None => (None, FP8_BLOCK),
-        };
-        let mut layouts = BTreeMap::new();
+        let lookup = |name: &str| find(entries, name).map(Entry::tensor).transpose();
+        let mut stored = BTreeMap::new();
         for entry in entries {
-            if let Some(module) = quantized_module(entry, entries) {
-                layouts.insert(module.to_string(), layout(ct, module, entry)?);
-            } else if entry.name.ends_with(".qweight") && quantization.is_none() {
-                let what = "is missing, but the tensor is packed as GPTQ or AWQ do it; octet does not read those yet".into();
-                return Err(Error::QuantizationConfig { key: entry.name.clone(), what });
+            if let Some((module, form)) = form(quantization, entry, entries, &lookup)? {
+                stored.insert(module.to_string(), form);
             }
         }
-        Ok(Self { layouts, fp8_block })
+        if let Some(quantization) = quantization.filter(|quantization| stored.is_empty() && quantization.names_its_tensors()) {
+            let what =
+                format!("is {}, but no tensor is stored that way; config.json and weights do not belong together", quantization.method());
+            return Err(Error::QuantizationConfig { key: "quant_method".into(), what });
+        }
+        let fp8_block = if let Some(Quantization::Fp8Block(block)) = quantization { *block } else { FP8_BLOCK };
+        Ok(Self { stored, fp8_block })
     }
 
-    /// Schemes of the modules that are stored as integers.
-    pub(super) fn integer_schemes(&self) -> BTreeMap<String, Scheme> {
-        let scheme = |layout: &Layout| match layout {
-            Layout::Packed(scheme) | Layout::Int8(scheme) => Some(*scheme),
-            Layout::Float8(_) => None,
+    /// The modules of a GGUF file that are not plain matrices of floats.
+    pub(super) fn bound(bound: &[gguf::Bound]) -> Self {
+        let named = |bound: &gguf::Bound| {
+            let module = bound.name.strip_suffix(".weight").filter(|_| bound.is_stored_otherwise())?;
+            Some((module.to_string(), Form::Gguf(Arc::new(bound.clone()))))
         };
-        self.layouts.iter().filter_map(|(module, layout)| Some((module.clone(), scheme(layout)?))).collect()
+        Self { stored: bound.iter().filter_map(named).collect(), fp8_block: FP8_BLOCK }
+    }
+
+    /// Schemes of the modules that kernels run as codes.
+    pub(super) fn integer_schemes(&self) -> BTreeMap<String, Scheme> {
+        self.stored.iter().filter_map(|(module, form)| Some((module.clone(), form.scheme()?))).collect()
+    }
+
+    /// What is stored of the modules that are decoded to floats, in words.
+    pub(super) fn decoded(&self) -> BTreeMap<String, String> {
+        self.stored.iter().filter_map(|(module, form)| Some((module.clone(), form.decoded()?))).collect()
     }
 
     /// The matrix of `module`, or `None` where nothing is stored for it.
     pub(super) fn matrix(&self, module: &str, lookup: Lookup<'_>) -> octet_tensor::Result<Option<Matrix>> {
-        match self.layouts.get(module) {
-            Some(Layout::Packed(scheme)) => return compressed_tensors::packed(module, *scheme, lookup).map(Some),
-            Some(Layout::Int8(scheme)) => return compressed_tensors::int8(module, *scheme, lookup).map(Some),
-            Some(Layout::Float8(scale)) => return float8(module, *scale, lookup).map(Some),
-            None => {}
+        if let Some(form) = self.stored.get(module) {
+            return form.matrix(module, lookup).map(Some);
         }
         let Some(weight) = lookup(&format!("{module}.weight"))? else { return Ok(None) };
         if weight.dtype() != Dtype::F8E4m3 {
@@ -66,6 +137,54 @@ impl Modules {
         let block = if scale.len() == 1 { None } else { Some(self.fp8_block) };
         fp8_blocks(weight, &scale, block).map(Some)
     }
+}
+
+/// The module that `entry` holds the codes of and how it is stored; `None` for every other tensor.
+fn form<'a>(
+    quantization: Option<&Quantization>,
+    entry: &'a Entry,
+    entries: &[Entry],
+    lookup: Lookup<'_>,
+) -> Result<Option<(&'a str, Form)>> {
+    if let Some(module) = quantized_module(entry, entries) {
+        let ct = if let Some(Quantization::CompressedTensors(ct)) = quantization { Some(ct) } else { None };
+        let layout = layout(ct, module, entry)?;
+        let ordered = find(entries, &format!("{module}.weight_g_idx")).is_some() && is_ordered(module, layout, lookup)?;
+        return Ok(Some((module, Form::CompressedTensors(layout, ordered))));
+    }
+    let ends = |suffix: &str| entry.name.strip_suffix(suffix);
+    Ok(match quantization {
+        Some(Quantization::Gptq(config)) => match ends(".qweight") {
+            Some(module) => Some((module, Form::Gptq(gptq::layout(module, config, lookup)?))),
+            None => None,
+        },
+        Some(Quantization::Awq(scheme)) => ends(".qweight").map(|module| (module, Form::Awq(*scheme))),
+        Some(Quantization::Bitsandbytes) => match (ends(".SCB"), entry.name.split_once(bitsandbytes::STATE)) {
+            (Some(module), _) => Some((module, Form::Int8)),
+            (_, Some((module, kind))) => Some((module, Form::Table(bitsandbytes::quant_state(module, kind, lookup)?))),
+            _ => None,
+        },
+        Some(Quantization::Mlx(config)) => match ends(".scales") {
+            Some(module) => Some((module, Form::Mlx(config.shape(module)?))),
+            None => None,
+        },
+        Some(Quantization::TorchAo(config)) => match ends(torchao::CODES) {
+            Some(module) => Some((module, Form::TorchAo(torchao::layout(module, config, lookup)?))),
+            None => None,
+        },
+        None if ends(".qweight").is_some() => {
+            let what = "is packed as GPTQ or AWQ do it, but there is no quantization_config; download config.json again".into();
+            return Err(Error::QuantizationConfig { key: entry.name.clone(), what });
+        }
+        _ => None,
+    })
+}
+
+/// Whether a `pack-quantized` module's inputs are grouped in an order of their own.
+fn is_ordered(module: &str, layout: Layout, lookup: Lookup<'_>) -> Result<bool> {
+    let Layout::Packed(scheme) = layout else { return Ok(false) };
+    let cols = required(&format!("{module}.weight_g_idx"), lookup)?.len();
+    Ok(compressed_tensors::own_order(module, scheme, cols, lookup)?.is_some())
 }
 
 /// The module an entry holds the codes of, when it is stored as compressed-tensors does it.
@@ -84,7 +203,8 @@ fn layout(ct: Option<&CompressedTensors>, module: &str, entry: &Entry) -> Result
         return fail(format!("is stored quantized ({} of {}), but the config describes no compressed-tensors", entry.name, entry.dtype));
     };
     match (ct.layout(module), entry.name.ends_with(".weight_packed"), entry.dtype) {
-        (Some(layout @ Layout::Packed(_)), true, _) => Ok(layout),
+        (Some(layout @ Layout::Packed(_)), true, Dtype::I32) => Ok(layout),
+        (Some(layout @ (Layout::Mxfp4 | Layout::Nvfp4)), true, Dtype::U8) => Ok(layout),
         (Some(layout @ Layout::Int8(_)), false, Dtype::I8) => Ok(layout),
         (Some(layout @ Layout::Float8(_)), false, Dtype::F8E4m3) => Ok(layout),
         (Some(layout), ..) => fail(format!("should be stored as {layout:?}, but {} holds {}", entry.name, entry.dtype)),

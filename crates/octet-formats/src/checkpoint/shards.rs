@@ -4,6 +4,7 @@ use super::{Entry, find, json};
 use crate::{
     Error, Folder, Result,
     folder::is_plain,
+    gguf,
     safetensors::{INDEX, SINGLE, parse_header},
 };
 use serde::Deserialize;
@@ -16,6 +17,9 @@ struct Index {
 
 /// Everything the folder's safetensors files hold, sorted by name.
 pub(super) fn entries(folder: &Folder) -> Result<Vec<Entry>> {
+    if let Some(bound) = folder.bound() {
+        return Ok(bound_entries(bound));
+    }
     // A single file wins over an index beside it, as in transformers.
     if let Some(bytes) = folder.read(SINGLE)? {
         let mut entries = vec![];
@@ -26,6 +30,19 @@ pub(super) fn entries(folder: &Folder) -> Result<Vec<Entry>> {
     let Some(bytes) = folder.read(INDEX)? else { return Err(no_weights(folder)?) };
     let index: Index = json(folder, INDEX, &bytes)?;
     sharded(folder, &index)
+}
+
+/// What a GGUF file holds; blocks of codes are bytes.
+fn bound_entries(bound: &[gguf::Bound]) -> Vec<Entry> {
+    let entry = |bound: &gguf::Bound| {
+        let (dtype, shape) = bound.described();
+        let (name, shard, data) = (bound.name.clone(), bound.file.clone(), bound.data.clone());
+        let blocks = bound.kind.dtype().is_none().then(|| bound.kind.name());
+        Entry { name, dtype, shape, bytes: data.len(), shard, blocks, data }
+    };
+    let mut entries: Vec<Entry> = bound.iter().map(entry).collect();
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    entries
 }
 
 fn sharded(folder: &Folder, index: &Index) -> Result<Vec<Entry>> {
@@ -61,7 +78,7 @@ fn list(folder: &Folder, shard: &str, bytes: &octet_tensor::Bytes, entries: &mut
     for info in header.tensors {
         let Some(data) = bytes.slice(info.range.clone()) else { continue };
         let bytes = info.range.len();
-        entries.push(Entry { name: info.name, dtype: info.dtype, shape: info.shape, bytes, shard: shard.into(), data });
+        entries.push(Entry { name: info.name, dtype: info.dtype, shape: info.shape, bytes, shard: shard.into(), blocks: None, data });
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! compressed-tensors: `pack-quantized` and `int-quantized` weights, read and written.
+//! compressed-tensors: `pack-quantized` and `int-quantized` weights, read and written; NVFP4 and MXFP4, read.
 //!
 //! Source: the `compressed-tensors` package, version 0.20 (`compressors/quantized_compressors`), checked against
 //! checkpoints made by llm-compressor.
@@ -11,7 +11,7 @@ mod read;
 pub(crate) use config::OUTLIER_LIMIT;
 pub use config::quantization_config;
 pub use encode::{Piece, encode_rows, tensor_specs};
-pub(crate) use read::{int8, packed};
+pub(crate) use read::{int8, mxfp4, nvfp4, own_order, packed};
 
 use octet_tensor::{Activations, Scheme};
 

@@ -1,9 +1,13 @@
 //! Stored modules as matrices whose rows are unpacked when asked for.
 
 use super::bits;
-use crate::checkpoint::{Lookup, required};
-use octet_tensor::{Dtype, Error, Matrix, QMatrix, QuantRows, Result, Scheme, StoredQuant, Tensor};
-use std::{ops::Range, sync::Arc};
+use crate::{
+    checkpoint::{Lookup, required},
+    fp4::{self, Fp4},
+    stored::{check_rows, decoded, of_dtype, quantized},
+};
+use octet_tensor::{Dtype, Error, FloatRows, Matrix, QMatrix, QuantRows, Result, Scheme, Tensor};
+use std::ops::Range;
 
 /// A quantized module over its stored tensors.
 struct Stored {
@@ -14,6 +18,8 @@ struct Stored {
     codes: Tensor,
     scales: Tensor,
     zeros: Option<Tensor>,
+    /// The group of each input, where inputs are grouped in an order of their own (`actorder: group`).
+    order: Option<Vec<u32>>,
 }
 
 /// A `pack-quantized` module.
@@ -29,16 +35,33 @@ pub(crate) fn packed(module: &str, scheme: Scheme, lookup: Lookup<'_>) -> Result
             bits.get()
         )));
     }
-    check_order(module, scheme, cols, lookup)?;
+    let order = own_order(module, scheme, cols, lookup)?;
     let zero_rows = bits::words(rows, bits);
-    build(module, scheme, [rows, cols], codes, (Dtype::I32, zero_rows), lookup)
+    build(module, scheme, [rows, cols], codes, (Dtype::I32, zero_rows), order, lookup)
 }
 
 /// An `int-quantized` module.
 pub(crate) fn int8(module: &str, scheme: Scheme, lookup: Lookup<'_>) -> Result<Matrix> {
     let codes = required(&format!("{module}.weight"), lookup)?;
     let (rows, cols) = of_dtype(&codes, Dtype::I8)?.dims2()?;
-    build(module, scheme, [rows, cols], codes, (Dtype::I8, rows), lookup)
+    build(module, scheme, [rows, cols], codes, (Dtype::I8, rows), None, lookup)
+}
+
+/// An `nvfp4-pack-quantized` module.
+pub(crate) fn nvfp4(module: &str, lookup: Lookup<'_>) -> Result<Matrix> {
+    let global = required(&format!("{module}.weight_global_scale"), lookup)?;
+    let &[value] = &global.to_f32()?[..] else { return Err(global.wrong_shape("one element")) };
+    fp4(module, Fp4::Nv { global: value }, lookup)
+}
+
+/// An `mxfp4-pack-quantized` module.
+pub(crate) fn mxfp4(module: &str, lookup: Lookup<'_>) -> Result<Matrix> {
+    fp4(module, Fp4::Mx, lookup)
+}
+
+fn fp4(module: &str, kind: Fp4, lookup: Lookup<'_>) -> Result<Matrix> {
+    let nibbles = required(&format!("{module}.weight_packed"), lookup)?;
+    fp4::matrix(module, nibbles, required(&format!("{module}.weight_scale"), lookup)?, kind)
 }
 
 fn build(
@@ -47,6 +70,7 @@ fn build(
     [rows, cols]: [usize; 2],
     codes: Tensor,
     zeros: (Dtype, usize),
+    order: Option<Vec<u32>>,
     lookup: Lookup<'_>,
 ) -> Result<Matrix> {
     let groups = scheme.weights.groups(cols);
@@ -63,15 +87,9 @@ fn build(
     {
         return Err(zeros.wrong_shape(format!("[{zero_rows}, {groups}] zero points")));
     }
-    let stored = Stored { module: module.into(), scheme, rows, cols, codes, scales, zeros };
-    Ok(Matrix::Quant(StoredQuant::new(module, Arc::new(stored))))
-}
-
-fn of_dtype(tensor: &Tensor, dtype: Dtype) -> Result<&Tensor> {
-    if tensor.dtype() == dtype {
-        return Ok(tensor);
-    }
-    Err(Error::Dtype { name: tensor.name().into(), expected: dtype.name(), found: tensor.dtype() })
+    let is_ordered = order.is_some();
+    let stored = Stored { module: module.into(), scheme, rows, cols, codes, scales, zeros, order };
+    Ok(if is_ordered { decoded(module, stored) } else { quantized(module, stored) })
 }
 
 /// The inputs that `weight_shape` says, which the packed tensor cannot.
@@ -86,18 +104,22 @@ fn packed_cols(shape: &Tensor, rows: usize) -> Result<usize> {
     }
 }
 
-/// Refuses a stored order of inputs (`actorder: group`) other than the plain one.
-fn check_order(module: &str, scheme: Scheme, cols: usize, lookup: Lookup<'_>) -> Result<()> {
+/// The group of each input where it is not the plain one (`actorder: group`).
+pub(crate) fn own_order(module: &str, scheme: Scheme, cols: usize, lookup: Lookup<'_>) -> Result<Option<Vec<u32>>> {
     let name = format!("{module}.weight_g_idx");
-    let Some(order) = lookup(&name)? else { return Ok(()) };
-    let size = scheme.weights.group_size(cols);
-    let groups = of_dtype(&order, Dtype::I32)?.bytes().as_chunks::<4>().0.iter().map(|&b| i32::from_le_bytes(b));
-    let plain = groups.enumerate().all(|(i, group)| group == -1 || usize::try_from(group) == Ok(i / size));
-    if plain {
-        return Ok(());
+    let Some(order) = lookup(&name)? else { return Ok(None) };
+    let (size, count) = (scheme.weights.group_size(cols), scheme.weights.groups(cols));
+    let groups: Vec<i32> = of_dtype(&order, Dtype::I32)?.bytes().as_chunks::<4>().0.iter().map(|&b| i32::from_le_bytes(b)).collect();
+    // Minus one everywhere says that there is no order.
+    if groups.iter().enumerate().all(|(i, &group)| group == -1 || usize::try_from(group) == Ok(i / size)) {
+        return Ok(None);
     }
-    let what = "assigns inputs to groups in activation order (actorder: group), which octet does not run; make the checkpoint with actorder: static".into();
-    Err(Error::Malformed { name, what })
+    let inside: Vec<u32> = groups.iter().filter_map(|&group| u32::try_from(group).ok().filter(|&group| (group as usize) < count)).collect();
+    if groups.len() != cols || inside.len() != cols {
+        let what = format!("names a group for {} of {cols} inputs; the file is damaged, download it again", inside.len());
+        return Err(Error::Malformed { name, what });
+    }
+    Ok(Some(inside))
 }
 
 impl Stored {
@@ -165,14 +187,37 @@ impl QuantRows for Stored {
     }
 
     fn read_rows(&self, range: Range<usize>) -> Result<QMatrix> {
-        if range.start > range.end || range.end > self.rows {
-            let what = format!("rows {range:?} were asked for, it has {}", self.rows);
-            return Err(Error::Malformed { name: self.module.clone(), what });
-        }
+        check_rows(&self.module, &range, self.rows)?;
         let groups = self.scheme.weights.groups(self.cols);
         let (codes, scales) = (self.read_codes(&range), self.read_scales(&range, groups)?);
         let zeros = self.read_zeros(&range, groups);
         QMatrix::new(range.len(), self.cols, self.scheme.weights, codes, scales, self.scales.dtype(), zeros)
             .map_err(|e| Error::Malformed { name: self.module.clone(), what: e.to_string() })
+    }
+}
+
+impl FloatRows for Stored {
+    fn dims(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    fn stored_bytes(&self) -> usize {
+        QuantRows::stored_bytes(self) + self.order.as_ref().map_or(0, |order| 4 * order.len())
+    }
+
+    fn release(&self, range: Range<usize>) {
+        QuantRows::release(self, range);
+    }
+
+    fn read_rows(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let q = QuantRows::read_rows(self, range)?;
+        let order = self.order.as_deref().unwrap_or_default();
+        for (row, (out, codes)) in out.chunks_mut(self.cols.max(1)).zip(q.codes().chunks(self.cols.max(1))).enumerate() {
+            for ((value, &code), &group) in out.iter_mut().zip(codes).zip(order) {
+                let (scale, zero) = q.group(row, group as usize);
+                *value = scale * (i32::from(code) - zero) as f32;
+            }
+        }
+        Ok(())
     }
 }

@@ -33,8 +33,16 @@ fn yes() -> bool {
     true
 }
 
+/// A whole number of the quantization config.
+pub(crate) fn number(raw: &Value, key: &str) -> Result<i64> {
+    match raw.get(key).filter(|value| !value.is_null()) {
+        None => bad(key, "is missing, expected a number"),
+        Some(value) => value.as_i64().map_or_else(|| bad(key, format!("is {value}, expected a whole number")), Ok),
+    }
+}
+
 /// An error about `key` of the quantization config.
-pub(super) fn bad<T>(key: &str, what: impl Into<String>) -> Result<T> {
+pub(crate) fn bad<T>(key: &str, what: impl Into<String>) -> Result<T> {
     Err(Error::QuantizationConfig { key: key.into(), what: what.into() })
 }
 

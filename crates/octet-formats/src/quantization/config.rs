@@ -4,7 +4,7 @@ use super::{
     Target,
     args::{Args, bad},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, awq, gptq, mlx, torchao};
 use octet_tensor::{Activations, Scheme};
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,6 +16,39 @@ pub enum Quantization {
     Fp8Block([usize; 2]),
     /// compressed-tensors.
     CompressedTensors(CompressedTensors),
+    /// GPTQ.
+    Gptq(gptq::Config),
+    /// AWQ in the gemm layout, one scheme for all modules.
+    Awq(Scheme),
+    /// bitsandbytes: what a module is, its tensors say.
+    Bitsandbytes,
+    /// MLX.
+    Mlx(mlx::Config),
+    /// TorchAO.
+    TorchAo(torchao::Config),
+    /// Blocks of a GGUF file, which say themselves what they are.
+    Gguf,
+}
+
+impl Quantization {
+    /// The method's name as configs spell it.
+    pub fn method(&self) -> &'static str {
+        match self {
+            Self::Fp8Block(_) => "fp8",
+            Self::CompressedTensors(_) => "compressed-tensors",
+            Self::Gptq(_) => "gptq",
+            Self::Awq(_) => "awq",
+            Self::Bitsandbytes => "bitsandbytes",
+            Self::Mlx(_) => "mlx",
+            Self::TorchAo(_) => "torchao",
+            Self::Gguf => "gguf",
+        }
+    }
+
+    /// Whether every quantized module shows by the names of its tensors, so that a checkpoint without any is not one of these.
+    pub(crate) fn names_its_tensors(&self) -> bool {
+        !matches!(self, Self::Fp8Block(_) | Self::CompressedTensors(_) | Self::Gguf)
+    }
 }
 
 /// A compressed-tensors config.
@@ -36,6 +69,10 @@ pub enum Layout {
     Int8(Scheme),
     /// `weight` of FP8 numbers.
     Float8(Float8Scale),
+    /// `weight_packed` of E2M1 numbers under scales that are powers of two.
+    Mxfp4,
+    /// `weight_packed` of E2M1 numbers under E4M3 scales and one number for all.
+    Nvfp4,
 }
 
 /// What shares a scale among FP8 weights.
@@ -50,17 +87,12 @@ pub enum Float8Scale {
 }
 
 /// Quantization methods that octet knows by name but does not read.
-const REFUSED: [(&str, &str); 11] = [
-    ("gptq", "GPTQ checkpoints are not read yet"),
-    ("awq", "AWQ checkpoints are not read yet"),
-    ("bitsandbytes", "bitsandbytes checkpoints are not read yet"),
-    ("mlx", "MLX checkpoints are not read yet"),
-    ("torchao", "TorchAO checkpoints are not read yet"),
+const REFUSED: [(&str, &str); 6] = [
     ("hqq", "HQQ checkpoints are not read"),
     ("fbgemm_fp8", "FBGEMM's FP8 checkpoints are not read"),
-    ("mxfp4", "MXFP4 checkpoints are not read"),
+    ("mxfp4", "MXFP4 checkpoints of this kind are not read (compressed-tensors and MLX are)"),
     ("aqlm", "AQLM checkpoints are not read"),
-    ("auto-round", "AutoRound checkpoints are not read yet; export it as compressed-tensors"),
+    ("auto-round", "AutoRound checkpoints are not read yet; export it as compressed-tensors or GPTQ"),
     ("quark", "Quark checkpoints are not read"),
 ];
 
@@ -73,14 +105,18 @@ pub fn parse(config: &Value) -> Result<Option<(Quantization, Value)>> {
         let nested = config.get("text_config").and_then(|text| text.get(key));
         config.get(key).or(nested).filter(|value| !value.is_null())
     });
-    let mlx = config.get("quantization").is_some_and(|q| q.get("bits").is_some());
-    let Some(raw) = found else { return if mlx { refuse("mlx") } else { Ok(None) } };
+    let mlx = config.get("quantization").filter(|q| q.get("bits").is_some());
+    let Some(raw) = found.or(mlx) else { return Ok(None) };
     let method = raw.get("quant_method").and_then(Value::as_str);
     let quantization = match method {
         Some("fp8") => Quantization::Fp8Block(fp8_block(raw)?),
         Some("compressed-tensors" | "compressed_tensors") => Quantization::CompressedTensors(CompressedTensors::read(raw)?),
+        Some("gptq") => Quantization::Gptq(gptq::Config::read(raw)?),
+        Some("awq") => Quantization::Awq(awq::scheme(raw)?),
+        Some("bitsandbytes") => Quantization::Bitsandbytes,
+        Some("torchao") => Quantization::TorchAo(torchao::Config::read(raw)?),
         Some(other) => return refuse(other),
-        None if mlx => return refuse("mlx"),
+        None if mlx.is_some() => Quantization::Mlx(mlx::Config::read(raw)?),
         None if raw.get("config_groups").is_some() => Quantization::CompressedTensors(CompressedTensors::read(raw)?),
         None => return bad("quant_method", "is missing, so nothing says how the weights are stored"),
     };
@@ -89,7 +125,9 @@ pub fn parse(config: &Value) -> Result<Option<(Quantization, Value)>> {
 
 fn refuse<T>(method: &str) -> Result<T> {
     let known = REFUSED.iter().find(|row| row.0 == method).map(|row| row.1);
-    let what = known.unwrap_or("octet does not know this method; it reads compressed-tensors and block-FP8").into();
+    let what = known
+        .unwrap_or("octet does not know this method; it reads compressed-tensors, GPTQ, AWQ, bitsandbytes, MLX, TorchAO and block-FP8")
+        .into();
     Err(Error::UnsupportedQuantization { method: method.into(), what })
 }
 
@@ -169,8 +207,11 @@ fn read_group(name: &str, group: &Value, top_format: &str) -> Result<(Vec<Target
         "float-quantized" => Layout::Float8(weights.float8(&key("weights"))?),
         "naive-quantized" if weights.is_float() => Layout::Float8(weights.float8(&key("weights"))?),
         "naive-quantized" => Layout::Int8(scheme()?),
+        // As above: what activations are rounded to is left out.
+        "nvfp4-pack-quantized" => Layout::Nvfp4,
+        "mxfp4-pack-quantized" => Layout::Mxfp4,
         other => {
-            let what = format!("the format {other:?} is not read (pack-quantized, int-quantized and float-quantized are)");
+            let what = format!("the format {other:?} is not read (pack-, int-, float-, nvfp4-pack- and mxfp4-pack-quantized are)");
             return Err(Error::UnsupportedQuantization { method: "compressed-tensors".into(), what });
         }
     };

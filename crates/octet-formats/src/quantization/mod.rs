@@ -7,18 +7,20 @@ mod target;
 pub use config::{CompressedTensors, Float8Scale, Layout, Quantization, parse};
 pub use target::Target;
 
+pub(crate) use args::{bad, number};
+
 use octet_tensor::Scheme;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// How an integer-quantized checkpoint is stored: what its config.json says, resolved for every module.
+/// How a checkpoint that runs on codes is stored: what its config.json says, resolved for every module.
 #[derive(Clone, Debug)]
 pub struct StoredQuantization {
-    /// `quant_method` of the config, such as `compressed-tensors`.
+    /// `quant_method` of the config, such as `compressed-tensors` or `gptq`.
     pub method: String,
     /// `format` of the config, such as `pack-quantized`, `int-quantized` or `mixed-precision`.
     pub format: String,
-    /// The scheme of every quantized module, by module path.
+    /// The scheme in which kernels run every quantized module, by module path; those decoded to floats are not among them.
     pub modules: BTreeMap<String, Scheme>,
     /// The quantization config as written.
     pub config: Value,

@@ -3,9 +3,11 @@
 //! Facts follow the implementations of the Hugging Face transformers library, version 5.23, whose results the golden
 //! fixtures hold. An absent key whose default there is a guess about one model size is refused instead ([`Missing`]).
 
+mod gguf;
 mod kinds;
 
 use crate::error::ConfigError;
+pub use gguf::{Fixed, GGUF, GgufRow};
 pub use kinds::{Bias, Defaults, Family, Missing, MlpRule, Names, NormRule, Positions, Scale, Windows};
 
 const LLAMA_NAMES: Names = Names {

@@ -16,6 +16,7 @@ use octet_model::{
 use octet_runtime::{MemoryForecast, MemoryNeeds};
 use octet_tensor::{Matrix, WeightSource};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// Runs the command.
 pub(crate) fn inspect(args: &Inspect, global: &Global) -> Result<Ended> {
@@ -49,7 +50,14 @@ pub(crate) fn inspect(args: &Inspect, global: &Global) -> Result<Ended> {
         let rows: Vec<Vec<String>> = checkpoint
             .entries()
             .iter()
-            .map(|e| vec![e.name.clone(), e.dtype.to_string(), format!("{:?}", e.shape), ui::bytes(e.bytes as u64)])
+            .map(|e| {
+                vec![
+                    e.name.clone(),
+                    e.blocks.map_or_else(|| e.dtype.to_string(), Into::into),
+                    format!("{:?}", e.shape),
+                    ui::bytes(e.bytes as u64),
+                ]
+            })
             .collect();
         ui::say(&format!("\n{}", ui::table(&["tensor", "dtype", "shape", "size"], &rows)));
     }
@@ -80,6 +88,8 @@ struct Facts {
     linear_bits: f64,
     quantization: Option<(String, String)>,
     packed: std::result::Result<bool, String>,
+    /// Stored forms that no kernel runs, and how many matrices have them.
+    decoded: BTreeMap<String, usize>,
     activations: Option<String>,
     kv: KvDtype,
     kv_bytes_per_token: usize,
@@ -106,6 +116,10 @@ impl Facts {
         parameters += spec.graph().other_tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum::<u64>();
         let stored = checkpoint.quantization();
         let scheme = stored.and_then(|q| q.main_scheme());
+        let mut decoded = BTreeMap::new();
+        for form in checkpoint.decoded().into_values() {
+            *decoded.entry(form).or_default() += 1;
+        }
         Ok(Self {
             family: spec.family().into(),
             layers: spec.layers().len(),
@@ -117,6 +131,7 @@ impl Facts {
             linear_bits: 8.0 * linear_bytes as f64 / linear_weights.max(1) as f64,
             quantization: stored.map(|q| (format!("{} {}", q.method, q.format), scheme.map_or("mixed".into(), |s| s.to_string()))),
             packed: checkpoint.packed().map_err(str::to_string),
+            decoded,
             activations: scheme.map(|s| format!("{:?}", s.activations)),
             kv,
             kv_bytes_per_token: spec.kv_bytes_per_token(kv),
@@ -146,6 +161,9 @@ impl Facts {
             Err(why) => ui::say(&format!("  packed        model.packed is not used, weights are packed again: {why}")),
         }
         ui::say(&format!("  KV cache      {} a token in {}", ui::bytes(self.kv_bytes_per_token as u64), self.kv));
+        for (form, count) in &self.decoded {
+            ui::say(&format!("  as floats     {count} matrices ({form}): decoded when loaded, no kernel runs this form"));
+        }
         let contexts = self.asked_context.map_or_else(|| vec![self.context.min(2048), self.context], |context| vec![context]);
         for (i, context) in contexts.iter().enumerate().filter(|(i, context)| *i == 0 || **context != contexts[0]) {
             let forecast = self.running(*context).to_string();
@@ -171,6 +189,7 @@ impl Facts {
             "linear_bits_per_weight": self.linear_bits,
             "quantization": self.quantization.as_ref().map(|(format, scheme)| json!({ "format": format, "scheme": scheme, "activations": self.activations })),
             "packed": self.packed.as_ref().map_or_else(|why| json!(why), |used| json!(used)),
+            "decoded_to_floats": self.decoded,
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "run_bytes": { "context_2048": self.running(self.context.min(2048)).total(), "full_context": self.running(self.context).total() },
             "running": super::memory_document(&self.running(self.asked_context.unwrap_or(self.context.min(2048)))),
@@ -192,6 +211,8 @@ fn tensors(checkpoint: &Checkpoint) -> Value {
     checkpoint
         .entries()
         .iter()
-        .map(|e| json!({ "name": e.name, "dtype": e.dtype.name(), "shape": e.shape, "bytes": e.bytes, "file": e.shard }))
+        .map(
+            |e| json!({ "name": e.name, "dtype": e.blocks.unwrap_or(e.dtype.name()), "shape": e.shape, "bytes": e.bytes, "file": e.shard }),
+        )
         .collect()
 }

@@ -270,15 +270,15 @@ fn models_that_are_already_quantized() {
     sandbox.octet("quantize tiny out --no-judge").done();
     sandbox.refuses("quantize out", &["out is already quantized (w8a16", "quantize the original"]);
     let gptq = with_config(|c| c["quantization_config"] = json!({ "quant_method": "gptq", "bits": 4, "group_size": 128 }));
-    gptq.refuses("quantize tiny", &["gptq", "original"]);
+    gptq.refuses("quantize tiny", &["quant_method", "gptq", "no tensor"]);
 }
 
 #[test]
 fn names_that_lead_nowhere() {
     let sandbox = Sandbox::new();
-    sandbox.refuses("quantize model.gguf", &["model.gguf", "GGUF", "safetensors"]);
+    sandbox.refuses("quantize model.gguf", &["no folder model.gguf", "a .gguf file"]);
     sandbox.write("real.gguf", "GGUF");
-    sandbox.refuses("run real.gguf hello", &["real.gguf", "GGUF", "safetensors"]);
+    sandbox.refuses("run real.gguf hello", &["real.gguf", "not a readable GGUF file", "cut short"]);
     sandbox.refuses("quantize some-org/some-model", &["some-org/some-model", "Hugging Face cache", "hf download some-org/some-model"]);
     sandbox.refuses("quantize nowhere", &["no folder nowhere", "pocket"]);
     sandbox.refuses("quantize tiny/config.json", &["tiny/config.json is a file", "give the folder"]);

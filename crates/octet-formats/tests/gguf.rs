@@ -1,0 +1,150 @@
+//! Blocks of every GGUF type against what the gguf package decodes, and files that lie.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use octet_formats::{
+    Checkpoint, Folder,
+    gguf::{Binding, Change, File, parse_header},
+};
+use octet_tensor::{Bytes, Matrix, WeightSource};
+use proptest::prelude::*;
+use std::path::Path;
+
+fn blocks() -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gguf/blocks.gguf")).unwrap()
+}
+
+fn checkpoint(file: &File, change: Change) -> octet_formats::Result<Checkpoint> {
+    let names: Vec<String> = file.tensors().map(|(name, ..)| name.to_string()).collect();
+    let bind = |tensor: String| Binding { name: format!("{tensor}.weight"), tensor, change, part: None };
+    let config = ("config.json".to_string(), Bytes::new(b"{}".to_vec()));
+    Checkpoint::open(&Folder::gguf("blocks", vec![config], file, &names.into_iter().map(bind).collect::<Vec<_>>())?)
+}
+
+fn values(checkpoint: &Checkpoint, module: &str) -> (Vec<f32>, bool) {
+    let matrix = checkpoint.matrix(module).unwrap().unwrap();
+    let mut out = vec![0.0; matrix.rows() * matrix.cols()];
+    matrix.read_rows_f32(0..matrix.rows(), &mut out).unwrap();
+    (out, matches!(matrix, Matrix::Quant(_)))
+}
+
+#[test]
+fn every_type_decodes_as_the_gguf_package_does() {
+    let checkpoint = checkpoint(&File::from_bytes("blocks.gguf", Bytes::new(blocks())).unwrap(), Change::None).unwrap();
+    let integer = ["Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K", "IQ4_NL", "IQ4_XS"];
+    for name in ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"] {
+        let (found, is_codes) = values(&checkpoint, name);
+        let expected = values(&checkpoint, &format!("{name}.f32")).0;
+        let worst = found.iter().zip(&expected).fold(0f32, |max, (a, b)| max.max((a - b).abs()));
+        let largest = expected.iter().fold(0f32, |max, v| max.max(v.abs()));
+        assert!(worst <= 1e-6 * largest && largest > 0.0, "{name}: {worst:e} of {largest:e}");
+        assert_eq!(is_codes, integer.contains(&name), "{name}");
+        assert_eq!(checkpoint.decoded().contains_key(name), !is_codes, "{name}");
+    }
+}
+
+#[test]
+fn paired_rows_are_laid_out_in_halves() {
+    let config = |change| checkpoint(&File::from_bytes("x.gguf", Bytes::new(small(&[("t", &[32, 8], 8, 0)], &[7; 272]))).unwrap(), change);
+    assert!(config(Change::PairedRows(3)).is_err());
+    let rows = |change| {
+        let mut data = vec![0u8; 272];
+        // Row r has the codes r under the scale 1.
+        data.chunks_mut(34).enumerate().for_each(|(r, block)| {
+            block[1] = 0x3c;
+            block[2..].fill(r as u8);
+        });
+        let file = File::from_bytes("x.gguf", Bytes::new(small(&[("t", &[32, 8], 8, 0)], &data))).unwrap();
+        values(&checkpoint(&file, change).unwrap(), "t").0.chunks(32).map(|row| row[0]).collect::<Vec<f32>>()
+    };
+    assert_eq!(rows(Change::None), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+    assert_eq!(rows(Change::PairedRows(2)), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+    assert_eq!(rows(Change::PairedRows(1)), [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
+}
+
+/// A file of tensors: name, dimensions (fastest first), type and offset.
+fn small(tensors: &[(&str, &[u64], u32, u64)], data: &[u8]) -> Vec<u8> {
+    let mut out = b"GGUF\x03\0\0\0".to_vec();
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend(0u64.to_le_bytes());
+    for (name, dims, kind, offset) in tensors {
+        out.extend((name.len() as u64).to_le_bytes());
+        out.extend(name.as_bytes());
+        out.extend((dims.len() as u32).to_le_bytes());
+        dims.iter().for_each(|n| out.extend(n.to_le_bytes()));
+        out.extend(kind.to_le_bytes());
+        out.extend(offset.to_le_bytes());
+    }
+    out.resize(out.len().next_multiple_of(32), 0);
+    out.extend(data);
+    out
+}
+
+#[test]
+fn files_that_lie_are_refused_in_words() {
+    let refusal = |tensors: &[(&str, &[u64], u32, u64)]| parse_header(&small(tensors, &[0; 272])).unwrap_err().to_string();
+    let cases: [(&[(&str, &[u64], u32, u64)], &str); 9] = [
+        (&[("t", &[32, u64::MAX / 2], 8, 0)], "too large"),
+        (&[("t", &[1 << 40, 1 << 40, 1 << 40], 0, 0)], "too large"),
+        (&[("t", &[0, 4], 0, 0)], "empty"),
+        (&[("t", &[33, 1], 8, 0)], "whole blocks"),
+        (&[("t", &[32, 9], 8, 0)], "reaches past"),
+        (&[("t", &[32], 8, u64::MAX - 31)], "reaches past"),
+        (&[("t", &[32], 8, 8)], "alignment"),
+        (&[("a", &[32, 2], 8, 0), ("b", &[32], 8, 32)], "overlaps a"),
+        (&[("a", &[32], 8, 0), ("a", &[32], 8, 64)], "twice"),
+    ];
+    for (tensors, expected) in cases {
+        assert!(refusal(tensors).contains(expected), "{expected}: {}", refusal(tensors));
+    }
+    assert!(refusal(&[("t", &[32], 16, 0)]).contains("IQ2_XXS"));
+    assert!(refusal(&[("t", &[32, 1, 1, 1, 1], 0, 0)]).contains("dimensions"));
+}
+
+#[test]
+fn numbers_of_things_are_held_against_the_files_size() {
+    let refusal = |bytes: &[u8]| parse_header(bytes).unwrap_err().to_string();
+    let header = |tensors: u64, keys: u64| [b"GGUF\x03\0\0\0".as_slice(), &tensors.to_le_bytes(), &keys.to_le_bytes()].concat();
+    assert!(refusal(&header(u64::MAX, 0)).contains("tensors"));
+    assert!(refusal(&header(0, 1 << 40)).contains("keys"));
+    // A list of a billion numbers, and one of a billion texts.
+    for kind in [4u32, 8] {
+        let mut bytes = header(0, 1);
+        bytes.extend(
+            [1u64.to_le_bytes().as_slice(), b"k", &9u32.to_le_bytes(), &kind.to_le_bytes(), &1_000_000_000u64.to_le_bytes()].concat(),
+        );
+        bytes.extend([0; 64]);
+        assert!(refusal(&bytes).contains("claims 1000000000 values"), "{}", refusal(&bytes));
+    }
+    // Lists in lists.
+    let mut bytes = header(0, 1);
+    bytes.extend([1u64.to_le_bytes().as_slice(), b"k", &9u32.to_le_bytes(), &9u32.to_le_bytes(), &2u64.to_le_bytes()].concat());
+    bytes.extend([0; 64]);
+    assert!(refusal(&bytes).contains("list of lists"));
+    assert!(refusal(b"GGML").contains("GGUF") && refusal(b"GGUF\x01\0\0\0").contains("version 1") && refusal(b"").contains("GGUF"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn any_bytes_are_a_file_or_a_sentence(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = parse_header(&[b"GGUF\x03\0\0\0".as_slice(), &bytes].concat());
+        let _ = parse_header(&bytes);
+    }
+
+    #[test]
+    fn what_is_changed_in_a_file_never_panics(at in 0usize..1400, with in any::<u8>(), cut in 0usize..3000, change in 0usize..4) {
+        let mut bytes = blocks();
+        bytes[at] = with;
+        bytes.truncate(bytes.len() - if cut < 2000 { 0 } else { cut });
+        let Ok(file) = File::from_bytes("x.gguf", Bytes::new(bytes)) else { return Ok(()) };
+        let change = [Change::None, Change::PlusOne, Change::Transposed, Change::PairedRows(1)][change];
+        let Ok(opened) = checkpoint(&file, change) else { return Ok(()) };
+        for name in opened.names() {
+            if let Ok(Some(matrix)) = opened.matrix(name.strip_suffix(".weight").unwrap()) {
+                let mut out = vec![0.0; matrix.rows() * matrix.cols()];
+                let _ = matrix.read_rows_f32(0..matrix.rows(), &mut out);
+            }
+        }
+    }
+}
