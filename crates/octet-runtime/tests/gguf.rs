@@ -22,7 +22,7 @@ const EXACT: &[(&str, &str, &str)] = &[
     ("llama-Q8_0", "peft-base/input_ids.npy", "gguf/llama-Q8_0.logits_f32.npy"),
     ("llama-Q4_0", "peft-base/input_ids.npy", "gguf/llama-Q4_0.logits_f32.npy"),
     ("llama-Q2_K", "peft-base/input_ids.npy", "gguf/llama-Q2_K.logits_f32.npy"),
-    ("llama-Q4_K_M", "peft-base/input_ids.npy", "gguf/llama-Q4_K_M.logits_f32.npy"),
+    ("llama-Q4_K_M", "gguf/input_ids.npy", "gguf/llama-Q4_K_M.logits_f32.npy"),
     ("llama-Q5_K_M", "peft-base/input_ids.npy", "gguf/llama-Q5_K_M.logits_f32.npy"),
     ("llama-Q6_K", "peft-base/input_ids.npy", "gguf/llama-Q6_K.logits_f32.npy"),
 ];

@@ -132,7 +132,7 @@ impl Stored {
         let (line, mask) = (self.zeros.shape()[1], (1u32 << bits.get()) - 1);
         let zero = |row: usize, group: usize| {
             let stored = field(row * bits.get() as usize, bits.get(), |w| word(words, group * line + w));
-            ((stored + self.shape.zero_offset & mask) as i32 + bits.min_code()) as i8
+            (((stored + self.shape.zero_offset) & mask) as i32 + bits.min_code()) as i8
         };
         let zeros: Vec<i8> = range.clone().flat_map(|row| (0..self.groups).map(move |group| zero(row, group))).collect();
         if self.shape.scheme.weights.is_asymmetric() {
