@@ -61,8 +61,11 @@ fn paired_rows_are_laid_out_in_halves() {
     assert_eq!(rows(Change::PairedRows(1)), [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
 }
 
-/// A file of tensors: name, dimensions (fastest first), type and offset.
-fn small(tensors: &[(&str, &[u64], u32, u64)], data: &[u8]) -> Vec<u8> {
+/// A tensor: name, dimensions (fastest first), type and offset.
+type Tensor<'a> = (&'a str, &'a [u64], u32, u64);
+
+/// A file of tensors.
+fn small(tensors: &[Tensor<'_>], data: &[u8]) -> Vec<u8> {
     let mut out = b"GGUF\x03\0\0\0".to_vec();
     out.extend((tensors.len() as u64).to_le_bytes());
     out.extend(0u64.to_le_bytes());
@@ -81,8 +84,8 @@ fn small(tensors: &[(&str, &[u64], u32, u64)], data: &[u8]) -> Vec<u8> {
 
 #[test]
 fn files_that_lie_are_refused_in_words() {
-    let refusal = |tensors: &[(&str, &[u64], u32, u64)]| parse_header(&small(tensors, &[0; 272])).unwrap_err().to_string();
-    let cases: [(&[(&str, &[u64], u32, u64)], &str); 9] = [
+    let refusal = |tensors: &[Tensor<'_>]| parse_header(&small(tensors, &[0; 272])).unwrap_err().to_string();
+    let cases: [(&[Tensor<'_>], &str); 9] = [
         (&[("t", &[32, u64::MAX / 2], 8, 0)], "too large"),
         (&[("t", &[1 << 40, 1 << 40, 1 << 40], 0, 0)], "too large"),
         (&[("t", &[0, 4], 0, 0)], "empty"),
