@@ -73,7 +73,7 @@ fn files_run_as_llama_cpp_runs_them() {
             let at = (row * tokens + length - 1) * expected.len();
             let found = &found[at..at + expected.len()];
             let total = log_sum_exp(found);
-            let differences = found.iter().zip(&expected).map(|(&a, b)| (f64::from(a) - f64::from(total) - b).abs());
+            let differences = found.iter().zip(&expected).map(|(&a, b)| (f64::from(a) - total - b).abs());
             let top = |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
             for difference in differences {
                 (largest, sum, count) = (largest.max(difference), sum + difference, count + 1);
