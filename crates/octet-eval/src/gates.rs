@@ -9,6 +9,7 @@ use crate::{
     size::Size,
     speed::Speed,
     stats::Interval,
+    tasks::TaskFigures,
 };
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +69,8 @@ pub struct Thresholds {
     pub forecast: f64,
     /// Most bytes the folder may have.
     pub max_bytes: Option<u64>,
+    /// Upper end of the interval of the drop in task accuracy must be below this share.
+    pub task_drop: f64,
 }
 
 impl Default for Thresholds {
@@ -82,6 +85,7 @@ impl Default for Thresholds {
             extra_bits: 0.75,
             forecast: 0.01,
             max_bytes: None,
+            task_drop: 0.02,
         }
     }
 }
@@ -183,6 +187,27 @@ pub fn fidelity(kl: &KlFigures, top1: f64, bits: f64, limits: &Thresholds) -> [G
     let note = if limits.strict { "strict" } else { "reported; blocks only under --strict" };
     let gate = |name, value: f64, limit, fine| Gate { blocking: limits.strict, ..Gate::new(name, value, limit, passed_if(fine), note) };
     [gate("fidelity.kl", kl.mean, kl_limit, kl.mean <= kl_limit), gate("fidelity.top1", top1, top1_limit, top1 >= top1_limit)]
+}
+
+/// Task accuracy: the paired drop in the share of questions answered rightly.
+pub fn tasks(figures: &TaskFigures, interval: Option<Interval>, limits: &Thresholds) -> Gate {
+    let counts = format!(
+        "{} questions; the original answers {:.1} %, the quantized model {:.1} %",
+        figures.questions,
+        100.0 * figures.base,
+        100.0 * figures.quant
+    );
+    let (outcome, note) = match decide(interval, limits.task_drop, figures.questions, 1) {
+        Decision::Below => (Outcome::Passed, counts),
+        Decision::Above => (Outcome::Failed, format!("{counts}; the whole interval is beyond the threshold")),
+        Decision::Undecided { more_tokens: Some(more) } => {
+            (Outcome::Undecided, format!("undecided: needs about {more} more questions ({counts})"))
+        }
+        Decision::Undecided { more_tokens: None } => {
+            (Outcome::Undecided, format!("undecided: too close to the threshold for any reasonable number of questions ({counts})"))
+        }
+    };
+    Gate::new("tasks", figures.drop, limits.task_drop, outcome, note).with_interval(interval)
 }
 
 /// Speed of decoding: refused only where it is proven to be slower than the threshold.

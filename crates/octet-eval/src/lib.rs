@@ -35,6 +35,7 @@ pub mod size;
 pub mod speed;
 pub mod stats;
 pub mod store;
+pub mod tasks;
 pub mod text;
 mod texts;
 mod timing;

@@ -16,6 +16,7 @@ use crate::{
     size::Size,
     speed::Speed,
     stats::{Interval, bootstrap_ratio},
+    tasks::TaskFigures,
     trinity::Trinity,
     windows::Windows,
 };
@@ -116,6 +117,9 @@ pub struct Measures {
     /// Text health.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// Accuracy on questions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<TaskFigures>,
     /// Some of the texts that both models wrote for the health check.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub samples: Vec<Sample>,

@@ -15,6 +15,7 @@ use octet_eval::{
     size::QuantizedMatrices,
     speed::{self, SpeedOptions},
     store::{Key, Store},
+    tasks::{self, TaskFigures, TaskSet},
     torture::same_tokens,
     verdict_of_texts,
 };
@@ -39,6 +40,8 @@ pub struct JudgeSettings {
     pub thresholds: Thresholds,
     /// Seed of everything drawn at random.
     pub seed: u64,
+    /// Questions both models answer, where there are any.
+    pub tasks: Option<TaskSet>,
     /// Prompts of the health check.
     pub health_prompts: usize,
     /// Where what the original makes of the texts is kept between runs; `None`: nowhere.
@@ -69,6 +72,8 @@ pub struct Original {
     identity: Option<Key>,
     evaluation: Option<Evaluation>,
     health: Option<HealthRun>,
+    /// Which questions it answers rightly.
+    answers: Option<Vec<bool>>,
     pace: Option<Pace>,
 }
 
@@ -122,6 +127,7 @@ impl Original {
             identity: None,
             evaluation: None,
             health: None,
+            answers: None,
             pace: None,
         })
     }
@@ -205,6 +211,7 @@ pub fn judge(
     let (base, quant) = (bench.original.baseline().model.resident_bytes() as u64, model.model.resident_bytes() as u64);
     gates.push(gates::memory(base, quant));
     gates.push(bench.timed("health", |bench| bench.health(&model, &mut measures))?);
+    gates.extend(bench.timed("tasks", |bench| bench.tasks(&model, &mut measures))?);
     gates.push(bench.timed("integrity", |bench| bench.integrity(&folder, &model, &mut measures))?);
     measures.memory = Some(Memory { base_weights: Some(base), quant_weights: Some(quant), process });
     let (seconds, parts) = (started.elapsed().as_secs_f64(), bench.parts);
@@ -317,6 +324,24 @@ impl Bench<'_, '_> {
         measures.samples = samples::of_health(&prompts.collect::<octet_runtime::Result<Vec<_>>>()?, base, &run);
         measures.health = Some(health);
         Ok(gate)
+    }
+
+    fn tasks(&mut self, quant: &TextModel, measures: &mut Measures) -> Result<Option<Gate>> {
+        let Some(set) = &self.settings.tasks else { return Ok(None) };
+        let base = match self.original.answers.take() {
+            Some(known) => known,
+            None => {
+                let mut step = stage("tasks", "the original answers", self.cancel, &mut *self.progress);
+                tasks::answers(&self.original.text, set, &mut step).map_err(interrupted)?
+            }
+        };
+        let mut step = stage("tasks", "the quantized model answers", self.cancel, &mut *self.progress);
+        let quant = tasks::answers(quant, set, &mut step).map_err(interrupted)?;
+        let (figures, interval) = TaskFigures::of(&set.name, &base, &quant, self.settings.seed);
+        self.original.answers = Some(base);
+        let gate = gates::tasks(&figures, interval, &self.settings.thresholds);
+        measures.tasks = Some(figures);
+        Ok(Some(gate))
     }
 
     /// Every file taken over is the original's byte for byte, and a second opening gives the logits that were judged.

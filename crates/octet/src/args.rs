@@ -195,6 +195,13 @@ pub(crate) struct JudgeArgs {
     /// Gate: largest accepted folder, such as 100MB
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_size: Option<Size>,
+    /// Gate: questions both models answer, JSON lines with "prompt", "answer" and for multiple choice "choices"; `pocket` for
+    /// the built-in ones
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tasks: Option<PathBuf>,
+    /// Gate: largest accepted drop of task accuracy in points (upper end of the 95 % interval)
+    #[arg(long, value_name = "POINTS", default_value_t = 2.0, requires = "tasks", allow_negative_numbers = true)]
+    pub(crate) max_task_drop: f64,
     /// Prompts that both models continue by 256 tokens, greedily and sampled, to compare the health of their texts
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) health_prompts: usize,

@@ -12,6 +12,9 @@ pub(crate) const CALIBRATION: &str = include_str!("../../../models/pocket/text/c
 /// Documents that the built-in model is judged on, JSON lines; none occurs in [`CALIBRATION`].
 pub(crate) const EVALUATION: &str = include_str!("../../../models/pocket/text/evaluation.jsonl");
 
+/// Questions about facts that the built-in model has read, JSON lines; none is asked in [`CALIBRATION`] or [`EVALUATION`].
+pub(crate) const TASKS: &str = include_str!("../../../models/pocket/text/tasks.jsonl");
+
 /// The kinds of documents in [`EVALUATION`]; each is a text of its own.
 pub(crate) const EVALUATION_KINDS: [&str; 3] = ["hardware", "commands", "docs"];
 

@@ -6,6 +6,7 @@ mod calibration;
 mod doctor;
 mod eval;
 mod inspect;
+mod judging;
 mod logits;
 mod quantize;
 mod receipts;

@@ -1,7 +1,7 @@
 //! `octet quantize`: compress, re-open, judge, accept or refuse.
 
 use super::{
-    calibration, say_json,
+    calibration, judging, say_json,
     text::{self, BuiltIn, Given, Texts},
     verdict,
 };
@@ -12,7 +12,7 @@ use crate::{
     ui::{self, Progress},
 };
 use anyhow::{Context, Result};
-use octet_eval::{EvalText, Report, gates::Status, gates::Thresholds, overlap::Overlap, report::REPORT_FILE, windows::DEFAULT_CONTEXT};
+use octet_eval::{Report, gates::Status, overlap::Overlap, report::REPORT_FILE, windows::DEFAULT_CONTEXT};
 use octet_flow::{
     Calibration, JudgeSettings, Original, Prepared, QuantizeSettings, ReceiptFacts, Staged, Summary, TextSource, Variant,
     receipt::SecretKey,
@@ -179,7 +179,7 @@ impl Session<'_> {
         }
         let (evaluation, calibration) = self.texts(prepared)?;
         self.evaluation = evaluation.as_ref().map_or(vec![], |texts| texts.sources.clone());
-        let settings = evaluation.map(|texts| self.judge_settings(texts.texts));
+        let settings = evaluation.map(|texts| judging::settings(&self.args.judge, self.args.strict, texts.texts)).transpose()?;
         let mut original = match &settings {
             Some(settings) => Some(Original::open(&self.input, &self.engine, settings)?),
             None => None,
@@ -269,21 +269,6 @@ impl Session<'_> {
             }
         }
         Ok((evaluation, calibration))
-    }
-
-    fn judge_settings(&self, texts: Vec<EvalText>) -> JudgeSettings {
-        let judge = &self.args.judge;
-        let thresholds = Thresholds {
-            ppl_ratio: 1.0 + judge.max_ppl_increase / 100.0,
-            speed: judge.min_speedup,
-            speed_from_cache: judge.min_speedup.min(Thresholds::default().speed_from_cache),
-            strict: self.args.strict,
-            max_bytes: judge.max_size.map(|size| size.0),
-            ..Thresholds::default()
-        };
-        let command = std::env::args().collect();
-        let (context, seed, health_prompts) = (judge.context, judge.seed, judge.health_prompts);
-        JudgeSettings { texts, context, thresholds, seed, health_prompts, store: text::store(judge), command }
     }
 
     /// Writes one variant, judges it and gives it its name, or refuses it.

@@ -4,12 +4,11 @@ use crate::{args::JudgeArgs, builtin, ui};
 use anyhow::{Result, bail};
 use octet_eval::{
     EvalText,
-    store::{Store, USUAL_BYTES},
     text::{ReadOptions, Text},
 };
 use octet_flow::TextSource;
 use octet_runtime::{ChatTemplate, Tokenizer};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Token ids with the names of the texts they came from.
 pub(super) struct Tokens {
@@ -43,7 +42,7 @@ pub(super) fn check(judge: &JudgeArgs) -> Result<()> {
     if judge.health_prompts == 0 {
         bail!("--health-prompts 0 looks at no text; give 16 or more, or leave it out");
     }
-    for (flag, value) in [("--max-ppl-increase", judge.max_ppl_increase), ("--min-speedup", judge.min_speedup)] {
+    for (flag, value) in [("--max-ppl-increase", judge.max_ppl_increase), ("--min-speedup", judge.min_speedup), ("--max-task-drop", judge.max_task_drop)] {
         if value.is_nan() {
             bail!("{flag} {value} is no threshold; give a number");
         }
@@ -142,18 +141,6 @@ fn share(texts: &mut [EvalText], most: usize) {
         texts[i].ids.truncate(part);
         left -= texts[i].ids.len();
     }
-}
-
-/// Where what an original makes of evaluation texts is kept: the folder of `--reference-cache`, nowhere for `off`, else
-/// `octet` in the user's cache folder.
-pub(super) fn store(judge: &JudgeArgs) -> Option<Store> {
-    let asked = judge.reference_cache.as_deref();
-    if asked.is_some_and(|asked| asked == Path::new("off")) {
-        return None;
-    }
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from).filter(|path| path.is_absolute());
-    let usual = || var("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache"))).map(|cache| cache.join("octet"));
-    asked.map(Path::to_path_buf).or_else(usual).map(|dir| Store::new(dir, USUAL_BYTES))
 }
 
 #[cfg(test)]

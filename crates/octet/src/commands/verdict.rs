@@ -115,6 +115,7 @@ fn gate_figures(gate: &Gate) -> String {
         "size.linears" => format!("{value:.2} bits a weight, limit {limit:.2}"),
         "size.forecast" => format!("{:.2} % off the forecast, limit {:.0} %", 100.0 * value, 100.0 * limit),
         "size.max" => format!("{}, limit {}", ui::bytes(value as u64), ui::bytes(limit as u64)),
+        "tasks" => format!("accuracy falls by at most {:+.1} points, limit {:+.1}", 100.0 * high, 100.0 * limit),
         "memory" => format!("weights {value:.2}x those of the original in 16 bits"),
         "health" => format!("smallest p {value:.1e}, limit {limit:.1e}"),
         "integrity" => "files re-opened and equal".into(),
