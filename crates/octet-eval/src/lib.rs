@@ -20,6 +20,7 @@ pub mod integrity;
 pub mod machine;
 pub mod memory;
 mod number;
+pub mod outputs;
 pub mod overlap;
 pub mod paired;
 pub mod permutation;

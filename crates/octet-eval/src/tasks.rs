@@ -68,7 +68,10 @@ impl TaskSet {
             tasks.push(line.task().map_err(fail)?);
         }
         if tasks.is_empty() {
-            return Err(Error::Read { path: name.into(), what: "it holds no question; give JSON lines with \"prompt\" and \"answer\"".into() });
+            return Err(Error::Read {
+                path: name.into(),
+                what: "it holds no question; give JSON lines with \"prompt\" and \"answer\"".into(),
+            });
         }
         Ok(Self { name: name.into(), tasks })
     }
@@ -86,7 +89,8 @@ impl Line {
             return Err("the prompt is empty; ask something".into());
         }
         let among = |at: Option<usize>| {
-            at.map(Answer::Choice).ok_or_else(|| format!("the answer is none of its {} choices; give its index from 0 or its text", choices.len()))
+            at.map(Answer::Choice)
+                .ok_or_else(|| format!("the answer is none of its {} choices; give its index from 0 or its text", choices.len()))
         };
         let answer = match (&answer, choices.len()) {
             (serde_json::Value::String(text), 0) if !text.trim().is_empty() => Answer::Text(text.trim().to_string()),
@@ -256,7 +260,11 @@ mod tests {
 
     #[test]
     fn lines_are_questions_or_say_what_is_wrong() {
-        let set = TaskSet::parse("t", "{\"prompt\": \"a\", \"choices\": [\" x\", \" y\"], \"answer\": \"y\"}\n\n{\"question\": \"b\", \"answer\": \" z \"}").unwrap();
+        let set = TaskSet::parse(
+            "t",
+            "{\"prompt\": \"a\", \"choices\": [\" x\", \" y\"], \"answer\": \"y\"}\n\n{\"question\": \"b\", \"answer\": \" z \"}",
+        )
+        .unwrap();
         assert_eq!((&set.tasks[0].answer, &set.tasks[1].answer), (&Answer::Choice(1), &Answer::Text("z".into())));
         for (line, says) in [
             ("nonsense", "no question"),

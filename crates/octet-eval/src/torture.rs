@@ -1,7 +1,7 @@
 //! A text on which tokenizers differ if they differ anywhere: Unicode, white space, code.
 
 use crate::integrity::Check;
-use octet_runtime::Tokenizer;
+use octet_runtime::{ChatTemplate, Message, Tokenizer};
 
 /// The text: scripts and combining marks, emoji with joiners, numbers, white space of every kind, code, what looks like
 /// special tokens.
@@ -35,4 +35,19 @@ pub fn same_tokens(original: &Tokenizer, written: &Tokenizer) -> Check {
         }
     });
     Check::new("tokens", compared)
+}
+
+/// Whether two chat templates (or their absence) make the same prompt of a conversation.
+pub fn same_prompts(original: Option<&ChatTemplate>, written: Option<&ChatTemplate>) -> Check {
+    let messages: Vec<Message> = [("user", "Hello,\n\"world\"  "), ("assistant", " {{ yes }} "), ("user", "\u{e4} <|im_end|>")]
+        .map(|(role, content)| Message { role: role.into(), content: content.into() })
+        .into();
+    let prompt = |template: Option<&ChatTemplate>| template.map(|template| template.render(&messages, true).map_err(|e| e.to_string()));
+    let result = match (prompt(original), prompt(written)) {
+        (a, b) if a == b => Ok(()),
+        (Some(_), None) => Err("the chat template is missing".into()),
+        (None, Some(_)) => Err("there is a chat template although the original has none".into()),
+        _ => Err("the chat template makes another prompt of the same conversation".into()),
+    };
+    Check::new("chat template", result)
 }

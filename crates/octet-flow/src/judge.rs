@@ -1,29 +1,30 @@
 //! The verdict: a written artefact, re-opened, against the original.
 
-use crate::{Error, Progress, Result, artefact, digest};
+use crate::{
+    Error, Progress, Result, artefact,
+    original::{Original, check_memory, health_options},
+};
 use octet_eval::{
-    EvalText, Evaluation, EvaluationWindows, Measures, Report, SixteenBit,
+    EvalText, Evaluation, Measures, Report,
     along::Along,
     cost::{self, Pace},
     gates::{self, Gate, Thresholds},
-    health::{self, HealthOptions, HealthRun},
+    health,
     integrity::{Check, same_bytes, same_logits},
     machine::Machine,
-    memory::{ProcessMemory, available_memory},
+    memory::ProcessMemory,
     report::{Cost, Memory, kernels_since},
     samples,
     size::QuantizedMatrices,
     speed::{self, SpeedOptions},
-    store::{Key, Store},
+    store::Store,
     tasks::{self, TaskFigures, TaskSet},
-    torture::same_tokens,
+    torture::{same_prompts, same_tokens},
     verdict_of_texts,
 };
 use octet_formats::{Checkpoint, Folder};
 use octet_kernels::Engine;
-use octet_model::ArchSpec;
 use octet_runtime::{OpenOptions, TextModel};
-use octet_tensor::Dtype;
 use std::{ops::ControlFlow, path::Path, sync::atomic::AtomicBool, time::Instant};
 
 /// The stage under which the forecast of a judgement is told, once and before it begins, as its detail.
@@ -57,128 +58,12 @@ impl JudgeSettings {
     }
 }
 
-/// The original, opened once for any number of variants.
-pub struct Original {
-    folder: Folder,
-    checkpoint: Checkpoint,
-    text: TextModel,
-    /// The original in 16 bits, where it is stored in more; the baseline of speed.
-    sixteen: Option<TextModel>,
-    /// Weights in all.
-    parameters: u64,
-    windows: EvaluationWindows,
-    prompts: Vec<Vec<u32>>,
-    /// What its logits and texts depend on, once that was asked for.
-    identity: Option<Key>,
-    evaluation: Option<Evaluation>,
-    health: Option<HealthRun>,
-    /// Which questions it answers rightly.
-    answers: Option<Vec<bool>>,
-    pace: Option<Pace>,
-}
-
 /// A verdict and what it compared.
 pub struct Judged {
     /// Gates, figures and status.
     pub report: Report,
     /// The re-opened artefact.
     pub model: TextModel,
-}
-
-impl Original {
-    /// Opens the original and cuts the evaluation text.
-    ///
-    /// # Errors
-    /// If the model cannot be opened or the text is too short for a window.
-    pub fn open(folder: &Folder, engine: &Engine, settings: &JudgeSettings) -> Result<Self> {
-        let checkpoint = Checkpoint::open(folder)?;
-        let parameters = parameters(&checkpoint);
-        let decoded = checkpoint.entries().iter().any(|e| e.dtype == Dtype::F8E4m3);
-        let wide = checkpoint.entries().iter().any(|e| matches!(e.dtype, Dtype::F32 | Dtype::F64) && e.shape.len() == 2);
-        // FP8 runs as a decoded F32 copy, wider floats are compared in 16 bits: both are held beside the mapped file.
-        check_memory(
-            folder.name(),
-            if decoded {
-                4 * parameters
-            } else if wide {
-                2 * parameters
-            } else {
-                0
-            },
-        )?;
-        let text = TextModel::open(folder, engine, OpenOptions::default())?;
-        let sixteen = if wide {
-            let spec = ArchSpec::from_config(checkpoint.config())?;
-            let source = SixteenBit::new(&checkpoint);
-            Some(TextModel::assemble(folder, checkpoint.config(), engine, spec, &source, OpenOptions::default(), &mut |_, _| {})?)
-        } else {
-            None
-        };
-        let windows = EvaluationWindows::of(&text, &settings.texts, settings.context)?;
-        let prompts = health::prompts(&settings.ids(), text.tokenizer.leading_bos(), &health_options(settings));
-        Ok(Self {
-            folder: folder.clone(),
-            checkpoint,
-            text,
-            sixteen,
-            parameters,
-            windows,
-            prompts,
-            identity: None,
-            evaluation: None,
-            health: None,
-            answers: None,
-            pace: None,
-        })
-    }
-
-    /// What the original makes of the evaluation texts: run once, or taken from the store.
-    ///
-    /// # Errors
-    /// If the model fails or `cancel` is set.
-    pub fn evaluation(&mut self, settings: &JudgeSettings, cancel: &AtomicBool, progress: Progress<'_>) -> Result<&Evaluation> {
-        if self.evaluation.is_none() {
-            let identity = self.identity(settings)?;
-            let stored = settings.store.as_ref().zip(identity.as_ref());
-            let mut step = stage("original", "windows", cancel, progress);
-            let made = Evaluation::of(&self.text.model, &self.windows, stored, &mut step).map_err(interrupted)?;
-            self.evaluation = Some(made);
-        }
-        self.evaluation.as_ref().ok_or_else(|| Error::Internal("the original was not evaluated".into()))
-    }
-
-    /// What stored results of the original depend on; `None` where nothing is stored.
-    fn identity(&mut self, settings: &JudgeSettings) -> Result<Option<Key>> {
-        if settings.store.is_some() && self.identity.is_none() {
-            let engine = self.text.model.engine();
-            let key = Key::new("original")
-                .with("weights", digest::of_weights(&self.folder, &self.checkpoint, engine)?)
-                .with("companions", digest::of_companions(&self.folder)?)
-                .with("instruction set", engine.isa())
-                .with("activations and cache", format!("{:?}", OpenOptions::default()));
-            self.identity = Some(key);
-        }
-        Ok(self.identity.clone())
-    }
-
-    /// The opened original.
-    pub fn text_model(&self) -> &TextModel {
-        &self.text
-    }
-
-    fn baseline(&self) -> &TextModel {
-        self.sixteen.as_ref().unwrap_or(&self.text)
-    }
-}
-
-/// Weights of the float tensors; FP8 block scales are no weights.
-fn parameters(checkpoint: &Checkpoint) -> u64 {
-    let weights = checkpoint.entries().iter().filter(|e| e.dtype.is_float() && !e.name.ends_with("_scale_inv"));
-    weights.map(|e| e.shape.iter().map(|&n| n as u64).product::<u64>()).sum()
-}
-
-fn health_options(settings: &JudgeSettings) -> HealthOptions {
-    HealthOptions { seed: settings.seed, prompts: settings.health_prompts, ..HealthOptions::default() }
 }
 
 /// Judges the artefact in `dir`, made by `scheme`, against the original. `forecast` is what the plan said its folder would take.
@@ -196,23 +81,57 @@ pub fn judge(
     cancel: &AtomicBool,
     progress: Progress<'_>,
 ) -> Result<Judged> {
+    judge_folder(original, &Folder::disk(dir)?, scheme, Origin::Octet { forecast }, settings, engine, cancel, progress)
+}
+
+/// Who made what is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// octet, just now: files taken over must be the original's byte for byte.
+    Octet {
+        /// Bytes the plan said the folder would take.
+        forecast: Option<u64>,
+    },
+    /// Somebody else: a tokenizer saved anew may differ in bytes as long as it gives the same tokens.
+    Elsewhere,
+}
+
+/// As [`judge`], for any folder that can be opened.
+///
+/// # Errors
+/// As [`judge`].
+#[allow(clippy::too_many_arguments, reason = "each is one thing the verdict rests on")]
+pub fn judge_folder(
+    original: &mut Original,
+    folder: &Folder,
+    scheme: &str,
+    origin: Origin,
+    settings: &JudgeSettings,
+    engine: &Engine,
+    cancel: &AtomicBool,
+    progress: Progress<'_>,
+) -> Result<Judged> {
     let mut bench = Bench { original, settings, engine, cancel, progress, parts: vec![] };
     let started = Instant::now();
-    let folder = Folder::disk(dir)?;
-    let checkpoint = Checkpoint::open(&folder)?;
+    let checkpoint = Checkpoint::open(folder)?;
     check_memory(scheme, checkpoint.entries().iter().map(|e| e.bytes as u64).sum())?;
-    let model = TextModel::open(&folder, engine, OpenOptions::default())?;
+    let model = TextModel::open(folder, engine, OpenOptions::default())?;
     let (stored, forecast_seconds) = bench.forecast(&model)?;
     let (mut measures, mut gates) = bench.timed("texts", |bench| bench.quality(&model, &checkpoint))?;
     // Before speed is measured, whose streaming buffers are not what the models need.
     let process = ProcessMemory::now();
-    gates.extend(bench.size(&folder, &checkpoint, forecast, &mut measures)?);
-    gates.push(bench.timed("speed", |bench| bench.speed(&model, &mut measures))?);
+    let forecast = if let Origin::Octet { forecast } = origin { forecast } else { None };
+    gates.extend(bench.size(folder, &checkpoint, forecast, &mut measures)?);
     let (base, quant) = (bench.original.baseline().model.resident_bytes() as u64, model.model.resident_bytes() as u64);
-    gates.push(gates::memory(base, quant));
+    if checkpoint.quantization().is_some() {
+        gates.push(bench.timed("speed", |bench| bench.speed(&model, &mut measures))?);
+        gates.push(gates::memory(base, quant));
+    } else {
+        gates.extend(["speed", "memory"].map(|name| Gate::not_applicable(name, "nothing is quantized")));
+    }
     gates.push(bench.timed("health", |bench| bench.health(&model, &mut measures))?);
     gates.extend(bench.timed("tasks", |bench| bench.tasks(&model, &mut measures))?);
-    gates.push(bench.timed("integrity", |bench| bench.integrity(&folder, &model, &mut measures))?);
+    gates.push(bench.timed("integrity", |bench| bench.integrity(folder, &model, origin, &mut measures))?);
     measures.memory = Some(Memory { base_weights: Some(base), quant_weights: Some(quant), process });
     let (seconds, parts) = (started.elapsed().as_secs_f64(), bench.parts);
     measures.cost = Some(Cost { forecast_seconds: Some(forecast_seconds), seconds, reference_cached: stored, parts });
@@ -345,14 +264,18 @@ impl Bench<'_, '_> {
     }
 
     /// Every file taken over is the original's byte for byte, and a second opening gives the logits that were judged.
-    fn integrity(&self, folder: &Folder, quant: &TextModel, measures: &mut Measures) -> Result<Gate> {
+    fn integrity(&self, folder: &Folder, quant: &TextModel, origin: Origin, measures: &mut Measures) -> Result<Gate> {
         let mut checks: Vec<Check> = vec![];
         for (name, bytes) in artefact::companions(&self.original.folder)? {
             let written = folder.read(&name)?;
-            checks.push(same_bytes(&name, Some(&bytes), written.as_deref()));
+            let check = same_bytes(&name, Some(&bytes), written.as_deref());
+            // What others save anew is judged by the tokens and prompts it gives.
+            let pass = check.pass || origin == Origin::Elsewhere;
+            checks.push(Check { pass, ..check });
         }
         let reopened = TextModel::open(folder, self.engine, OpenOptions::default())?;
         checks.push(same_tokens(&self.original.text.tokenizer, &reopened.tokenizer));
+        checks.push(same_prompts(self.original.text.chat.as_ref(), reopened.chat.as_ref()));
         let ids = self.settings.ids();
         checks.push(same_logits(&quant.model, &reopened.model, &ids[..ids.len().min(64)])?);
         let gate = gates::integrity(&checks);
@@ -361,26 +284,8 @@ impl Bench<'_, '_> {
     }
 }
 
-impl Original {
-    /// The checkpoint's config and tensors.
-    pub fn checkpoint(&self) -> &Checkpoint {
-        &self.checkpoint
-    }
-}
-
-/// Refuses to load what needs `needed` bytes of memory beside mapped files where that much is not to be had.
-fn check_memory(what: &str, needed: u64) -> Result<()> {
-    match available_memory() {
-        Some(available) if available < needed => {
-            let [needed, available] = [needed, available].map(|bytes| bytes / 1_000_000);
-            Err(Error::NoMemory { what: what.into(), needed, available })
-        }
-        _ => Ok(()),
-    }
-}
-
 /// A progress callback of octet-eval that reports as stage `name` and stops when asked.
-fn stage<'a>(
+pub(crate) fn stage<'a>(
     name: &'a str,
     detail: &'a str,
     cancel: &'a AtomicBool,
@@ -396,6 +301,6 @@ fn flow(cancel: &AtomicBool) -> ControlFlow<()> {
     if cancel.load(std::sync::atomic::Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-fn interrupted(error: octet_eval::Error) -> Error {
+pub(crate) fn interrupted(error: octet_eval::Error) -> Error {
     if matches!(error, octet_eval::Error::Interrupted) { Error::Interrupted } else { error.into() }
 }

@@ -8,10 +8,12 @@
 
 mod artefact;
 mod calibrate;
+mod claims;
 pub mod digest;
 mod error;
 mod journal;
 mod judge;
+mod original;
 mod prepack;
 mod prepare;
 pub mod receipt;
@@ -20,8 +22,10 @@ mod summary;
 mod write;
 
 pub use calibrate::Calibration;
+pub use claims::Claims;
 pub use error::{Error, Result};
-pub use judge::{FORECAST, JudgeSettings, Judged, Original, judge};
+pub use judge::{FORECAST, JudgeSettings, Judged, Origin, judge, judge_folder};
+pub use original::Original;
 pub use prepare::{Prepared, QuantizeSettings};
 pub use receipt::{Receipt, ReceiptFacts, TextSource};
 pub use summary::{Summary, Variant};

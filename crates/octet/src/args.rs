@@ -1,9 +1,11 @@
 //! The command line: what can be asked for. Names and flags are meant to stay stable.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "these comments are what --help prints, plain text")]
 
+mod others;
 mod receipts;
 
-pub(crate) use receipts::{Keygen, Reproduce, Verify};
+pub(crate) use others::{Compare, Verify};
+pub(crate) use receipts::{Keygen, Reproduce};
 
 use crate::budget::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -59,7 +61,9 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Raw logits for given token ids, to hold octet against another implementation
     Logits(Logits),
-    /// Check that a folder holds, byte for byte, what its receipt says
+    /// Both models on the same prompts: where their texts part, divergence token by token
+    Compare(Compare),
+    /// Judge a checkpoint that anyone made, or check that a folder holds what its receipt says
     Verify(Verify),
     /// Quantize again as a receipt says and compare every byte
     Reproduce(Reproduce),

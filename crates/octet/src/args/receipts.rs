@@ -3,25 +3,6 @@
 use clap::Args;
 use std::path::PathBuf;
 
-/// `octet verify`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  octet verify --receipt ./model-w8a16               every file by its SHA-256; names what was changed
-  octet verify --receipt ./model-w8a16 --key octet.key.pub
-
-Exit codes: 0 all is as the receipt says, 3 something is not.")]
-pub(crate) struct Verify {
-    /// Hold a folder that octet wrote against its receipt: the folder, or a receipt beside its files
-    #[arg(long, value_name = "DIR_OR_FILE")]
-    pub(crate) receipt: PathBuf,
-    /// The original, to be checked too [default: where it was, if it is still there]
-    #[arg(long, value_name = "MODEL")]
-    pub(crate) original: Option<String>,
-    /// Require a signature of this public key
-    #[arg(long, value_name = "FILE")]
-    pub(crate) key: Option<PathBuf>,
-}
-
 /// `octet reproduce`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:

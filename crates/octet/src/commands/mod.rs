@@ -3,6 +3,8 @@
 mod bench;
 mod bench_show;
 mod calibration;
+mod compare;
+mod compare_show;
 mod doctor;
 mod eval;
 mod inspect;
@@ -33,6 +35,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Bench(args) => bench::bench(&args, &global),
         Command::Inspect(args) => inspect::inspect(&args, &global),
         Command::Logits(args) => logits::logits(&args, &global),
+        Command::Compare(args) => compare::compare(&args, &global),
         Command::Verify(args) => verify::verify(&args, &global),
         Command::Reproduce(args) => receipts::reproduce(&args, &global),
         Command::Keygen(args) => receipts::keygen(&args, &global),

@@ -49,8 +49,8 @@ fn original(receipt: &Receipt, asked: Option<&str>) -> Result<Option<Folder>> {
 }
 
 /// `octet verify --receipt`.
-pub(crate) fn verify(args: &Verify, global: &Global) -> Result<Ended> {
-    let (file, folder) = place(&args.receipt);
+pub(crate) fn verify(given: &Path, args: &Verify, global: &Global) -> Result<Ended> {
+    let (file, folder) = place(given);
     let receipt = Receipt::read(&file)?;
     let key = args.key.as_deref().map(PublicKey::read).transpose()?;
     let original = original(&receipt, args.original.as_deref())?;

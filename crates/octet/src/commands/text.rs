@@ -42,7 +42,9 @@ pub(super) fn check(judge: &JudgeArgs) -> Result<()> {
     if judge.health_prompts == 0 {
         bail!("--health-prompts 0 looks at no text; give 16 or more, or leave it out");
     }
-    for (flag, value) in [("--max-ppl-increase", judge.max_ppl_increase), ("--min-speedup", judge.min_speedup), ("--max-task-drop", judge.max_task_drop)] {
+    for (flag, value) in
+        [("--max-ppl-increase", judge.max_ppl_increase), ("--min-speedup", judge.min_speedup), ("--max-task-drop", judge.max_task_drop)]
+    {
         if value.is_nan() {
             bail!("{flag} {value} is no threshold; give a number");
         }

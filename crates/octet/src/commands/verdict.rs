@@ -33,8 +33,17 @@ pub(super) fn sample(original: &TextModel, quantized: &TextModel, ids: &[u32]) -
     Ok(Sample { prompt: tokenizer.decode(ids)?, original: write(original)?, quantized: write(quantized)? })
 }
 
-/// The verdict on one variant.
+/// The verdict on one variant, and where it is now.
 pub(super) fn screen(model: &str, report: &Report, path: Option<&Path>, refusal: &Path) -> String {
+    let kept = match path {
+        Some(path) => format!("wrote {}", ui::path(path)),
+        None => format!("nothing was kept but the report, {}", ui::path(refusal)),
+    };
+    format!("{}  {kept}", judged(model, report))
+}
+
+/// The verdict on one model: the word, the figures, the gates.
+pub(super) fn judged(model: &str, report: &Report) -> String {
     let word = match report.status {
         Status::Accepted => "ACCEPTED",
         Status::FellBack => "FELL BACK",
@@ -74,10 +83,6 @@ pub(super) fn screen(model: &str, report: &Report, path: Option<&Path>, refusal:
     lines.push(String::new());
     lines.extend(report.gates.iter().map(gate_line));
     lines.push(String::new());
-    match path {
-        Some(path) => lines.push(format!("  wrote {}", ui::path(path))),
-        None => lines.push(format!("  nothing was kept but the report, {}", ui::path(refusal))),
-    }
     lines.join("\n")
 }
 
@@ -132,16 +137,24 @@ fn gate_figures(gate: &Gate) -> String {
 
 /// Breaks a note into lines that fit beside the gates' names.
 fn wrap(text: &str) -> String {
+    wrap_at(text, NOTE)
+}
+
+/// Columns in front of a gate's figures.
+const NOTE: usize = 28;
+
+/// Breaks a text into lines that fit into eighty columns behind `indent` of them.
+pub(super) fn wrap_at(text: &str, indent: usize) -> String {
     let (mut lines, mut line) = (vec![], String::new());
     for word in text.split(' ') {
-        if line.len() + word.len() > 50 && !line.is_empty() {
+        if line.len() + word.len() + 1 > 80 - indent && !line.is_empty() {
             lines.push(std::mem::take(&mut line));
         }
         line.push_str(if line.is_empty() { "" } else { " " });
         line.push_str(word);
     }
     lines.push(line);
-    lines.join(&format!("\n{:28}", ""))
+    lines.join(&format!("\n{:indent$}", ""))
 }
 
 /// Several variants side by side.

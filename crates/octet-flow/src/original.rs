@@ -1,0 +1,156 @@
+//! The original of a verdict: opened once, run once over the texts, held against any number of variants.
+
+use crate::{
+    Error, JudgeSettings, Progress, Result, digest,
+    judge::{interrupted, stage},
+};
+use octet_eval::{
+    Evaluation, EvaluationWindows, SixteenBit,
+    cost::Pace,
+    health::{self, HealthOptions, HealthRun},
+    memory::available_memory,
+    store::Key,
+};
+use octet_formats::{Checkpoint, Folder};
+use octet_kernels::Engine;
+use octet_model::ArchSpec;
+use octet_runtime::{OpenOptions, TextModel};
+use octet_tensor::Dtype;
+use std::sync::atomic::AtomicBool;
+
+/// The original, opened once for any number of variants.
+pub struct Original {
+    pub(crate) folder: Folder,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) text: TextModel,
+    /// The original in 16 bits, where it is stored in more; the baseline of speed.
+    pub(crate) sixteen: Option<TextModel>,
+    /// Weights in all.
+    pub(crate) parameters: u64,
+    pub(crate) windows: EvaluationWindows,
+    pub(crate) prompts: Vec<Vec<u32>>,
+    /// What its logits and texts depend on, once that was asked for.
+    pub(crate) identity: Option<Key>,
+    pub(crate) evaluation: Option<Evaluation>,
+    pub(crate) health: Option<HealthRun>,
+    /// Which questions it answers rightly.
+    pub(crate) answers: Option<Vec<bool>>,
+    pub(crate) pace: Option<Pace>,
+}
+
+impl Original {
+    /// Opens the original and cuts the evaluation text.
+    ///
+    /// # Errors
+    /// If the model cannot be opened or the text is too short for a window.
+    pub fn open(folder: &Folder, engine: &Engine, settings: &JudgeSettings) -> Result<Self> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let parameters = parameters(&checkpoint);
+        let decoded = checkpoint.entries().iter().any(|e| e.dtype == Dtype::F8E4m3);
+        let wide = checkpoint.entries().iter().any(|e| matches!(e.dtype, Dtype::F32 | Dtype::F64) && e.shape.len() == 2);
+        // FP8 runs as a decoded F32 copy, wider floats are compared in 16 bits: both are held beside the mapped file.
+        check_memory(
+            folder.name(),
+            if decoded {
+                4 * parameters
+            } else if wide {
+                2 * parameters
+            } else {
+                0
+            },
+        )?;
+        let text = TextModel::open(folder, engine, OpenOptions::default())?;
+        let sixteen = if wide {
+            let spec = ArchSpec::from_config(checkpoint.config())?;
+            let source = SixteenBit::new(&checkpoint);
+            Some(TextModel::assemble(folder, checkpoint.config(), engine, spec, &source, OpenOptions::default(), &mut |_, _| {})?)
+        } else {
+            None
+        };
+        let windows = EvaluationWindows::of(&text, &settings.texts, settings.context)?;
+        let prompts = health::prompts(&settings.ids(), text.tokenizer.leading_bos(), &health_options(settings));
+        Ok(Self {
+            folder: folder.clone(),
+            checkpoint,
+            text,
+            sixteen,
+            parameters,
+            windows,
+            prompts,
+            identity: None,
+            evaluation: None,
+            health: None,
+            answers: None,
+            pace: None,
+        })
+    }
+
+    /// What the original makes of the evaluation texts: run once, or taken from the store.
+    ///
+    /// # Errors
+    /// If the model fails or `cancel` is set.
+    pub fn evaluation(&mut self, settings: &JudgeSettings, cancel: &AtomicBool, progress: Progress<'_>) -> Result<&Evaluation> {
+        if self.evaluation.is_none() {
+            let identity = self.identity(settings)?;
+            let stored = settings.store.as_ref().zip(identity.as_ref());
+            let mut step = stage("original", "windows", cancel, progress);
+            let made = Evaluation::of(&self.text.model, &self.windows, stored, &mut step).map_err(interrupted)?;
+            self.evaluation = Some(made);
+        }
+        self.evaluation.as_ref().ok_or_else(|| Error::Internal("the original was not evaluated".into()))
+    }
+
+    /// What stored results of the original depend on; `None` where nothing is stored.
+    pub(crate) fn identity(&mut self, settings: &JudgeSettings) -> Result<Option<Key>> {
+        if settings.store.is_some() && self.identity.is_none() {
+            let engine = self.text.model.engine();
+            let key = Key::new("original")
+                .with("weights", digest::of_weights(&self.folder, &self.checkpoint, engine)?)
+                .with("companions", digest::of_companions(&self.folder)?)
+                .with("instruction set", engine.isa())
+                .with("activations and cache", format!("{:?}", OpenOptions::default()));
+            self.identity = Some(key);
+        }
+        Ok(self.identity.clone())
+    }
+
+    /// Its weights in all.
+    pub fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
+    /// The opened original.
+    pub fn text_model(&self) -> &TextModel {
+        &self.text
+    }
+
+    pub(crate) fn baseline(&self) -> &TextModel {
+        self.sixteen.as_ref().unwrap_or(&self.text)
+    }
+
+    /// The checkpoint's config and tensors.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+}
+
+/// Weights of the float tensors; FP8 block scales are no weights.
+fn parameters(checkpoint: &Checkpoint) -> u64 {
+    let weights = checkpoint.entries().iter().filter(|e| e.dtype.is_float() && !e.name.ends_with("_scale_inv"));
+    weights.map(|e| e.shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+}
+
+pub(crate) fn health_options(settings: &JudgeSettings) -> HealthOptions {
+    HealthOptions { seed: settings.seed, prompts: settings.health_prompts, ..HealthOptions::default() }
+}
+
+/// Refuses to load what needs `needed` bytes of memory beside mapped files where that much is not to be had.
+pub(crate) fn check_memory(what: &str, needed: u64) -> Result<()> {
+    match available_memory() {
+        Some(available) if available < needed => {
+            let [needed, available] = [needed, available].map(|bytes| bytes / 1_000_000);
+            Err(Error::NoMemory { what: what.into(), needed, available })
+        }
+        _ => Ok(()),
+    }
+}
