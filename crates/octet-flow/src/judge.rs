@@ -111,12 +111,13 @@ pub fn judge_folder(
     cancel: &AtomicBool,
     progress: Progress<'_>,
 ) -> Result<Judged> {
+    let held = original.evaluation.is_some();
     let mut bench = Bench { original, settings, engine, cancel, progress, parts: vec![] };
     let started = Instant::now();
     let checkpoint = Checkpoint::open(folder)?;
     check_memory(scheme, checkpoint.entries().iter().map(|e| e.bytes as u64).sum())?;
     let model = TextModel::open(folder, engine, OpenOptions::default())?;
-    let (stored, forecast_seconds) = bench.forecast(&model)?;
+    let (known, forecast_seconds) = bench.forecast(&model)?;
     let (mut measures, mut gates) = bench.timed("texts", |bench| bench.quality(&model, &checkpoint))?;
     // Before speed is measured, whose streaming buffers are not what the models need.
     let process = ProcessMemory::now();
@@ -133,8 +134,9 @@ pub fn judge_folder(
     gates.extend(bench.timed("tasks", |bench| bench.tasks(&model, &mut measures))?);
     gates.push(bench.timed("integrity", |bench| bench.integrity(folder, &model, origin, &mut measures))?);
     measures.memory = Some(Memory { base_weights: Some(base), quant_weights: Some(quant), process });
+    let reference_cached = known && bench.original.evaluation.as_ref().is_some_and(|evaluation| evaluation.stored || held);
     let (seconds, parts) = (started.elapsed().as_secs_f64(), bench.parts);
-    measures.cost = Some(Cost { forecast_seconds: Some(forecast_seconds), seconds, reference_cached: stored, parts });
+    measures.cost = Some(Cost { forecast_seconds: Some(forecast_seconds), seconds, reference_cached, parts });
     let report = Report::new(scheme.into(), gates, false, measures, Machine::of(engine), settings.command.clone());
     Ok(Judged { report, model })
 }

@@ -6,6 +6,7 @@ mod checkpoints;
 mod happy;
 mod help;
 mod interrupted;
+mod judging;
 mod killed;
 mod memory;
 mod outliers;
