@@ -16,6 +16,7 @@ pub mod fidelity;
 pub mod gates;
 pub mod health;
 pub mod histogram;
+pub mod html;
 pub mod integrity;
 pub mod machine;
 pub mod memory;

@@ -49,6 +49,12 @@ pub struct Report {
     /// What speaks for looking before it is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub risk: Option<Risk>,
+    /// Every rung that was tried or passed over to get here, the last one this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ladder: Vec<RungReport>,
+    /// What quantizing cost each tensor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<TensorFigures>,
     /// Where it was measured.
     pub machine: Machine,
     /// The command line.
@@ -59,7 +65,19 @@ impl Report {
     /// A report of these gates; the status follows from them.
     pub fn new(scheme: String, gates: Vec<Gate>, fell_back: bool, measures: Measures, machine: Machine, command: Vec<String>) -> Self {
         let status = Status::of(&gates, fell_back);
-        Self { schema_version: SCHEMA_VERSION, status, scheme, gates, measures, trinity: None, risk: None, machine, command }
+        Self {
+            schema_version: SCHEMA_VERSION,
+            status,
+            scheme,
+            gates,
+            measures,
+            trinity: None,
+            risk: None,
+            ladder: vec![],
+            tensors: vec![],
+            machine,
+            command,
+        }
     }
 
     /// The JSON document, indented, with a line break at its end.
@@ -68,6 +86,65 @@ impl Report {
     /// Never for reports made by this crate; the type of the error is that of the serializer.
     pub fn to_json(&self) -> serde_json::Result<String> {
         serde_json::to_string_pretty(self).map(|text| text + "\n")
+    }
+}
+
+/// What quantizing cost one tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorFigures {
+    /// Its module.
+    pub name: String,
+    /// What it was quantized to.
+    pub scheme: String,
+    /// Bits a weight, scales and zero points included.
+    pub bits_per_weight: f64,
+    /// ‖W − Q‖² / ‖W‖².
+    pub error: f64,
+    /// The same of its outputs, as far as statistics tell.
+    pub loss: f64,
+}
+
+/// One rung of the ladder and what came of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RungReport {
+    /// What it is.
+    pub rung: String,
+    /// What was quantized to.
+    pub scheme: String,
+    /// `accepted`, `refused`, `undecided`, `declined`, `passed over` or `kept`.
+    pub outcome: String,
+    /// Why.
+    pub note: String,
+    /// Perplexity over that of the original.
+    pub ratio: Option<f64>,
+    /// Its 95 % interval.
+    pub ratio_ci95: Option<[f64; 2]>,
+    /// Mean KL divergence in nats.
+    pub kl: Option<f64>,
+    /// Size over that of the original in 16 bits.
+    pub size_ratio: Option<f64>,
+    /// Decoding speed over that of the original in 16 bits.
+    pub decode_speedup: Option<f64>,
+    /// The Trinity Score.
+    pub score: Option<f64>,
+}
+
+impl RungReport {
+    /// What `report` says about a rung.
+    pub fn of(rung: &str, scheme: &str, outcome: &str, note: &str, report: &Report) -> Self {
+        let m = &report.measures;
+        Self {
+            rung: rung.into(),
+            scheme: scheme.into(),
+            outcome: outcome.into(),
+            note: note.into(),
+            ratio: m.ppl.and_then(|ppl| ppl.ratio),
+            ratio_ci95: m.ppl.and_then(|ppl| ppl.ratio_ci95),
+            kl: m.kl.map(|kl| kl.mean),
+            size_ratio: m.size.map(|size| size.ratio),
+            decode_speedup: m.speed.as_ref().and_then(|speed| speed.decode.ratio).map(|ratio| ratio.estimate),
+            score: report.trinity.as_ref().map(|trinity| trinity.score),
+        }
     }
 }
 
@@ -270,6 +347,10 @@ pub struct Ease {
     pub free_bytes: Option<u64>,
     /// Share of what is needed to make it again that is known: recipe, original, seed, texts.
     pub provenance: Option<f64>,
+    /// GB/s that a streaming read of a buffer as large as the original's weights reaches.
+    pub read_gb_s: Option<f64>,
+    /// Billions of int8 operations a second that the engine reaches.
+    pub int8_gop_s: Option<f64>,
 }
 
 impl Measures {

@@ -188,7 +188,7 @@ impl Prepared {
     }
 
     /// What `quantization_config.json` and the report say about the calibration.
-    fn calibrated(&self, calibration: &Calibration, records: &[StageRecord]) -> Value {
+    pub(crate) fn calibrated(&self, calibration: &Calibration, records: &[StageRecord]) -> Value {
         let inputs = || records.iter().flat_map(|record| &record.inputs);
         let unreached: Vec<&str> = inputs().filter(|input| input.expert && input.tokens == 0).map(|input| input.input.as_str()).collect();
         let remarks = records.iter().flat_map(|record| &record.tensors).filter_map(|tensor| Some((tensor, tensor.remark.as_ref()?)));

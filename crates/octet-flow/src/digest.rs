@@ -103,6 +103,27 @@ fn gather(root: &Path, below: &str, found: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+/// One SHA-256 for all files below `root`, their names included.
+///
+/// # Errors
+/// If one cannot be read.
+pub fn tree(root: &Path) -> Result<String> {
+    Ok(of_list(&of_tree(root)?))
+}
+
+/// One SHA-256 for all files of a model folder.
+///
+/// # Errors
+/// If one cannot be read.
+pub fn folder(folder: &Folder) -> Result<String> {
+    Ok(of_list(&of_folder(folder)?))
+}
+
+fn of_list(files: &[FileDigest]) -> String {
+    let lines: String = files.iter().map(|file| format!("{} {}\n", file.sha256, file.name)).collect();
+    of_bytes(lines.as_bytes())
+}
+
 /// SHA-256 of every tensor of a checkpoint, in the order they are stored.
 ///
 /// # Errors

@@ -60,6 +60,9 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// What an agent asked for cannot be done as asked.
+    #[error("{0}")]
+    Request(String),
     /// What a receipt says cannot be done again.
     #[error("{0}")]
     NotReproducible(String),

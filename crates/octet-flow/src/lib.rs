@@ -2,8 +2,9 @@
 //!
 //! What lives here: [`Prepared`] (a checkpoint and the plan for it), [`Prepared::write`] and
 //! [`Prepared::write_calibrated`] (the staged artefact; the latter resumable), [`judge`] (the
-//! verdict on two opened models), [`receipt`] (what was done, provable and repeatable) and [`Summary`] (several variants compared). What does not: any algorithm of quantization or
-//! of statistics; those are asked of octet-quant and octet-eval.
+//! verdict on two opened models), [`receipt`] (what was done, provable and repeatable), [`machine`] (the run as states, the ladder, the
+//! log of decisions), [`Summary`] and [`variants`] (several variants compared, and which is in use), [`tools`] (the same for agents).
+//! What does not: any algorithm of quantization or of statistics; those are asked of octet-quant and octet-eval.
 #![forbid(unsafe_code)]
 
 mod artefact;
@@ -13,12 +14,15 @@ pub mod digest;
 mod error;
 mod journal;
 mod judge;
+pub mod machine;
 mod original;
 mod prepack;
 mod prepare;
 pub mod receipt;
 mod spill;
 mod summary;
+pub mod tools;
+pub mod variants;
 mod write;
 
 pub use calibrate::Calibration;
@@ -28,7 +32,7 @@ pub use judge::{FORECAST, JudgeSettings, Judged, Origin, judge, judge_folder};
 pub use original::Original;
 pub use prepare::{Prepared, QuantizeSettings};
 pub use receipt::{Receipt, ReceiptFacts, TextSource};
-pub use summary::{Summary, Variant};
+pub use summary::{Ranked, Summary, Variant};
 pub use write::Staged;
 
 /// Told where a long step stands: its name, how much is done out of how much, and a detail worth showing.

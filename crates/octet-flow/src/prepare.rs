@@ -60,6 +60,16 @@ impl Prepared {
         &self.plan
     }
 
+    /// Whether the recipe, written down and read again, gives the same plan: what a receipt relies on.
+    pub fn recipe_reads_back(&self) -> bool {
+        let again = || {
+            let recipe = Recipe::from_toml(&self.settings.recipe.to_string()).ok()?;
+            let inventory = Inventory::new(&self.spec.linear_sites(), &self.checkpoint).ok()?;
+            Plan::new(&recipe, &inventory, self.settings.strict).ok()
+        };
+        again().is_some_and(|plan| plan.digest() == self.plan.digest())
+    }
+
     /// What was asked.
     pub fn settings(&self) -> &QuantizeSettings {
         &self.settings

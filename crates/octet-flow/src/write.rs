@@ -1,10 +1,11 @@
 //! The staged artefact: written beside its target under a hidden name, renamed only when it is accepted.
 
 use crate::{
-    Error, Prepared, Progress, Result,
+    Calibration, Error, Prepared, Progress, Result,
     artefact::{self, Artefact},
-    journal,
+    digest, journal,
 };
+use octet_eval::report::TensorFigures;
 use octet_formats::staging::{Staging, available_bytes};
 use octet_kernels::Engine;
 use octet_quant::{Run, TensorReport};
@@ -98,7 +99,53 @@ impl Prepared {
     }
 }
 
+impl Prepared {
+    /// The artefact that an earlier, stopped run finished for `target`, if it is still there and holds the files whose digest
+    /// is `artefact`; `None` else.
+    ///
+    /// # Errors
+    /// As [`Prepared::write`] for a target that cannot be written.
+    pub(crate) fn reopen(&self, target: &Path, calibration: Option<&Calibration>, artefact: &str) -> Result<Option<Staged>> {
+        let staging = Staging::open(target, true, &[])?;
+        if !staging.path().is_dir() || digest::tree(&staging.path())? != artefact {
+            return Ok(None);
+        }
+        let described = staging.path().join("quantization_config.json");
+        let described: Value = std::fs::read(described).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let planned = calibration.map_or(Value::Null, |calibration| self.calibrated(calibration, &[]));
+        let forecast_bytes = artefact::forecast(&self.input, self.checkpoint.config(), &self.plan, &self.describe(planned))?;
+        Ok(Some(Staged { staging, reports: vec![], forecast_bytes, calibration: described["calibration"].clone() }))
+    }
+}
+
 impl Staged {
+    /// What quantizing cost each tensor, for the report.
+    pub fn tensor_figures(&self) -> Vec<TensorFigures> {
+        let quantized = self.reports.iter().filter_map(|report| Some((report, report.scheme?)));
+        let figures = |(report, scheme): (&TensorReport, octet_tensor::Scheme)| TensorFigures {
+            name: report.name.clone(),
+            scheme: scheme.short(),
+            bits_per_weight: report.bits_per_weight,
+            error: report.error.relative(),
+            loss: report.error.weighted_relative(),
+        };
+        quantized.map(figures).collect()
+    }
+
+    /// Leaves it where it is when this is dropped, to be gone on with.
+    pub fn keep(&mut self) {
+        self.staging.retain(true);
+    }
+
+    /// Adds a file of text.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn add_text(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.path().join(name);
+        std::fs::write(&path, text).map_err(Error::write(path))
+    }
+
     /// Where the artefact is now.
     pub fn path(&self) -> PathBuf {
         self.staging.path()

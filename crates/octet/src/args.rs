@@ -1,9 +1,11 @@
 //! The command line: what can be asked for. Names and flags are meant to stay stable.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "these comments are what --help prints, plain text")]
 
+mod ladder;
 mod others;
 mod receipts;
 
+pub(crate) use ladder::{LadderArgs, ReportArgs, Rollback, SchemaArgs, Score, Tool};
 pub(crate) use others::{Compare, Verify};
 pub(crate) use receipts::{Keygen, Reproduce};
 
@@ -50,7 +52,7 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Compress a model, re-open what was written, judge it against the original
-    Quantize(Quantize),
+    Quantize(Box<Quantize>),
     /// Generate text (interactive without a prompt)
     Run(Run),
     /// Perplexity with its interval; against a base also KL divergence, agreement and the paired ratio
@@ -69,6 +71,16 @@ pub(crate) enum Command {
     Reproduce(Reproduce),
     /// Make a key pair that signs receipts
     Keygen(Keygen),
+    /// The Trinity Score of reports, input by input; several are ranked
+    Score(Score),
+    /// The page of a report: verdict, gates, plots, texts
+    Report(ReportArgs),
+    /// Go back to the variant that was in use before, or to the original
+    Rollback(Rollback),
+    /// What agents may call, as JSON Schema
+    Schema(SchemaArgs),
+    /// Call a tool with JSON in and out
+    Tool(Tool),
     /// What this CPU can do, which kernels run, measured limits
     Doctor,
     /// Print a completion script for a shell
@@ -168,6 +180,8 @@ pub(crate) struct Quantize {
     /// Turn whatever the plan would note and skip into an error, and the fidelity gate into a blocking one
     #[arg(long)]
     pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) ladder: LadderArgs,
     #[command(flatten)]
     pub(crate) judge: JudgeArgs,
 }

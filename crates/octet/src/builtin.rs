@@ -18,6 +18,16 @@ pub(crate) const TASKS: &str = include_str!("../../../models/pocket/text/tasks.j
 /// The kinds of documents in [`EVALUATION`]; each is a text of its own.
 pub(crate) const EVALUATION_KINDS: [&str; 3] = ["hardware", "commands", "docs"];
 
+/// Name and content of the calibration text.
+pub(crate) fn calibration() -> (&'static str, &'static str) {
+    ("built-in calibration text", CALIBRATION)
+}
+
+/// Name and content of the evaluation text.
+pub(crate) fn evaluation() -> (&'static str, &'static str) {
+    ("built-in evaluation text", EVALUATION)
+}
+
 macro_rules! files {
     ($($name:literal),*) => {
         vec![$(($name.to_string(), Bytes::new(include_bytes!(concat!("../../../models/pocket/", $name)).as_slice()))),*]

@@ -3,6 +3,7 @@
 
 use crate::builtin;
 use anyhow::{Context, Result, bail};
+use octet_flow::variants::{self, InUse};
 use octet_formats::Folder;
 use std::{
     env,
@@ -11,9 +12,16 @@ use std::{
 
 /// The folder that `model` names.
 ///
-/// A path wins over the built-in name, the built-in name over the cache. Nothing is downloaded.
+/// A folder of variants stands for the one that is in use. A path wins over the built-in name, the built-in name over the cache. Nothing is downloaded.
 pub(crate) fn resolve(model: &str) -> Result<Folder> {
     let path = Path::new(model);
+    if variants::is_collection(path) {
+        return match variants::in_use(path)? {
+            InUse::Variant(found) => Folder::disk(&found).with_context(|| format!("cannot open {}", found.display())),
+            InUse::Original(name) if name != model => resolve(&name),
+            InUse::Original(name) => bail!("{name} names itself as the original; name a model folder"),
+        };
+    }
     if path.is_dir() {
         return Folder::disk(path).with_context(|| format!("cannot open the folder {model}"));
     }

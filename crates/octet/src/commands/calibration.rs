@@ -30,8 +30,9 @@ const LEAST_FOR_HESSIANS: usize = 16_384;
 /// A Hessian should see this many tokens for every input of the widest linear.
 const TOKENS_PER_INPUT: usize = 4;
 
-/// Reads the calibration text and draws from it; `None` where it could change nothing.
-pub(super) fn read(args: &Quantize, input: &Folder, prepared: &[Prepared]) -> Result<Option<Calibration>> {
+/// Reads the calibration text and draws from it, so many `times` the usual number of windows; `None` where it could change
+/// nothing.
+pub(super) fn read(args: &Quantize, input: &Folder, prepared: &[Prepared], times: usize) -> Result<Option<Calibration>> {
     let Some(first) = prepared.first() else { return Ok(None) };
     let hessians = prepared.iter().any(Prepared::needs_hessians);
     let needed = prepared.iter().any(Prepared::needs_calibration);
@@ -63,11 +64,28 @@ pub(super) fn read(args: &Quantize, input: &Folder, prepared: &[Prepared]) -> Re
         sources: tokens.sources,
         field: args.judge.text_field.clone().filter(|_| !args.calibration.is_empty()),
         length,
-        samples: Samples::draw(&tokens.ids, samples, length, args.judge.seed),
+        samples: Samples::draw(&tokens.ids, samples * times, length, args.judge.seed),
         sequential: !args.one_pass,
         memory_budget,
         restart: args.restart,
     }))
+}
+
+/// How many times as much calibration text there is as would be used; else why there is none.
+pub(super) fn times(args: &Quantize, input: &Folder, prepared: &Prepared) -> std::result::Result<usize, String> {
+    if args.no_calibration || args.fast {
+        return Err("this run measures no activations".into());
+    }
+    let few = prepared.plan().quantized().any(|(_, scheme)| scheme.weights.bits.get() < 8);
+    if !few {
+        return Err("8 bits do not depend on calibration".into());
+    }
+    let (once, all) = (read(args, input, std::slice::from_ref(prepared), 1), read(args, input, std::slice::from_ref(prepared), 1 << 16));
+    match (once, all) {
+        (Ok(Some(once)), Ok(Some(all))) => Ok(all.samples.tokens().len() / once.samples.tokens().len().max(1)),
+        (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
+        _ => Err("this run measures no activations".into()),
+    }
 }
 
 /// A number of bytes such as `1500000000`, `1500 MB` or `1.5GB`.

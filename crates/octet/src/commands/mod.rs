@@ -9,11 +9,16 @@ mod doctor;
 mod eval;
 mod inspect;
 mod judging;
+mod ladder;
 mod logits;
 mod quantize;
 mod receipts;
+mod rollback;
 mod run;
+mod score;
+mod stages;
 mod text;
+mod tool;
 mod verdict;
 mod verify;
 
@@ -39,6 +44,11 @@ pub(crate) fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Verify(args) => verify::verify(&args, &global),
         Command::Reproduce(args) => receipts::reproduce(&args, &global),
         Command::Keygen(args) => receipts::keygen(&args, &global),
+        Command::Score(args) => score::score(&args, &global),
+        Command::Report(args) => score::report(&args, &global),
+        Command::Rollback(args) => rollback::rollback(&args, &global),
+        Command::Schema(args) => tool::schema(&args),
+        Command::Tool(args) => tool::tool(&args, &global),
         Command::Doctor => doctor::doctor(&global),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "octet", &mut std::io::stdout());

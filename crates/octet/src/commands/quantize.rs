@@ -1,21 +1,24 @@
 //! `octet quantize`: compress, re-open, judge, accept or refuse.
 
 use super::{
-    calibration, judging, say_json,
+    calibration, judging, ladder, say_json,
+    stages::{self, Walk},
     text::{self, BuiltIn, Given, Texts},
     verdict,
 };
 use crate::{
     Ended, Usage,
     args::{Global, Method, Preset, Quantize},
-    interrupt, machine, resolve,
+    interrupt, resolve,
     ui::{self, Progress},
 };
 use anyhow::{Context, Result};
-use octet_eval::{Report, gates::Status, overlap::Overlap, report::REPORT_FILE, windows::DEFAULT_CONTEXT};
+use octet_eval::{Report, overlap::Overlap, report::RungReport, windows::DEFAULT_CONTEXT};
 use octet_flow::{
     Calibration, JudgeSettings, Original, Prepared, QuantizeSettings, ReceiptFacts, Staged, Summary, TextSource, Variant,
+    machine::{self, End, Facts, Policy, Question, Request},
     receipt::SecretKey,
+    variants,
 };
 use octet_formats::Folder;
 use octet_kernels::Engine;
@@ -36,7 +39,7 @@ const QUICK_CANDIDATES: usize = 8;
 /// Runs the command.
 pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
     text::check(&args.judge)?;
-    let engine = machine::engine(global.threads)?;
+    let engine = crate::machine::engine(global.threads)?;
     let input = resolve::resolve(&args.model)?;
     let asked = asked(args)?;
     let key = args.sign.as_deref().map(SecretKey::read).transpose()?;
@@ -68,7 +71,7 @@ fn flags(args: &Quantize, scheme: Scheme, method: Method) -> Flags {
 }
 
 /// One variant that was asked for.
-enum Asked {
+pub(super) enum Asked {
     Scheme(Scheme),
     /// The preset `smooth-w8a8`.
     Smooth(Scheme),
@@ -79,7 +82,7 @@ enum Asked {
 }
 
 impl Asked {
-    fn label(&self) -> String {
+    pub(super) fn label(&self) -> String {
         match self {
             Self::Scheme(scheme) => scheme.short(),
             Self::Smooth(scheme) => format!("smooth-{}", scheme.short()),
@@ -140,17 +143,17 @@ fn with_outliers_aside(scheme: Scheme) -> Result<Scheme> {
     }
 }
 
-struct Session<'a> {
-    args: &'a Quantize,
-    global: &'a Global,
-    engine: Engine,
-    input: Folder,
-    name: String,
+pub(super) struct Session<'a> {
+    pub(super) args: &'a Quantize,
+    pub(super) global: &'a Global,
+    pub(super) engine: Engine,
+    pub(super) input: Folder,
+    pub(super) name: String,
     /// Signs receipts.
     key: Option<SecretKey>,
     /// What is judged on.
-    evaluation: Vec<TextSource>,
-    progress: Progress,
+    pub(super) evaluation: Vec<TextSource>,
+    pub(super) progress: Progress,
 }
 
 impl Session<'_> {
@@ -165,7 +168,7 @@ impl Session<'_> {
         if let Some(parent) = shared {
             std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         }
-        let ended = self.variants(&prepared, &targets);
+        let ended = self.variants(asked, &prepared, &targets);
         if let (Some(parent), true) = (shared, ended.is_err()) {
             // Only an empty folder is removed.
             let _ = std::fs::remove_dir(parent);
@@ -173,7 +176,7 @@ impl Session<'_> {
         ended
     }
 
-    fn variants(&mut self, prepared: &[Prepared], targets: &[PathBuf]) -> Result<Ended> {
+    fn variants(&mut self, asked: &[Asked], prepared: &[Prepared], targets: &[PathBuf]) -> Result<Ended> {
         for (prepared, target) in prepared.iter().zip(targets) {
             prepared.check_target(target, self.args.force)?;
         }
@@ -185,14 +188,16 @@ impl Session<'_> {
             None => None,
         };
         let mut outcomes = vec![];
-        for (prepared, target) in prepared.iter().zip(targets) {
-            let judging = original.as_mut().zip(settings.as_ref());
-            outcomes.push(self.one(prepared, target, calibration.as_ref(), judging)?);
+        for ((asked, prepared), target) in asked.iter().zip(prepared).zip(targets) {
+            outcomes.push(match original.as_mut().zip(settings.as_ref()) {
+                Some(judging) => self.walk(asked, prepared, target, targets.len() > 1, judging)?,
+                None => self.unjudged(prepared, target, calibration.as_ref())?,
+            });
         }
         self.conclude(&outcomes, original.as_ref())
     }
 
-    fn prepare(&self, asked: &Asked) -> Result<Prepared> {
+    pub(super) fn prepare(&self, asked: &Asked) -> Result<Prepared> {
         let (args, label) = (self.args, asked.label());
         Ok(Prepared::new(&self.input, |spec| {
             let recipe = match asked {
@@ -204,8 +209,19 @@ impl Session<'_> {
         })?)
     }
 
+    /// One scheme for all linears, as a rung of the ladder asks.
+    pub(super) fn prepare_scheme(&self, scheme: Scheme, solver: SolverChoice, label: String) -> Result<Prepared> {
+        let args = self.args;
+        // What makes 4 bits better has nothing to do for 8.
+        let method = if scheme.weights.bits.get() < 8 { args.method } else { Method::Rtn };
+        Ok(Prepared::new(&self.input, |spec| {
+            let recipe = Recipe::from_flags(&Flags { solver, ..flags(args, scheme, method) }, spec.head().tied)?;
+            Ok(QuantizeSettings { recipe, label, strict: args.strict, seed: args.judge.seed })
+        })?)
+    }
+
     /// `./<model>-<label>`, or the folder asked for (several schemes get a folder each inside it).
-    fn target(&self, label: &str, several: bool) -> PathBuf {
+    pub(super) fn target(&self, label: &str, several: bool) -> PathBuf {
         let portable = if self.args.portable { "-portable" } else { "" };
         let name = format!("{}-{label}{portable}", self.name);
         match &self.args.out {
@@ -226,7 +242,7 @@ impl Session<'_> {
             let forecast = prepared.forecast(&self.engine)?;
             let (needs, kv) = (self.needs(prepared)?, OpenOptions::default().kv);
             let running = needs.at(self.args.judge.context.unwrap_or(DEFAULT_CONTEXT).min(needs.longest()), kv);
-            let calibration = match calibration::read(self.args, &self.input, std::slice::from_ref(prepared)) {
+            let calibration = match calibration::read(self.args, &self.input, std::slice::from_ref(prepared), 1) {
                 // A plan can be looked at without a tokenizer, as long as nothing depends on the text.
                 Err(_) if self.args.calibration.is_empty() && !prepared.needs_calibration() => None,
                 calibration => calibration?,
@@ -262,7 +278,8 @@ impl Session<'_> {
             let tokenizer = Tokenizer::open(&self.input)?;
             Some(text::texts(given, BuiltIn::Evaluation, &tokenizer, vocab, LEAST_EVAL_TOKENS, judge.eval_tokens)?)
         };
-        let calibration = calibration::read(args, &self.input, prepared)?;
+        // A run that judges reads it for each of its candidates.
+        let calibration = if args.no_judge { calibration::read(args, &self.input, prepared, 1)? } else { None };
         if let (Some(c), Some(e)) = (&calibration, &evaluation) {
             for text in &e.texts {
                 Overlap::between(c.samples.tokens(), &text.ids).check(&c.texts.join(", "), &text.name)?;
@@ -271,61 +288,106 @@ impl Session<'_> {
         Ok((evaluation, calibration))
     }
 
-    /// Writes one variant, judges it and gives it its name, or refuses it.
-    fn one(
+    /// Writes one variant.
+    pub(super) fn write(&mut self, prepared: &Prepared, target: &Path, calibration: Option<&Calibration>) -> Result<Staged> {
+        if let Some(calibration) = calibration.filter(|_| prepared.wants_calibration()) {
+            return self.calibrated(prepared, target, calibration);
+        }
+        let (args, cancel, progress) = (self.args, interrupt::flag(), &mut self.progress);
+        let mut step = |stage: &str, done, total, detail: &str| progress.update(stage, done, total, detail);
+        let staged = prepared.write(target, args.force, args.restart, &self.engine, cancel, &mut step)?;
+        self.progress.finish();
+        Ok(staged)
+    }
+
+    /// Adds what comes last to a variant and gives it its name.
+    pub(super) fn finish(&mut self, staged: Staged, prepared: &Prepared, calibration: Option<&Calibration>) -> Result<PathBuf> {
+        self.prepack(&staged)?;
+        self.receipt(&staged, prepared, calibration.filter(|_| prepared.wants_calibration()))?;
+        Ok(staged.commit()?)
+    }
+
+    /// Writes one variant without judging it.
+    fn unjudged(&mut self, prepared: &Prepared, target: &Path, calibration: Option<&Calibration>) -> Result<Outcome> {
+        let staged = self.write(prepared, target, calibration)?;
+        let bytes = staged.bytes()?;
+        let path = self.finish(staged, prepared, calibration)?;
+        ui::note(&format!("wrote {} ({}), not judged", ui::path(&path), ui::bytes(bytes)));
+        Ok(Outcome { report: None, path: Some(path), sample: None, tried: vec![], question: None })
+    }
+
+    /// Makes and judges one variant, and what the ladder offers in its place if it is refused.
+    fn walk(
         &mut self,
+        asked: &Asked,
         prepared: &Prepared,
         target: &Path,
-        calibration: Option<&Calibration>,
-        judging: Option<(&mut Original, &JudgeSettings)>,
+        several: bool,
+        (original, settings): (&mut Original, &JudgeSettings),
     ) -> Result<Outcome> {
-        let calibration = calibration.filter(|_| prepared.wants_calibration());
-        let staged = match calibration {
-            Some(calibration) => self.calibrated(prepared, target, calibration)?,
-            None => {
-                let progress = &mut self.progress;
-                let mut step = |stage: &str, done, total, detail: &str| progress.update(stage, done, total, detail);
-                let (args, cancel) = (self.args, interrupt::flag());
-                prepared.write(target, args.force, args.restart, &self.engine, cancel, &mut step)?
-            }
+        let args = self.args;
+        let policy = self.policy(several);
+        let scheme = match asked {
+            Asked::Scheme(scheme) => Some((*scheme, flags(args, *scheme, args.method).solver)),
+            Asked::Smooth(_) | Asked::Recipe { .. } => None,
         };
-        let (progress, quiet) = (&mut self.progress, self.global.json);
-        let mut step = |stage: &str, done, total, detail: &str| match stage {
-            octet_flow::FORECAST if quiet => {}
-            octet_flow::FORECAST => ui::note(&format!("judging: {detail}")),
-            _ => progress.update(stage, done, total, detail),
-        };
-        let scheme = prepared.settings().label.clone();
-        let Some((original, settings)) = judging else {
-            self.progress.finish();
-            self.prepack(&staged)?;
-            self.receipt(&staged, prepared, calibration)?;
-            let bytes = staged.bytes()?;
-            let path = staged.commit()?;
-            ui::note(&format!("wrote {} ({}), not judged", ui::path(&path), ui::bytes(bytes)));
-            return Ok(Outcome { report: None, path: Some(path), sample: None });
-        };
-        let forecast = Some(staged.forecast_bytes);
-        let judged = octet_flow::judge(original, &staged.path(), &scheme, forecast, settings, &self.engine, interrupt::flag(), &mut step)?;
-        self.progress.finish();
-        let sample = verdict::sample(original.text_model(), &judged.model, &settings.ids())?;
-        let report = judged.report;
-        staged.add(REPORT_FILE, &serde_json::to_value(&report)?)?;
-        let accepted = matches!(report.status, Status::Accepted | Status::FellBack);
-        let path = if accepted {
-            self.prepack(&staged)?;
-            self.receipt(&staged, prepared, calibration)?;
-            Some(staged.commit()?)
-        } else {
-            staged.discard();
-            let kept = refusal_path(target);
-            std::fs::write(&kept, report.to_json()?).with_context(|| format!("cannot write {}", kept.display()))?;
-            None
-        };
-        if !self.global.json {
-            ui::say(&verdict::screen(&self.name, &report, path.as_deref(), &refusal_path(target)));
+        let text = if policy.ladder { calibration::times(args, &self.input, prepared) } else { Err("there is no ladder".into()) };
+        let no_mixed = Some("this build has no search for mixed precision".to_string());
+        let facts = Facts { label: asked.label(), scheme, text, no_mixed };
+        let request = Request { facts, log: hidden_log(target), restart: args.restart };
+        let mut walk = Walk { session: self, asked, target, several, original, settings, sample: None };
+        let ended = machine::run(&mut walk, &request, &policy)?;
+        let sample = walk.sample.take();
+        if let Some(file) = &args.ladder.graph {
+            stages::draw(file, &ended.entries)?;
         }
-        Ok(Outcome { report: Some(report), path, sample: Some(sample) })
+        let mut outcome = Outcome { report: None, path: None, sample, tried: ended.tried, question: None };
+        match ended.end {
+            End::Accepted { path, report } => (outcome.path, outcome.report) = (Some(path), Some(*report)),
+            End::Asked { question, report } => (outcome.question, outcome.report) = (Some(question), Some(*report)),
+            End::Kept { report, .. } => {
+                let kept = refusal_path(target);
+                let report = report.context("a run ended without a verdict")?;
+                std::fs::write(&kept, report.to_json()?).with_context(|| format!("cannot write {}", kept.display()))?;
+                let log = kept.with_extension("jsonl");
+                std::fs::write(&log, &ended.transcript).with_context(|| format!("cannot write {}", log.display()))?;
+                outcome.report = Some(*report);
+            }
+        }
+        if !self.global.json {
+            outcome.show(&self.name, target);
+        }
+        Ok(outcome)
+    }
+
+    /// Who decides what.
+    fn policy(&self, several: bool) -> Policy {
+        let ladder = &self.args.ladder;
+        let auto = (ladder.auto_score.unwrap_or(Policy::AUTO.0), ladder.auto_risk.unwrap_or(Policy::AUTO.1));
+        Policy {
+            // Several variants are compared as they are.
+            ladder: !ladder.no_ladder && !several,
+            max_minutes: ladder.max_minutes,
+            target_score: ladder.target_score,
+            auto: ladder.review.then_some(auto),
+            answer: match (ladder.yes, ladder.no) {
+                (true, _) => Some(true),
+                (_, true) => Some(false),
+                _ => None,
+            },
+        }
+    }
+
+    /// Lets the winner be the one in use: of the folder it shares with the others, or of one that already knows such a thing.
+    fn put_in_use(&self, winner: &Outcome, several: bool) -> Result<()> {
+        let Some(path) = &winner.path else { return Ok(()) };
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+        if parent.join(variants::POINTER_FILE).is_file() || (several && self.args.out.is_some()) {
+            let original = self.input.path().map(|path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf()));
+            let original = original.map_or_else(|| self.args.model.clone(), |path| path.display().to_string());
+            variants::put_in_use(parent, &name.to_string_lossy(), &original)?;
+        }
+        Ok(())
     }
 
     fn prepack(&self, staged: &Staged) -> Result<()> {
@@ -368,10 +430,16 @@ impl Session<'_> {
         }
         let place = self.target("x", outcomes.len() > 1);
         let summary = Summary::beside(&place, &self.name, outcomes.iter().filter_map(Outcome::variant).collect())?;
-        let winner = outcomes.iter().filter(|o| o.path.is_some()).min_by_key(|o| o.folder_bytes());
+        let winner = outcomes.iter().filter(|o| o.path.is_some()).max_by(|a, b| a.score().total_cmp(&b.score()));
+        if let Some(winner) = winner {
+            self.put_in_use(winner, outcomes.len() > 1)?;
+        }
         if self.global.json {
             let paths: Vec<_> = outcomes.iter().map(|o| o.path.as_ref()).collect();
-            say_json(&serde_json::json!({ "model": self.name, "reports": reports, "paths": paths, "summary": summary }))?;
+            let questions: Vec<_> = outcomes.iter().map(|o| o.question.as_ref()).collect();
+            let document =
+                serde_json::json!({ "model": self.name, "reports": reports, "paths": paths, "questions": questions, "summary": summary });
+            say_json(&document)?;
         } else {
             if outcomes.len() > 1 {
                 ui::say(&verdict::comparison(&summary));
@@ -390,16 +458,40 @@ struct Outcome {
     report: Option<Report>,
     path: Option<PathBuf>,
     sample: Option<verdict::Sample>,
+    /// Every rung.
+    tried: Vec<RungReport>,
+    /// What waits for an answer.
+    question: Option<Question>,
 }
 
 impl Outcome {
+    /// Tells a person.
+    fn show(&self, name: &str, target: &Path) {
+        let Some(report) = &self.report else { return };
+        if let Some(question) = &self.question {
+            ui::say(&ladder::question(question, report));
+            ui::say("\n  The model waits, judged. Run the same command again with --yes or --no.");
+            return;
+        }
+        ui::say(&verdict::screen(name, report, self.path.as_deref(), &refusal_path(target)));
+        if self.tried.len() > 1 {
+            ui::say(&format!("\n{}", ladder::rungs(&self.tried)));
+        }
+    }
+
     fn variant(&self) -> Option<Variant> {
         self.report.as_ref().map(|report| Variant::of(report, self.path.as_deref()))
     }
 
-    fn folder_bytes(&self) -> u64 {
-        self.report.as_ref().and_then(|r| r.measures.size.as_ref()).map_or(u64::MAX, |s| s.folder_bytes)
+    fn score(&self) -> f64 {
+        self.report.as_ref().and_then(|report| report.trinity.as_ref()).map_or(0.0, |trinity| trinity.score)
     }
+}
+
+/// Where the log of a run is while it goes on.
+fn hidden_log(target: &Path) -> PathBuf {
+    let name = target.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
+    target.with_file_name(format!(".{name}.octet-log.jsonl"))
 }
 
 /// Where the report of a refused variant is kept: a file, never a folder that looks like a model.

@@ -118,8 +118,8 @@ pub(super) fn texts(
 fn built_in_texts(built_in: BuiltIn, options: ReadOptions<'_>) -> Result<(Vec<Text>, Vec<TextSource>)> {
     let parse = |name: &str, lines: &str| Ok(Text::parse(name.into(), lines.into(), true, options)?);
     let (name, text) = match built_in {
-        BuiltIn::Calibration => ("built-in calibration text", builtin::CALIBRATION),
-        BuiltIn::Evaluation => ("built-in evaluation text", builtin::EVALUATION),
+        BuiltIn::Calibration => builtin::calibration(),
+        BuiltIn::Evaluation => builtin::evaluation(),
     };
     let of_kind = |kind: &&str| {
         let mark = format!("\"kind\": \"{kind}\"");

@@ -5,6 +5,7 @@ use anyhow::Result;
 use octet_eval::{
     Report,
     gates::{Gate, Outcome, Status},
+    html::PageSample,
 };
 use octet_flow::Summary;
 use octet_quant::{Action, Forecast, Plan};
@@ -21,6 +22,13 @@ pub(super) struct Sample {
     prompt: String,
     original: String,
     quantized: String,
+}
+
+impl Sample {
+    /// The same for the report's page.
+    pub(super) fn of_page(&self) -> PageSample {
+        PageSample { prompt: self.prompt.clone(), base: self.original.clone(), quant: self.quantized.clone() }
+    }
 }
 
 /// Lets both models continue the beginning of the evaluation text, greedily.
@@ -79,6 +87,9 @@ pub(super) fn judged(model: &str, report: &Report) -> String {
             speed.threads,
             speed.isa
         ));
+    }
+    if let Some(trinity) = &report.trinity {
+        lines.push(super::ladder::score(trinity));
     }
     lines.push(String::new());
     lines.extend(report.gates.iter().map(gate_line));

@@ -182,7 +182,10 @@ fn weights_that_are_not_finite() {
         weights.poison(DOWN, places, value);
         weights.write(&sandbox);
         let count = places.len().to_string();
-        for command in ["quantize tiny", "quantize tiny --no-judge", "quantize tiny --scheme w4a16-g32"] {
+        sandbox.write("notes.txt", crate::sandbox::prose(6_000, 1));
+        sandbox.write("judge.txt", crate::sandbox::prose(6_000, 2));
+        let calibrated = "quantize tiny --scheme w4a16-g32 --calibration notes.txt --eval-text judge.txt";
+        for command in ["quantize tiny", "quantize tiny --no-judge", calibrated] {
             sandbox.refuses(command, &["model.layers.1.mlp.down_proj", &count, "NaN", "checkpoint is damaged"]);
         }
     }
@@ -194,7 +197,10 @@ fn weights_that_are_not_finite() {
     sandbox.refuses("quantize tiny --no-judge", &[NORM, "2", "64", "NaN"]);
     sandbox.refuses("quantize tiny", &[NORM, "2", "64", "NaN"]);
     // Calibration runs the model before the tensor is copied.
-    sandbox.refuses("quantize tiny --scheme w4a16-g32", &["layer 2", "not finite", "octet inspect --check"]);
+    sandbox.write("notes.txt", crate::sandbox::prose(6_000, 1));
+    sandbox.write("judge.txt", crate::sandbox::prose(6_000, 2));
+    let calibrated = "quantize tiny --scheme w4a16-g32 --calibration notes.txt --eval-text judge.txt";
+    sandbox.refuses(calibrated, &["layer 2", "not finite", "octet inspect --check"]);
     sandbox.refuses("run tiny hello", &["not finite", "octet inspect --check"]);
     sandbox.refuses("eval tiny", &["not finite", "octet inspect --check"]);
     sandbox.refuses("inspect tiny --check", &["not finite", NORM, "(2)", "checkpoint is damaged"]);

@@ -26,7 +26,8 @@ fn pocket_becomes_an_accepted_int8() {
     let ended = sandbox.octet("quantize pocket --scheme w8a16 --eval-tokens 20480 --min-speedup 0 --json").done();
     let document = ended.json();
     let mut files: Vec<&str> = UNJUDGED.to_vec();
-    files.push("validation_report.json");
+    files.extend(["decision_log.jsonl", "report.html", "validation_report.json"]);
+    files.sort_unstable();
     assert_eq!(sandbox.names("pocket-w8a16"), files);
     assert_eq!(sandbox.names(""), ["pocket-w8a16", "quantization_summary.json"]);
     for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
@@ -69,7 +70,7 @@ fn a_gate_that_cannot_be_passed_refuses() {
     assert_eq!(ended.code, Some(3), "{ended:?}");
     assert!(ended.stdout.contains("tiny as w8a16: REFUSED") && ended.stdout.contains("FAIL      quality"), "{ended:?}");
     assert!(ended.stdout.contains("nothing was kept but the report, ./tiny-w8a16.refused.json"), "{ended:?}");
-    assert_eq!(sandbox.names(""), ["quantization_summary.json", "tiny", "tiny-w8a16.refused.json"]);
+    assert_eq!(sandbox.names(""), ["quantization_summary.json", "tiny", "tiny-w8a16.refused.json", "tiny-w8a16.refused.jsonl"]);
     let report = sandbox.json("tiny-w8a16.refused.json");
     assert_eq!(report["status"], json!("refused"));
     let quality = gate(&report, "quality");
@@ -89,7 +90,15 @@ fn too_little_text_is_undecided_and_several_schemes_are_compared() {
         let note = gate(report, "quality")["note"].as_str().unwrap();
         assert!(note.contains("more tokens"), "{note}");
     }
-    let files = ["quantization_summary.json", "tiny", "tiny-w8a16.refused.json", "tiny-w8a8.refused.json"];
+    let files = [
+        "quantization_summary.html",
+        "quantization_summary.json",
+        "tiny",
+        "tiny-w8a16.refused.json",
+        "tiny-w8a16.refused.jsonl",
+        "tiny-w8a8.refused.json",
+        "tiny-w8a8.refused.jsonl",
+    ];
     assert_eq!(sandbox.names(""), files);
 }
 

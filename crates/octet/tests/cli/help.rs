@@ -23,6 +23,11 @@ Commands:
   verify       Check that a folder holds, byte for byte, what its receipt says
   reproduce    Quantize again as a receipt says and compare every byte
   keygen       Make a key pair that signs receipts
+  score        The Trinity Score of reports, input by input; several are ranked
+  report       The page of a report: verdict, gates, plots, texts
+  rollback     Go back to the variant that was in use before, or to the original
+  schema       What agents may call, as JSON Schema
+  tool         Call a tool with JSON in and out
   doctor       What this CPU can do, which kernels run, measured limits
   completions  Print a completion script for a shell
   help         Print this message or the help of the given subcommand(s)
@@ -49,7 +54,7 @@ fn the_flags_of_quantize() {
     insta::assert_snapshot!(help("quantize -h"), @r###"
 Compress a model, re-open what was written, judge it against the original
 
-Usage: octet quantize [OPTIONS] <MODEL> [OUT]
+Usage: octet-flow1 quantize [OPTIONS] <MODEL> [OUT]
 
 Arguments:
   <MODEL>  A checkpoint folder, `pocket` (built in), or org/name from the local Hugging Face cache
@@ -79,13 +84,25 @@ Options:
       --force                       Replace an existing output folder
       --sign <KEY>                  Sign the receipt with this secret key (see octet keygen)
       --strict                      Turn whatever the plan would note and skip into an error, and the fidelity gate into a blocking one
-      --eval-text <FILE>...         Text to judge on: plain text, .jsonl or .bin token ids [default: built-in text]
+      --no-ladder                   Stop at the first refusal instead of trying better solvers, smaller groups, more bits, more calibration
+      --max-minutes <M>             Begin no further attempt after this many minutes
+      --target-score <SCORE>        Try INT8 weight-only, INT8 dynamic, other groups, then mixed, until one is accepted with this Trinity Score
+      --review                      Accept alone only with a score of at least 90 and a risk of at most 10; ask otherwise
+      --auto-score <SCORE>          Least score to accept alone (with --review) [default: 90]
+      --auto-risk <RISK>            Most risk to accept alone (with --review) [default: 10]
+      --yes                         Answer yes to whatever --review asks
+      --no                          Answer no
+      --graph <FILE>                Draw the states the run went through: .svg, or Mermaid text (.mmd)
+      --eval-text <FILE>...         Texts to judge on, each by itself and all together: plain text, .jsonl or .bin token ids [default: built-in texts]
       --text-field <NAME>           Field of a .jsonl line that holds the text [default: text, else messages]
       --eval-tokens <N>             Judge on at most this many tokens [default: 102400]
       --context <N>                 Window length in tokens [default: 2048, or less where the model or 100 windows of the text ask for it]
       --seed <N>                    Seed of everything drawn at random [default: 0]
       --max-ppl-increase <PERCENT>  Gate: largest accepted perplexity increase in percent (upper end of the 95 % interval) [default: 2]
       --min-speedup <RATIO>         Gate: smallest accepted decode speed-up over 16 bits where memory is the bound [default: 1.5]
+      --max-size <SIZE>             Gate: largest accepted folder, such as 100MB
+      --health-prompts <N>          Prompts that both models continue by 256 tokens, greedily and sampled, to compare the health of their texts [default: 32]
+      --reference-cache <DIR>       Folder that keeps what an original makes of a text, so that it runs once for many variants; `off` keeps nothing [default: octet in the user's cache folder]
       --threads <N>                 Threads to compute with [default: the physical cores this process may use]
       --json                        Print one JSON document on stdout; progress goes to stderr
   -v, --verbose...                  Say more (-v: steps, -vv: details) on stderr

@@ -53,7 +53,7 @@ fn a_killed_run_can_be_run_again() {
     child.kill().unwrap();
     child.wait().unwrap();
     // Nothing visible was left; what is hidden is taken over by the next run.
-    assert_eq!(sandbox.names(""), [WORK, "tiny"]);
+    assert_eq!(sandbox.names(""), [".tiny-w8a16.octet-log.jsonl", WORK, "tiny"]);
     sandbox.octet(&QUANTIZE.join(" ")).done();
     assert_eq!(sandbox.names(""), ["quantization_summary.json", "tiny", "tiny-w8a16"]);
 }

@@ -8,6 +8,7 @@ mod help;
 mod interrupted;
 mod judging;
 mod killed;
+mod ladder;
 mod memory;
 mod outliers;
 mod outputs;

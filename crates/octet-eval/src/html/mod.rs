@@ -1,0 +1,351 @@
+//! `report.html`: the verdict as one self-contained page, readable without scripts, in light and dark, on a phone, on paper.
+//!
+//! Verdict first, then gates with their intervals, then plots, texts, and how to do it again. What was not measured is left out.
+
+mod chart;
+mod plots;
+mod summary;
+mod words;
+
+pub use plots::VariantPoint;
+pub use summary::summary_page;
+
+use crate::{
+    Report,
+    gates::{Gate, Outcome, Status},
+    report::RungReport,
+    trinity::Trinity,
+};
+use serde_json::Value;
+use std::fmt::Write;
+use words::{bytes, change, escape, figure, quoted};
+
+/// The file the page is written to.
+pub const PAGE_FILE: &str = "report.html";
+
+const STYLE: &str = include_str!("style.css");
+
+/// What a page shows beside the report itself.
+#[derive(Clone, Debug, Default)]
+pub struct Page<'a> {
+    /// Name of the original.
+    pub model: &'a str,
+    /// Other variants of the same original.
+    pub variants: &'a [VariantPoint],
+    /// Texts of both models where the report holds none.
+    pub samples: &'a [PageSample],
+    /// The folder, as one would type it.
+    pub folder: &'a str,
+}
+
+/// The same prompt continued by both models.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PageSample {
+    /// The prompt.
+    pub prompt: String,
+    /// What the original writes.
+    pub base: String,
+    /// What the variant writes.
+    pub quant: String,
+}
+
+/// The page of `report`.
+pub fn page(report: &Report, page: &Page<'_>) -> String {
+    let mut out = head(&format!("{} as {}: {}", page.model, report.scheme, word(report.status).0));
+    verdict(&mut out, report, page.model);
+    gates(&mut out, report);
+    if let Some(trinity) = &report.trinity {
+        score(&mut out, trinity, report);
+    }
+    if report.ladder.len() > 1 {
+        ladder(&mut out, &report.ladder);
+    }
+    figures(&mut out, report, page.variants);
+    samples(&mut out, report, page.samples);
+    again(&mut out, report, page);
+    out.push_str("</main></body></html>\n");
+    out
+}
+
+/// The beginning of a page.
+fn head(title: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"/>\
+         <title>{}</title><style>{STYLE}</style></head><body><main>\n",
+        escape(title)
+    )
+}
+
+fn word(status: Status) -> (&'static str, &'static str) {
+    match status {
+        Status::Accepted => ("ACCEPTED", "good"),
+        Status::FellBack => ("FELL BACK", "good"),
+        Status::Refused => ("REFUSED", "bad"),
+        Status::Undecided => ("UNDECIDED", "warn"),
+    }
+}
+
+fn verdict(out: &mut String, report: &Report, model: &str) {
+    let (word, class) = word(report.status);
+    let _ = writeln!(
+        out,
+        "<header><span class=\"badge {class}\">{word}</span><h1>{} as {}</h1><p>{}</p>",
+        escape(model),
+        escape(&report.scheme),
+        escape(&reason(report))
+    );
+    let m = &report.measures;
+    let mut tiles = vec![];
+    if let Some(ratio) = m.ppl.and_then(|ppl| ppl.ratio) {
+        let interval = m.ppl.and_then(|ppl| ppl.ratio_ci95).map_or(String::new(), |[a, b]| format!("{} to {}", change(a), change(b)));
+        tiles.push((change(ratio), format!("perplexity {interval}")));
+    }
+    if let Some(size) = m.size {
+        tiles.push((
+            format!("{:.2}× smaller", 1.0 / size.ratio),
+            format!("{} instead of {}", bytes(size.folder_bytes), bytes(size.base_bytes)),
+        ));
+    }
+    if let Some(decode) = m.speed.as_ref().and_then(|speed| speed.decode.ratio) {
+        tiles.push((format!("{:.2}× faster", decode.estimate), "decoding, against 16 bits".into()));
+    }
+    if let Some(trinity) = &report.trinity {
+        let risk = report.risk.as_ref().map_or(String::new(), |risk| format!(", risk {:.1}", risk.score));
+        tiles.push((format!("{:.1}", trinity.score), format!("Trinity Score of 100{risk}")));
+    }
+    out.push_str("<div class=\"tiles\">");
+    for (value, what) in tiles {
+        let _ = write!(out, "<div class=\"tile\"><b>{}</b><span>{}</span></div>", escape(&value), escape(&what));
+    }
+    out.push_str("</div></header>\n");
+}
+
+/// The verdict in a sentence.
+fn reason(report: &Report) -> String {
+    let names = |outcome: Outcome| -> Vec<&str> {
+        report.gates.iter().filter(|gate| gate.blocking && gate.outcome == outcome).map(|gate| gate.name.as_str()).collect()
+    };
+    match report.status {
+        Status::Accepted => "Every gate was measured on the written files, and passed.".into(),
+        Status::FellBack => "What was asked for was refused; this variant passed every gate in its place.".into(),
+        Status::Refused => format!("Refused by {}.", names(Outcome::Failed).join(", ")),
+        Status::Undecided => format!("Not decided: {}.", names(Outcome::Undecided).join(", ")),
+    }
+}
+
+fn gates(out: &mut String, report: &Report) {
+    out.push_str("<section><h2>Gates</h2><table class=\"stack\"><thead><tr><th>gate</th><th>outcome</th><th>measured</th><th>95 % interval</th><th>limit</th><th>remarks</th></tr></thead><tbody>\n");
+    for gate in &report.gates {
+        let (word, class) = match (gate.outcome, gate.blocking) {
+            (Outcome::Passed, _) => ("passed", "good"),
+            (Outcome::Failed, true) => ("FAILED", "bad"),
+            (Outcome::Failed, false) => ("beyond its guide", "warn"),
+            (Outcome::Undecided, _) => ("undecided", "warn"),
+            (Outcome::NotApplicable, _) => ("not applicable", "soft"),
+        };
+        let shown = |value: Option<f64>| value.map_or(String::new(), |value| gate_figure(gate, value));
+        let interval = gate.ci95.map_or(String::new(), |[a, b]| format!("{} to {}", gate_figure(gate, a), gate_figure(gate, b)));
+        let _ = writeln!(
+            out,
+            "<tr><td data-label=\"gate\"><b>{}</b></td><td data-label=\"outcome\" class=\"{class}\">{word}</td><td class=\"n\" data-label=\"measured\">{}</td>\
+             <td class=\"n\" data-label=\"95 % interval\">{}</td><td class=\"n\" data-label=\"limit\">{}</td><td class=\"note\">{}</td></tr>",
+            escape(&gate.name),
+            escape(&shown(gate.value)),
+            escape(&interval),
+            escape(&shown(gate.threshold)),
+            escape(&gate.note)
+        );
+    }
+    out.push_str("</tbody></table>");
+    if let Some(text) = &report.measures.text {
+        let _ = write!(
+            out,
+            "<p class=\"soft\">Judged on {} tokens of {}, in {} windows of {}.</p>",
+            text.tokens,
+            escape(&text.name),
+            text.windows,
+            text.context
+        );
+    }
+    out.push_str("</section>\n");
+}
+
+/// A figure of a gate in the gate's own unit.
+fn gate_figure(gate: &Gate, value: f64) -> String {
+    match gate.name.as_str() {
+        name if name.starts_with("quality") => change(value),
+        "speed" => format!("{value:.2}×"),
+        "fidelity.top1" => format!("{:.2} %", 100.0 * value),
+        "size.forecast" => format!("{:.2} %", 100.0 * value),
+        "size.linears" => format!("{value:.2} bits"),
+        "size.max" => bytes(value.max(0.0) as u64),
+        _ => figure(value),
+    }
+}
+
+fn score(out: &mut String, trinity: &Trinity, report: &Report) {
+    let partial = if trinity.partial { format!(" Partial: not measured were {}.", trinity.not_measured.join(", ")) } else { String::new() };
+    let _ = write!(
+        out,
+        "<section><h2>Trinity Score</h2><p>{:.1} of 100 by version {} of the formulas.{}</p><table class=\"stack\"><thead><tr><th>pillar</th><th>input</th><th>measured</th><th>points</th><th>worth</th></tr></thead><tbody>",
+        trinity.score,
+        trinity.version,
+        escape(&partial)
+    );
+    for pillar in &trinity.pillars {
+        for input in &pillar.inputs {
+            let _ = writeln!(
+                out,
+                "<tr><td data-label=\"pillar\">{} {}</td><td data-label=\"input\">{}</td><td class=\"n\" data-label=\"measured\">{}</td><td class=\"n\" data-label=\"points\">{:.1} of {:.0}</td><td class=\"note\">{}</td></tr>",
+                escape(&pillar.name),
+                escape(&pillar.sign),
+                escape(&input.name),
+                input.value.map_or_else(|| "not measured".into(), |value| escape(&figure(value))),
+                input.points,
+                input.most,
+                escape(&input.formula)
+            );
+        }
+    }
+    out.push_str("</tbody></table>");
+    if let Some(risk) = &report.risk {
+        let _ = write!(out, "<p>Risk {:.1} of 100", risk.score);
+        let reasons: Vec<String> = risk.reasons.iter().map(|r| format!("{} ({:+.1})", r.what, r.points)).collect();
+        let _ = write!(out, "{}.</p>", if reasons.is_empty() { String::new() } else { format!(": {}", escape(&reasons.join("; "))) });
+    }
+    out.push_str("</section>\n");
+}
+
+fn ladder(out: &mut String, rungs: &[RungReport]) {
+    out.push_str("<section><h2>Ladder</h2><table class=\"stack\"><thead><tr><th>rung</th><th>scheme</th><th>outcome</th><th>perplexity</th><th>KL, nats</th><th>size</th><th>decode</th><th>why</th></tr></thead><tbody>\n");
+    for rung in rungs {
+        let class = match rung.outcome.as_str() {
+            "accepted" => "good",
+            "refused" | "declined" => "bad",
+            "undecided" => "warn",
+            _ => "soft",
+        };
+        let interval = rung.ratio_ci95.map_or(String::new(), |[a, b]| format!(" ({} to {})", change(a), change(b)));
+        let _ = writeln!(
+            out,
+            "<tr><td data-label=\"rung\">{}</td><td data-label=\"scheme\">{}</td><td data-label=\"outcome\" class=\"{class}\">{}</td><td data-label=\"perplexity\">{}</td>\
+             <td class=\"n\" data-label=\"KL\">{}</td><td class=\"n\" data-label=\"size\">{}</td><td class=\"n\" data-label=\"decode\">{}</td><td class=\"note\">{}</td></tr>",
+            escape(&rung.rung),
+            escape(&rung.scheme),
+            escape(&rung.outcome),
+            rung.ratio.map_or(String::new(), |r| escape(&(change(r) + &interval))),
+            rung.kl.map_or(String::new(), figure),
+            rung.size_ratio.map_or(String::new(), |r| format!("{:.0} %", 100.0 * r)),
+            rung.decode_speedup.map_or(String::new(), |s| format!("{s:.2}×")),
+            escape(&rung.note)
+        );
+    }
+    out.push_str("</tbody></table></section>\n");
+}
+
+fn figures(out: &mut String, report: &Report, others: &[VariantPoint]) {
+    let m = &report.measures;
+    let value = serde_json::to_value(m).unwrap_or(Value::Null);
+    let mut points: Vec<VariantPoint> = report.ladder.iter().filter_map(VariantPoint::of_rung).collect();
+    if points.is_empty() {
+        points.extend(VariantPoint::of_rung(&RungReport::of(
+            "",
+            &report.scheme,
+            if report.status == Status::Refused { "refused" } else { "accepted" },
+            "",
+            report,
+        )));
+    }
+    points.extend(others.iter().filter(|other| points.iter().all(|known| known.name != other.name)).cloned().collect::<Vec<_>>());
+    let long = &value["long_context"];
+    let tenth = |tenth: &Value| Some((tenth["kl"].as_f64()?, tenth["ppl_ratio"].as_f64()?));
+    let (tenths, context) = match long["tenths"].as_array() {
+        Some(tenths) => (tenths.iter().filter_map(tenth).collect(), long["context"].as_u64().unwrap_or(0) as usize),
+        None => (m.by_position.iter().map(|t| (t.kl, t.ppl_ratio)).collect::<Vec<_>>(), m.text.as_ref().map_or(0, |text| text.context)),
+    };
+    let drawn = [
+        (plots::variants(&points), "Size, quality and speed. The larger a disc, the faster it decodes. Down and to the left is better."),
+        (
+            plots::along(&tenths, context),
+            "KL divergence along the context, in tenths of a window. A model that breaks late rises to the right.",
+        ),
+        (plots::histogram(&value["kl_histogram"]), "How the divergence is spread over tokens."),
+        (plots::errors(&report.tensors), "Relative squared error of the weights, by layer (across) and kind of tensor. Darker is larger."),
+        (plots::bits(&report.tensors), "Bits a weight, scales included, by layer and kind of tensor."),
+        (
+            plots::roofline(report),
+            "What the machine can do (line: reading memory on the left, int8 arithmetic on the right) and what both models make of it.",
+        ),
+    ];
+    let mut section = String::new();
+    for (svg, caption) in drawn {
+        if let Some(svg) = svg {
+            let _ = writeln!(section, "<figure>{svg}<figcaption>{}</figcaption></figure>", escape(caption));
+        }
+    }
+    if !section.is_empty() {
+        let _ = writeln!(out, "<section><h2>Plots</h2><div class=\"plots\">{section}</div></section>");
+    }
+}
+
+fn samples(out: &mut String, report: &Report, given: &[PageSample]) {
+    let value = serde_json::to_value(&report.measures).unwrap_or(Value::Null);
+    let text = |sample: &Value, key: &str| sample[key].as_str().unwrap_or_default().to_string();
+    let own = |sample: &Value| PageSample { prompt: text(sample, "prompt"), base: text(sample, "base"), quant: text(sample, "quant") };
+    let held: Vec<PageSample> = value["samples"].as_array().into_iter().flatten().map(own).collect();
+    let samples = if held.is_empty() { given } else { &held };
+    if samples.is_empty() {
+        return;
+    }
+    out.push_str("<section><h2>Texts</h2><p class=\"soft\">The same prompt continued by both. Marked is where they part.</p>\n");
+    for sample in samples {
+        let [base, quant] = parted(&sample.base, &sample.quant);
+        let _ = writeln!(
+            out,
+            "<div class=\"prompt\">{}</div><div class=\"pair\"><div><h3>original</h3>{base}</div><div><h3>{}</h3>{quant}</div></div>",
+            escape(sample.prompt.trim()),
+            escape(&report.scheme)
+        );
+    }
+    out.push_str("</section>\n");
+}
+
+/// Both texts with the word in which they part marked.
+fn parted(base: &str, quant: &str) -> [String; 2] {
+    let shared = base.chars().zip(quant.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum::<usize>();
+    if base == quant {
+        let same = escape(base.trim_end());
+        return [same.clone(), same + " <small>(the same)</small>"];
+    }
+    let begin = base[..shared].rfind(char::is_whitespace).map_or(0, |at| at + 1).min(shared);
+    [base, quant].map(|text| {
+        let end = text[shared..].find(char::is_whitespace).map_or(text.len(), |at| shared + at).max(begin);
+        let marked = if text[begin..end].is_empty() { "(ends here)".to_string() } else { escape(&text[begin..end]) };
+        format!("{}<mark>{marked}</mark>{}", escape(&text[..begin]), escape(&text[end..]))
+    })
+}
+
+fn again(out: &mut String, report: &Report, page: &Page<'_>) {
+    let mut command: Vec<String> = report.command.iter().map(|argument| quoted(argument)).collect();
+    if let Some(program) = command.first_mut() {
+        *program = "octet".into();
+    }
+    let folder = quoted(page.folder);
+    let machine = &report.machine;
+    let _ = writeln!(
+        out,
+        "<section><h2>Again</h2><pre>{}\noctet verify --receipt {2}\noctet reproduce {2}</pre>\
+         <p class=\"soft\">The first makes and judges it again; the others check that no byte was changed since, and that the same bytes come out.</p>\
+         <p class=\"soft\">Measured by octet {1} on {3}, {4} threads, {5}, {6}.</p></section>",
+        escape(&command.join(" ")),
+        escape(&machine.version),
+        escape(&folder),
+        escape(&machine.cpu),
+        machine.threads,
+        escape(&machine.isa),
+        escape(&machine.os)
+    );
+}
+
+#[cfg(test)]
+mod tests;

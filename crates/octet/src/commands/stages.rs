@@ -1,0 +1,217 @@
+//! The stages of a run, done with the texts, files and flags of the command line.
+
+use super::{
+    calibration, ladder,
+    quantize::{Asked, Session},
+    verdict::{self, Sample},
+};
+use crate::{interrupt, ui};
+use anyhow::{Context, Result, bail};
+use octet_eval::{
+    Report,
+    html::{self, PAGE_FILE, Page, PageSample},
+    memory::available_memory,
+    overlap::Overlap,
+    report::{Ease, REPORT_FILE},
+    risk::{Coverage, Risk},
+    trinity::{Inputs, Trinity},
+};
+use octet_flow::{
+    JudgeSettings, Original, Staged,
+    machine::{Candidate, Choice, Decision, Entry, Identity, Kind, LOG_FILE, Planned, Question, Rung, Stages},
+};
+use octet_runtime::{OpenOptions, TextModel};
+use serde_json::{Value, json};
+use std::{
+    io::{BufRead, IsTerminal},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+/// One run of the command on one of the variants that were asked for.
+pub(super) struct Walk<'s, 'a> {
+    pub(super) session: &'s mut Session<'a>,
+    pub(super) asked: &'s Asked,
+    /// Where what was asked for will be.
+    pub(super) target: &'s Path,
+    /// Whether the variant is one of several.
+    pub(super) several: bool,
+    pub(super) original: &'s mut Original,
+    pub(super) settings: &'s JudgeSettings,
+    /// What both models write, of the last that was judged.
+    pub(super) sample: Option<Sample>,
+}
+
+impl Walk<'_, '_> {
+    /// Where a fallback goes: a folder of its own name that does not exist yet.
+    fn fallback(&self, label: &str) -> PathBuf {
+        let session = &self.session;
+        if session.args.out.is_some() && !self.several {
+            return self.target.to_path_buf();
+        }
+        let first = session.target(label, self.several);
+        if session.args.force || !first.exists() || first == self.target {
+            return first;
+        }
+        let name = first.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let numbered = (2..).map(|n| first.with_file_name(format!("{name}-{n}")));
+        numbered.into_iter().find(|path| !path.exists()).unwrap_or(first)
+    }
+
+    /// What the candidate asks of the machine and of whoever makes it again.
+    fn ease(&self, planned: &Planned, dir: &Path, speed: Option<&octet_eval::speed::Speed>) -> Result<Ease> {
+        let engine = &self.session.engine;
+        let free_bytes = available_memory();
+        let timed = |folder: &octet_formats::Folder| -> Result<f64> {
+            let started = Instant::now();
+            drop(TextModel::open(folder, engine, OpenOptions::default())?);
+            Ok(1e3 * started.elapsed().as_secs_f64())
+        };
+        let base_load_ms = Some(timed(&self.session.input)?);
+        let load_ms = Some(timed(&octet_formats::Folder::disk(dir)?)?);
+        let here = |text: &octet_flow::TextSource| text.path.as_ref().is_none_or(|path| path.exists());
+        let texts = planned.calibration.iter().flat_map(|c| &c.sources).chain(&self.session.evaluation);
+        let known = [
+            planned.prepared.recipe_reads_back(),
+            self.session.input.path().is_none_or(Path::exists),
+            texts.clone().all(here),
+            !self.settings.command.is_empty(),
+        ];
+        let provenance = Some(known.iter().filter(|known| **known).count() as f64 / known.len() as f64);
+        let read_gb_s = speed.and_then(|speed| speed.cache.read_gb_s.or(speed.cache.large_read_gb_s));
+        let int8_gop_s = Some(octet_kernels::limits::int8_gop_s(engine)).filter(|rate| rate.is_finite());
+        Ok(Ease { load_ms, base_load_ms, free_bytes, provenance, read_gb_s, int8_gop_s })
+    }
+}
+
+/// What calibration left open.
+fn coverage(calibration: &Value) -> Coverage {
+    let coverage = &calibration["coverage"];
+    let number = |name: &str| coverage[name].as_f64().unwrap_or(0.0);
+    Coverage {
+        dead_inputs: number("dead_inputs") / number("inputs").max(1.0),
+        unreached_experts: coverage["experts_never_reached"].as_array().map_or(0, Vec::len),
+    }
+}
+
+impl Stages for Walk<'_, '_> {
+    type Error = anyhow::Error;
+
+    fn is_stop(&self, error: &anyhow::Error) -> bool {
+        interrupt::asked() || matches!(error.downcast_ref(), Some(octet_flow::Error::Interrupted | octet_flow::Error::Paused { .. }))
+    }
+
+    fn identity(&mut self) -> Result<Identity> {
+        let (session, settings) = (&self.session, self.settings);
+        let texts: Vec<String> = session.evaluation.iter().map(|text| text.sha256.clone()).collect();
+        let args = session.args;
+        let files: Vec<String> = args.calibration.iter().map(|path| path.display().to_string()).collect();
+        let entries = [
+            ("octet version", env!("CARGO_PKG_VERSION").to_string()),
+            ("model", octet_flow::digest::folder(&session.input)?),
+            ("asked", format!("{} {:?}", self.asked.label(), args.method)),
+            ("target score", format!("{:?}", args.ladder.target_score)),
+            ("evaluation texts", texts.join(" ")),
+            ("calibration", format!("{} {:?} {:?}", files.join(" "), args.calibration_samples, args.calibration_length)),
+            ("thresholds", serde_json::to_string(&settings.thresholds)?),
+            ("seed", settings.seed.to_string()),
+            ("instruction set", session.engine.isa().to_string()),
+        ];
+        Ok(entries.map(|(key, value)| (key.to_string(), value)).into())
+    }
+
+    fn evaluate(&mut self) -> Result<Value> {
+        let checkpoint = self.original.checkpoint();
+        let bytes: usize = checkpoint.entries().iter().map(|entry| entry.bytes).sum();
+        Ok(json!({ "model": self.session.name, "tensors": checkpoint.entries().len(), "stored_bytes": bytes }))
+    }
+
+    fn plan(&mut self, candidate: &Candidate) -> Result<Planned> {
+        let session = &self.session;
+        let prepared = match &candidate.choice {
+            Choice::Asked => session.prepare(self.asked)?,
+            Choice::Scheme { scheme, solver } => session.prepare_scheme(*scheme, *solver, candidate.label.clone())?,
+            Choice::Mixed { .. } => bail!("mixed precision is not in this build"),
+        };
+        let calibration = calibration::read(session.args, &session.input, std::slice::from_ref(&prepared), candidate.calibration)?;
+        if let Some(calibration) = &calibration {
+            for text in &self.settings.texts {
+                Overlap::between(calibration.samples.tokens(), &text.ids).check(&calibration.texts.join(", "), &text.name)?;
+            }
+        }
+        let calibration = calibration.filter(|_| prepared.wants_calibration());
+        let target = if candidate.rung == Rung::Asked { self.target.to_path_buf() } else { self.fallback(&candidate.label) };
+        prepared.check_target(&target, session.args.force)?;
+        Ok(Planned { prepared, calibration, target })
+    }
+
+    fn quantize(&mut self, planned: &Planned) -> Result<Staged> {
+        self.session.write(&planned.prepared, &planned.target, planned.calibration.as_ref())
+    }
+
+    fn validate(&mut self, planned: &Planned, staged: &Staged) -> Result<Report> {
+        let (session, settings) = (&mut *self.session, self.settings);
+        let (progress, quiet) = (&mut session.progress, session.global.json);
+        let mut step = |stage: &str, done, total, detail: &str| match stage {
+            octet_flow::FORECAST if quiet => {}
+            octet_flow::FORECAST => ui::note(&format!("judging: {detail}")),
+            _ => progress.update(stage, done, total, detail),
+        };
+        let (scheme, forecast) = (&planned.prepared.settings().label, Some(staged.forecast_bytes));
+        let cancel = interrupt::flag();
+        let judged = octet_flow::judge(self.original, &staged.path(), scheme, forecast, settings, &session.engine, cancel, &mut step)?;
+        session.progress.finish();
+        self.sample = Some(verdict::sample(self.original.text_model(), &judged.model, &settings.ids())?);
+        let mut report = judged.report;
+        drop(judged.model);
+        report.measures.ease = Some(self.ease(planned, &staged.path(), report.measures.speed.as_ref())?);
+        let trinity = Trinity::of(&Inputs::of(&report));
+        report.risk = Some(Risk::of(&report, &trinity, coverage(&staged.calibration)));
+        report.trinity = Some(trinity);
+        Ok(report)
+    }
+
+    fn commit(&mut self, planned: &Planned, staged: Staged, report: &Report, log: &str) -> Result<PathBuf> {
+        staged.add(REPORT_FILE, &serde_json::to_value(report)?)?;
+        staged.add_text(LOG_FILE, log)?;
+        let samples: Vec<PageSample> = self.sample.iter().map(Sample::of_page).collect();
+        let page = Page { model: &self.session.name, variants: &[], samples: &samples, folder: &ui::path(&planned.target) };
+        staged.add_text(PAGE_FILE, &html::page(report, &page))?;
+        self.session.finish(staged, &planned.prepared, planned.calibration.as_ref())
+    }
+
+    fn ask(&mut self, question: &Question) -> Option<bool> {
+        if self.session.global.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        ui::note(&format!("\n{} (score {:.1}, risk {:.1}) [y/N]", question.question, question.score, question.risk));
+        question.reasons.iter().for_each(|reason| ui::note(&ladder::paragraph(&format!("- {reason}"), 2)));
+        let line = std::io::stdin().lock().lines().next()?.ok()?;
+        Some(matches!(line.trim(), "y" | "Y" | "yes"))
+    }
+
+    fn decided(&mut self, entry: &Entry) {
+        let candidate = entry.candidate.as_deref().unwrap_or_default();
+        let rung = entry.rung.map_or("", Rung::words);
+        tracing::debug!("{} {candidate}: {:?}, {}", entry.state.name(), entry.decision, entry.reason);
+        let line = match (entry.state, entry.decision) {
+            (Kind::Quantize, _) if entry.rung != Some(Rung::Asked) => format!("next: {rung}, {candidate}: {}", entry.reason),
+            (Kind::Review, Decision::Climb) => {
+                let ratio =
+                    entry.figures["ppl_ratio"].as_f64().map_or(String::new(), |r| format!(", perplexity {:+.2} %", 100.0 * (r - 1.0)));
+                format!("{candidate}: {}{ratio}", entry.reason)
+            }
+            _ => return,
+        };
+        self.session.progress.finish();
+        ui::note(&line);
+    }
+}
+
+/// Draws the run's states into `file`.
+pub(super) fn draw(file: &Path, entries: &[Entry]) -> Result<()> {
+    use octet_flow::machine::graph;
+    let svg = file.extension().is_some_and(|end| end == "svg");
+    let text = if svg { graph::svg(entries) } else { graph::mermaid(entries) };
+    std::fs::write(file, text).with_context(|| format!("cannot write {}; check the path", file.display()))
+}
