@@ -99,7 +99,7 @@ pub(crate) struct Memory {
 }
 
 /// `octet quantize`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
   octet quantize pocket
   octet quantize pocket --scheme w8a16,w4a16-g32     several schemes, compared
@@ -111,6 +111,8 @@ pub(crate) struct Quantize {
     pub(crate) model: String,
     /// Where to write [default: ./<model>-<scheme>]
     pub(crate) out: Option<PathBuf>,
+    /// Several checkpoints of one training run, oldest first: the last is quantized, the others where it is refused; OUT comes last
+    pub(crate) more: Vec<String>,
     /// Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]
     #[arg(long, value_name = "S", value_delimiter = ',', conflicts_with_all = ["preset", "bits", "recipe"])]
     pub(crate) scheme: Vec<String>,

@@ -1,6 +1,6 @@
 //! Axes for the plots: a rectangle, two scales, ticks at round numbers.
 
-use super::words::{escape, figure};
+use super::words::{escape, tick};
 use std::fmt::Write;
 
 /// One axis.
@@ -72,23 +72,23 @@ impl Chart {
         let [left, top, right, bottom] = EDGES;
         let _ =
             write!(chart.out, "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{0}\"><title>{0}</title>", escape(title));
-        for tick in y.ticks() {
-            let at = chart.at(0.0, tick).1;
+        for at_tick in y.ticks() {
+            let at = chart.at(0.0, at_tick).1;
             let _ = write!(
                 chart.out,
                 "<path class=\"l\" d=\"M{left} {at:.1}H{right}\"/><text class=\"s\" text-anchor=\"end\" x=\"{}\" y=\"{:.1}\">{}</text>",
                 left - 6.0,
                 at + 4.0,
-                escape(&y_shown(tick))
+                escape(&y_shown(at_tick))
             );
         }
-        for tick in x.ticks() {
-            let at = left + x.share(tick) * (right - left);
+        for at_tick in x.ticks() {
+            let at = left + x.share(at_tick) * (right - left);
             let _ = write!(
                 chart.out,
                 "<path class=\"x\" d=\"M{at:.1} {bottom}v4\"/><text class=\"s\" text-anchor=\"middle\" x=\"{at:.1}\" y=\"{}\">{}</text>",
                 bottom + 17.0,
-                escape(&figure(tick))
+                escape(&tick(at_tick))
             );
         }
         let _ = write!(
@@ -110,8 +110,13 @@ impl Chart {
         (left + self.x.share(x) * (right - left), bottom - self.y.share(y) * (bottom - top))
     }
 
-    /// A dot with a label, and what a pointer over it tells.
-    pub(super) fn dot(&mut self, (x, y): (f64, f64), radius: f64, class: &str, label: &str, told: &str) {
+    /// A dot with a label beside it, and what a pointer over it tells.
+    pub(super) fn dot(&mut self, place: (f64, f64), radius: f64, class: &str, label: &str, told: &str) {
+        self.dot_labelled(place, radius, class, label, told, 0.0);
+    }
+
+    /// A dot whose label stands so much lower.
+    pub(super) fn dot_labelled(&mut self, (x, y): (f64, f64), radius: f64, class: &str, label: &str, told: &str, lower: f64) {
         let _ = write!(
             self.out,
             "<circle class=\"{class} o\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius:.1}\"><title>{}</title></circle>",
@@ -120,7 +125,7 @@ impl Chart {
         // Near the right edge the label stands on the left.
         let (anchor, tx) = if x > EDGES[2] - 90.0 { ("end", x - radius - 4.0) } else { ("start", x + radius + 4.0) };
         if !label.is_empty() {
-            let _ = write!(self.out, "<text text-anchor=\"{anchor}\" x=\"{tx:.1}\" y=\"{:.1}\">{}</text>", y + 4.0, escape(label));
+            let _ = write!(self.out, "<text text-anchor=\"{anchor}\" x=\"{tx:.1}\" y=\"{:.1}\">{}</text>", y + 4.0 + lower, escape(label));
         }
     }
 

@@ -179,6 +179,9 @@ fn gate_figure(gate: &Gate, value: f64) -> String {
         "size.forecast" => format!("{:.2} %", 100.0 * value),
         "size.linears" => format!("{value:.2} bits"),
         "size.max" => bytes(value.max(0.0) as u64),
+        "memory" => format!("{value:.2}×"),
+        "health" => format!("p = {}", figure(value)),
+        "integrity" => format!("{value:.0} failed"),
         _ => figure(value),
     }
 }
@@ -187,23 +190,31 @@ fn score(out: &mut String, trinity: &Trinity, report: &Report) {
     let partial = if trinity.partial { format!(" Partial: not measured were {}.", trinity.not_measured.join(", ")) } else { String::new() };
     let _ = write!(
         out,
-        "<section><h2>Trinity Score</h2><p>{:.1} of 100 by version {} of the formulas.{}</p><table class=\"stack\"><thead><tr><th>pillar</th><th>input</th><th>measured</th><th>points</th><th>worth</th></tr></thead><tbody>",
+        "<section><h2>Trinity Score</h2><p>{:.1} of 100 by version {} of the formulas.{}</p><table class=\"stack\"><thead><tr><th>input</th><th>measured</th><th>worth</th><th>points</th></tr></thead><tbody>",
         trinity.score,
         trinity.version,
         escape(&partial)
     );
     for pillar in &trinity.pillars {
+        let share = 100.0 * pillar.points / pillar.most.max(1e-9);
+        let _ = writeln!(
+            out,
+            "<tr class=\"pillar\"><td colspan=\"3\"><b>{} <span lang=\"ja\">{}</span></b><span class=\"bar\"><span style=\"width:{share:.0}%\"></span></span></td>\
+             <td class=\"n\"><b>{:.1} of {:.0}</b></td></tr>",
+            escape(&pillar.name),
+            escape(&pillar.sign),
+            pillar.points,
+            pillar.most
+        );
         for input in &pillar.inputs {
             let _ = writeln!(
                 out,
-                "<tr><td data-label=\"pillar\">{} {}</td><td data-label=\"input\">{}</td><td class=\"n\" data-label=\"measured\">{}</td><td class=\"n\" data-label=\"points\">{:.1} of {:.0}</td><td class=\"note\">{}</td></tr>",
-                escape(&pillar.name),
-                escape(&pillar.sign),
+                "<tr><td>{}</td><td class=\"n\" data-label=\"measured\">{}</td><td class=\"note\" data-label=\"worth\">{}</td><td class=\"n\" data-label=\"points\">{:.1} of {:.0}</td></tr>",
                 escape(&input.name),
                 input.value.map_or_else(|| "not measured".into(), |value| escape(&figure(value))),
+                escape(&input.formula),
                 input.points,
-                input.most,
-                escape(&input.formula)
+                input.most
             );
         }
     }
@@ -310,17 +321,27 @@ fn samples(out: &mut String, report: &Report, given: &[PageSample]) {
     out.push_str("</section>\n");
 }
 
-/// Both texts with the word in which they part marked.
+/// Most characters that are marked before and after the place where two texts part.
+const MARKED: usize = 12;
+
+/// Both texts with the place where they part marked: the word around it, or a piece of it where it is long.
 fn parted(base: &str, quant: &str) -> [String; 2] {
-    let shared = base.chars().zip(quant.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum::<usize>();
     if base == quant {
         let same = escape(base.trim_end());
         return [same.clone(), same + " <small>(the same)</small>"];
     }
-    let begin = base[..shared].rfind(char::is_whitespace).map_or(0, |at| at + 1).min(shared);
+    let shared = base.chars().zip(quant.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum::<usize>();
+    let before = base[..shared].char_indices().rev().take(MARKED).take_while(|(_, c)| !c.is_whitespace()).last();
+    let begin = before.map_or(shared, |(at, _)| at);
     [base, quant].map(|text| {
-        let end = text[shared..].find(char::is_whitespace).map_or(text.len(), |at| shared + at).max(begin);
-        let marked = if text[begin..end].is_empty() { "(ends here)".to_string() } else { escape(&text[begin..end]) };
+        let after: usize = text[shared..].chars().take(MARKED).take_while(|c| !c.is_whitespace()).map(char::len_utf8).sum();
+        // A blank that only one of them has is shown with what follows.
+        let end = if after == 0 && begin == shared {
+            text[shared..].chars().take(2).map(char::len_utf8).sum::<usize>() + shared
+        } else {
+            shared + after
+        };
+        let marked = if text[begin..end].trim().is_empty() { "(ends here)".to_string() } else { escape(&text[begin..end]) };
         format!("{}<mark>{marked}</mark>{}", escape(&text[..begin]), escape(&text[end..]))
     })
 }

@@ -2,7 +2,7 @@
 
 use super::{
     chart::{Axis, Chart, WIDTH},
-    words::{change, escape, figure},
+    words::{change, escape, figure, tick},
 };
 use crate::{
     Report,
@@ -50,7 +50,7 @@ pub(super) fn variants(points: &[VariantPoint]) -> Option<String> {
     }
     let sizes: Vec<f64> = finite.iter().map(|p| 100.0 * p.size_ratio).chain([0.0, 100.0]).collect();
     let losses: Vec<f64> = finite.iter().map(|p| 100.0 * (p.ppl_ratio - 1.0)).chain([0.0]).collect();
-    let shown = |tick: f64| format!("{tick:+.1}");
+    let shown = |at: f64| if at > 0.0 { format!("+{}", tick(at)) } else { tick(at) };
     let mut chart = Chart::new(
         "Size, quality and speed of all variants",
         Axis::linear(&sizes, true),
@@ -83,7 +83,7 @@ pub(super) fn along(tenths: &[(f64, f64)], context: usize) -> Option<String> {
         Axis::linear(&[0.0, context as f64 / 1.12], true),
         Axis::linear(&kl, true),
         ["position in the window, tokens", "mean KL, nats"],
-        &figure,
+        &tick,
     );
     let points: Vec<(f64, f64)> = kl.iter().enumerate().map(|(i, &kl)| (position(i), kl)).collect();
     chart.line(&points, "sa");
@@ -111,7 +111,7 @@ pub(super) fn histogram(bins: &Value) -> Option<String> {
         Axis::decades(&edges),
         Axis::linear(&shares, true),
         ["KL divergence of a token, nats", "tokens, %"],
-        &figure,
+        &tick,
     );
     for (bin, share) in bins.iter().zip(&shares) {
         let (from, top) = chart.at(bin.0.max(lowest), *share);
@@ -138,8 +138,19 @@ fn place(name: &str) -> (String, Option<usize>) {
     (kind.map_or_else(|| name.to_string(), |kind| (*kind).to_string()), number)
 }
 
-/// A grid of kinds by layers, each cell as dark as `value` is large; `shown` says it in words.
-fn grid(title: &str, tensors: &[TensorFigures], value: &dyn Fn(&TensorFigures) -> f64, shown: &dyn Fn(f64) -> String) -> Option<String> {
+/// What a grid shows of a tensor.
+struct Shade<'a> {
+    title: &'a str,
+    value: fn(&TensorFigures) -> f64,
+    /// It in words.
+    shown: fn(f64) -> String,
+    /// How dark a value is, from 0 to 1, among values between the last two.
+    depth: fn(f64, f64, f64) -> f64,
+}
+
+/// A grid of kinds by layers, each cell as dark as its value is large.
+fn grid(tensors: &[TensorFigures], shade: &Shade<'_>) -> Option<String> {
+    let Shade { title, value, shown, depth } = *shade;
     let mut cells: BTreeMap<(String, usize), (f64, usize)> = BTreeMap::new();
     let mut kinds: Vec<String> = vec![];
     for tensor in tensors {
@@ -173,8 +184,7 @@ fn grid(title: &str, tensors: &[TensorFigures], value: &dyn Fn(&TensorFigures) -
         let _ = write!(out, "<text class=\"s\" text-anchor=\"end\" x=\"{}\" y=\"{:.1}\">{}</text>", left - 6.0, y + 15.0, escape(kind));
         for (i, layer) in layers.iter().enumerate() {
             let Some(&mean) = means.get(&(kind.clone(), *layer)) else { continue };
-            let span = (high / low).ln();
-            let depth = if span > 1e-6 && mean > 0.0 { (mean / low).ln() / span } else { 0.5 };
+            let depth = depth(mean, low, high);
             let x = left + i as f64 * column;
             let _ = write!(
                 out,
@@ -195,14 +205,17 @@ fn grid(title: &str, tensors: &[TensorFigures], value: &dyn Fn(&TensorFigures) -
     Some(out + "</svg>")
 }
 
-/// Relative error of the weights by layer and kind.
+/// Relative error of the weights by layer and kind; values within a factor of ten look alike.
 pub(super) fn errors(tensors: &[TensorFigures]) -> Option<String> {
-    grid("Error by layer and kind of tensor", tensors, &|t| t.error, &|v| format!("{v:.0e}"))
+    let depth = |mean: f64, low: f64, high: f64| if mean > 0.0 { (mean / low).ln() / (high / low).ln().max(10f64.ln()) } else { 0.0 };
+    let shown = |error: f64| format!("{}%", tick((error * 1e4).round() / 100.0));
+    grid(tensors, &Shade { title: "Error by layer and kind of tensor", value: |t| t.error, shown, depth })
 }
 
-/// Bits a weight by layer and kind.
+/// Bits a weight by layer and kind, from 2 (light) to 8 (dark).
 pub(super) fn bits(tensors: &[TensorFigures]) -> Option<String> {
-    grid("Bits by layer and kind of tensor", tensors, &|t| t.bits_per_weight, &|v| format!("{v:.1}"))
+    let depth = |mean: f64, _: f64, _: f64| (mean - 2.0) / 6.5;
+    grid(tensors, &Shade { title: "Bits by layer and kind of tensor", value: |t| t.bits_per_weight, shown: |v| format!("{v:.2}"), depth })
 }
 
 /// Decode and prefill of both models against what the machine can do; `None` where its limits were not measured.
@@ -215,10 +228,10 @@ pub(super) fn roofline(report: &Report) -> Option<String> {
     let prompt = 256.0;
     let point = |name: &str, tok_s: f64, bytes: f64, batch: f64| (name.to_string(), operations * batch / bytes, operations * tok_s / 1e9);
     let points = [
-        (point("original, decode", speed.decode.base_tok_s, bytes[0], 1.0), "c"),
-        (point("decode", speed.decode.quant_tok_s, bytes[1], 1.0), "a"),
-        (point("original, prefill", speed.prefill.base_tok_s, bytes[0], prompt), "c"),
-        (point("prefill", speed.prefill.quant_tok_s, bytes[1], prompt), "a"),
+        (point("original decodes", speed.decode.base_tok_s, bytes[0], 1.0), "c"),
+        (point("decodes", speed.decode.quant_tok_s, bytes[1], 1.0), "a"),
+        (point("original reads", speed.prefill.base_tok_s, bytes[0], prompt), "c"),
+        (point("reads", speed.prefill.quant_tok_s, bytes[1], prompt), "a"),
     ];
     let intensities: Vec<f64> = points.iter().map(|(p, _)| p.1).chain([0.3, 3000.0]).collect();
     let rates: Vec<f64> = points.iter().map(|(p, _)| p.2).chain([arithmetic, read * 0.5]).collect();
@@ -227,17 +240,17 @@ pub(super) fn roofline(report: &Report) -> Option<String> {
         Axis::decades(&intensities),
         Axis::decades(&rates),
         ["operations for each byte of weights", "billion operations a second"],
-        &figure,
+        &tick,
     );
     let ridge = arithmetic / read;
-    chart.line(&[(intensities.iter().copied().fold(f64::INFINITY, f64::min).min(ridge), 0.0)], "l");
     let low = 10f64.powf(intensities.iter().copied().fold(f64::INFINITY, f64::min).log10().floor());
     let high = 10f64.powf(intensities.iter().copied().fold(0.0, f64::max).log10().ceil());
     chart.line(&[(low, low * read), (ridge, arithmetic), (high, arithmetic)], "sb");
     for ((name, intensity, rate), class) in points {
         let place = chart.at(intensity, rate);
         let told = format!("{name}: {} operations a byte, {} billion a second", figure(intensity), figure(rate));
-        chart.dot(place, 5.0, class, &name, &told);
+        // The original's labels stand above, the variant's below, so that they never meet.
+        chart.dot_labelled(place, 5.0, class, &name, &told, if class == "c" { -9.0 } else { 9.0 });
     }
     Some(chart.finish())
 }

@@ -154,4 +154,54 @@ fn texts_part_at_the_word_that_differs() {
     assert_eq!(parted("größer", "größte"), ["<mark>größer</mark>", "<mark>größte</mark>"]);
     assert!(parted("same", "same")[1].contains("(the same)"));
     assert_eq!(parted("ab", "ab cd"), ["<mark>ab</mark>", "<mark>ab</mark> cd"]);
+    let long = "1000/".repeat(20);
+    let [marked, _] = parted(&format!("{long}x{long}"), &format!("{long}y{long}"));
+    let piece = marked.split("<mark>").nth(1).unwrap().split("</mark>").next().unwrap();
+    assert!(piece.contains('x') && piece.len() == 2 * MARKED, "{piece}");
+    assert_eq!(parted("", "x")[0], "<mark>(ends here)</mark>");
+}
+
+/// A browser without a window, where there is one.
+fn chromium() -> Option<&'static str> {
+    ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
+        let found = std::process::Command::new(name).arg("--version").output();
+        found.is_ok_and(|output| output.status.success())
+    })
+}
+
+#[test]
+fn a_browser_shows_the_page_without_complaint_and_without_sideways_scrolling() {
+    let Some(browser) = chromium() else {
+        println!("skipped: no chromium on this machine");
+        return;
+    };
+    let dir = std::env::temp_dir().join(format!("octet-page-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    // The page in frames as wide as a phone and as a desk; the frame around it, not the page, has a script that measures.
+    let page = shown(&full()).replace('&', "&amp;").replace('"', "&quot;");
+    let frame = |width: u32| format!("<iframe width=\"{width}\" height=\"900\" srcdoc=\"{page}\"></iframe>");
+    let script = "onload=()=>{document.title=[...document.querySelectorAll('iframe')].map(f=>{const d=f.contentDocument.documentElement;\
+                  return d.scrollWidth-d.clientWidth+':'+f.contentDocument.querySelectorAll('svg').length}).join(' ')+' measured'}";
+    let wrapper = format!(
+        "<!DOCTYPE html><html><head><title>not yet</title></head><body>{}{}<script>{script}</script></body></html>",
+        frame(360),
+        frame(1000)
+    );
+    let file = dir.join("page.html");
+    std::fs::write(&file, wrapper).unwrap();
+    let output = std::process::Command::new(browser)
+        .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom"])
+        .arg(format!("--user-data-dir={}", dir.join("profile").display()))
+        .arg(&file)
+        .output()
+        .unwrap();
+    let (dom, log) = (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned());
+    let _ = std::fs::remove_dir_all(&dir);
+    let title = dom.split("<title>").nth(1).and_then(|rest| rest.split("</title>").next()).unwrap_or_default().to_string();
+    if title.is_empty() {
+        println!("skipped: {browser} does not start here: {}", log.lines().last().unwrap_or_default());
+        return;
+    }
+    assert!(!log.contains("CONSOLE"), "{log}");
+    assert_eq!(title, "0:5 0:5 measured", "pixels too wide and plots, on a phone and on a desk");
 }

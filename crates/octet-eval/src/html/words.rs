@@ -40,6 +40,18 @@ pub(super) fn figure(value: f64) -> String {
     }
 }
 
+/// A number at a tick of an axis: no more digits than it needs.
+pub(super) fn tick(value: f64) -> String {
+    if value == 0.0 {
+        return "0".into();
+    }
+    if !(0.001..100_000.0).contains(&value.abs()) {
+        return format!("{value:.0e}");
+    }
+    let text = format!("{value:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
 /// The argument as a shell takes it.
 pub(super) fn quoted(argument: &str) -> String {
     let plain = !argument.is_empty() && argument.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:,=+%@~".contains(c));
@@ -59,5 +71,6 @@ mod tests {
             ["0", "1.2e-4", "0.0123", "12.35", "5.4e4"]
         );
         assert_eq!(bytes(4_510_000), "4.5 MB");
+        assert_eq!([tick(0.0), tick(50.0), tick(0.25), tick(-0.1), tick(1e-5), tick(1e6)], ["0", "50", "0.25", "-0.1", "1e-5", "1e6"]);
     }
 }

@@ -38,6 +38,7 @@ const QUICK_CANDIDATES: usize = 8;
 
 /// Runs the command.
 pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
+    let args = &with_checkpoints(args);
     text::check(&args.judge)?;
     let engine = crate::machine::engine(global.threads)?;
     let input = resolve::resolve(&args.model)?;
@@ -333,9 +334,11 @@ impl Session<'_> {
         };
         let text = if policy.ladder { calibration::times(args, &self.input, prepared) } else { Err("there is no ladder".into()) };
         let no_mixed = Some("this build has no search for mixed precision".to_string());
-        let facts = Facts { label: asked.label(), scheme, text, no_mixed };
+        let facts = Facts { label: asked.label(), scheme, text, no_mixed, checkpoints: short_names(&args.ladder.checkpoint) };
         let request = Request { facts, log: hidden_log(target), restart: args.restart };
-        let mut walk = Walk { session: self, asked, target, several, original, settings, sample: None };
+        let (name, input) = (self.name.clone(), self.input.clone());
+        let checkpoints = &args.ladder.checkpoint;
+        let mut walk = Walk { session: self, asked, target, several, original, settings, checkpoints, sample: None };
         let ended = machine::run(&mut walk, &request, &policy)?;
         let sample = walk.sample.take();
         if let Some(file) = &args.ladder.graph {
@@ -356,7 +359,12 @@ impl Session<'_> {
         }
         if !self.global.json {
             outcome.show(&self.name, target);
+            if self.name != name && outcome.path.is_some() {
+                ui::say(&format!("\n  {} quantizes better than {name}.", self.name));
+            }
         }
+        // Whatever follows is about what was asked for.
+        (self.name, self.input) = (name, input);
         Ok(outcome)
     }
 
@@ -486,6 +494,29 @@ impl Outcome {
     fn score(&self) -> f64 {
         self.report.as_ref().and_then(|report| report.trinity.as_ref()).map_or(0.0, |trinity| trinity.score)
     }
+}
+
+/// The last parts of the names of models.
+fn short_names(models: &[String]) -> Vec<String> {
+    models.iter().map(|model| resolve::short_name(model)).collect()
+}
+
+/// The command as if the checkpoints had been named by flag: of several, the last is quantized first, and the last that is no
+/// checkpoint is the folder to write.
+fn with_checkpoints(args: &Quantize) -> Quantize {
+    let mut args = args.clone();
+    if args.more.is_empty() {
+        return args;
+    }
+    let first = args.out.iter().map(|out| out.display().to_string());
+    let mut all: Vec<String> = std::iter::once(args.model.clone()).chain(first).chain(args.more.drain(..)).collect();
+    let is_model =
+        |name: &String| Path::new(name).join("config.json").exists() || !Path::new(name).exists() && name == crate::builtin::NAME;
+    args.out = all.pop_if(|last| !is_model(last)).map(PathBuf::from);
+    args.model = all.pop().unwrap_or_default();
+    all.reverse();
+    args.ladder.checkpoint.extend(all);
+    args
 }
 
 /// Where the log of a run is while it goes on.

@@ -5,7 +5,7 @@ use super::{
     quantize::{Asked, Session},
     verdict::{self, Sample},
 };
-use crate::{interrupt, ui};
+use crate::{interrupt, resolve, ui};
 use anyhow::{Context, Result, bail};
 use octet_eval::{
     Report,
@@ -38,6 +38,8 @@ pub(super) struct Walk<'s, 'a> {
     pub(super) several: bool,
     pub(super) original: &'s mut Original,
     pub(super) settings: &'s JudgeSettings,
+    /// Other checkpoints of the same training run.
+    pub(super) checkpoints: &'s [String],
     /// What both models write, of the last that was judged.
     pub(super) sample: Option<Sample>,
 }
@@ -56,6 +58,15 @@ impl Walk<'_, '_> {
         let name = first.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let numbered = (2..).map(|n| first.with_file_name(format!("{name}-{n}")));
         numbered.into_iter().find(|path| !path.exists()).unwrap_or(first)
+    }
+
+    /// Goes on with another checkpoint: what follows is made from it and judged against it.
+    fn change_checkpoint(&mut self, index: usize) -> Result<()> {
+        let name = self.checkpoints.get(index).context("no such checkpoint")?;
+        self.session.input = resolve::resolve(name)?;
+        self.session.name = resolve::short_name(name);
+        *self.original = Original::open(&self.session.input, &self.session.engine, self.settings)?;
+        Ok(())
     }
 
     /// What the candidate asks of the machine and of whoever makes it again.
@@ -105,11 +116,13 @@ impl Stages for Walk<'_, '_> {
         let (session, settings) = (&self.session, self.settings);
         let texts: Vec<String> = session.evaluation.iter().map(|text| text.sha256.clone()).collect();
         let args = session.args;
+        let others = self.checkpoints.join(" ");
         let files: Vec<String> = args.calibration.iter().map(|path| path.display().to_string()).collect();
         let entries = [
             ("octet version", env!("CARGO_PKG_VERSION").to_string()),
             ("model", octet_flow::digest::folder(&session.input)?),
             ("asked", format!("{} {:?}", self.asked.label(), args.method)),
+            ("other checkpoints", others),
             ("target score", format!("{:?}", args.ladder.target_score)),
             ("evaluation texts", texts.join(" ")),
             ("calibration", format!("{} {:?} {:?}", files.join(" "), args.calibration_samples, args.calibration_length)),
@@ -127,9 +140,12 @@ impl Stages for Walk<'_, '_> {
     }
 
     fn plan(&mut self, candidate: &Candidate) -> Result<Planned> {
+        if let Choice::Checkpoint(index) = candidate.choice {
+            self.change_checkpoint(index)?;
+        }
         let session = &self.session;
         let prepared = match &candidate.choice {
-            Choice::Asked => session.prepare(self.asked)?,
+            Choice::Asked | Choice::Checkpoint(_) => session.prepare(self.asked)?,
             Choice::Scheme { scheme, solver } => session.prepare_scheme(*scheme, *solver, candidate.label.clone())?,
             Choice::Mixed { .. } => bail!("mixed precision is not in this build"),
         };
@@ -140,7 +156,11 @@ impl Stages for Walk<'_, '_> {
             }
         }
         let calibration = calibration.filter(|_| prepared.wants_calibration());
-        let target = if candidate.rung == Rung::Asked { self.target.to_path_buf() } else { self.fallback(&candidate.label) };
+        let target = match candidate.rung {
+            Rung::Asked => self.target.to_path_buf(),
+            Rung::Checkpoint => self.fallback(&self.asked.label()),
+            _ => self.fallback(&candidate.label),
+        };
         prepared.check_target(&target, session.args.force)?;
         Ok(Planned { prepared, calibration, target })
     }

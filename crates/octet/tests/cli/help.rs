@@ -20,7 +20,8 @@ Commands:
   bench        Prefill and decode speed, load time, memory, and their share of this machine's limits
   inspect      Architecture, tensors, bits per weight, size and memory forecast of a checkpoint
   logits       Raw logits for given token ids, to hold octet against another implementation
-  verify       Check that a folder holds, byte for byte, what its receipt says
+  compare      Both models on the same prompts: where their texts part, divergence token by token
+  verify       Judge a checkpoint that anyone made, or check that a folder holds what its receipt says
   reproduce    Quantize again as a receipt says and compare every byte
   keygen       Make a key pair that signs receipts
   score        The Trinity Score of reports, input by input; several are ranked
@@ -54,11 +55,12 @@ fn the_flags_of_quantize() {
     insta::assert_snapshot!(help("quantize -h"), @r###"
 Compress a model, re-open what was written, judge it against the original
 
-Usage: octet-flow1 quantize [OPTIONS] <MODEL> [OUT]
+Usage: octet quantize [OPTIONS] <MODEL> [OUT] [MORE]...
 
 Arguments:
-  <MODEL>  A checkpoint folder, `pocket` (built in), or org/name from the local Hugging Face cache
-  [OUT]    Where to write [default: ./<model>-<scheme>]
+  <MODEL>    A checkpoint folder, `pocket` (built in), or org/name from the local Hugging Face cache
+  [OUT]      Where to write [default: ./<model>-<scheme>]
+  [MORE]...  Several checkpoints of one training run, oldest first: the last is quantized, the others where it is refused; OUT comes last
 
 Options:
       --scheme <S>                  Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]
@@ -87,6 +89,7 @@ Options:
       --no-ladder                   Stop at the first refusal instead of trying better solvers, smaller groups, more bits, more calibration
       --max-minutes <M>             Begin no further attempt after this many minutes
       --target-score <SCORE>        Try INT8 weight-only, INT8 dynamic, other groups, then mixed, until one is accepted with this Trinity Score
+      --checkpoint <MODEL>...       Other checkpoints of the same training run, to be tried where this one is refused
       --review                      Accept alone only with a score of at least 90 and a risk of at most 10; ask otherwise
       --auto-score <SCORE>          Least score to accept alone (with --review) [default: 90]
       --auto-risk <RISK>            Most risk to accept alone (with --review) [default: 10]
@@ -101,6 +104,8 @@ Options:
       --max-ppl-increase <PERCENT>  Gate: largest accepted perplexity increase in percent (upper end of the 95 % interval) [default: 2]
       --min-speedup <RATIO>         Gate: smallest accepted decode speed-up over 16 bits where memory is the bound [default: 1.5]
       --max-size <SIZE>             Gate: largest accepted folder, such as 100MB
+      --tasks <FILE>                Gate: questions both models answer, JSON lines with "prompt", "answer" and for multiple choice "choices"; `pocket` for the built-in ones
+      --max-task-drop <POINTS>      Gate: largest accepted drop of task accuracy in points (upper end of the 95 % interval) [default: 2]
       --health-prompts <N>          Prompts that both models continue by 256 tokens, greedily and sampled, to compare the health of their texts [default: 32]
       --reference-cache <DIR>       Folder that keeps what an original makes of a text, so that it runs once for many variants; `off` keeps nothing [default: octet in the user's cache folder]
       --threads <N>                 Threads to compute with [default: the physical cores this process may use]

@@ -138,3 +138,16 @@ fn agents_call_tools_with_json() {
     let (code, _, err) = call("compare_outputs", json!({ "original": "tiny" }));
     assert!(code == Some(1) && err.contains("octet schema compare_outputs"), "{err}");
 }
+
+#[test]
+fn another_checkpoint_is_tried_where_the_last_is_refused() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("run")).unwrap();
+    for step in ["step_1", "step_2"] {
+        crate::sandbox::write_tiny(&sandbox.path("run").join(step));
+    }
+    let ended = sandbox.octet(&format!("quantize run/step_1 run/step_2 out --max-ppl-increase -50 {QUICK}"));
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.stdout.contains("another checkpoint") && ended.stdout.contains("w8a16 of step_1"), "{}", ended.stdout);
+    assert!(sandbox.path("out.refused.json").exists());
+}
