@@ -101,6 +101,18 @@ pub enum Error {
         /// What differs.
         differs: String,
     },
+    /// A budget that no allocation of widths meets.
+    #[error(
+        "no allocation of widths fits into {asked}: the smallest possible takes {bits:.3} bits a weight, {megabytes:.3} MB as a folder; allow that much, or fewer bits in the recipe's schemes"
+    )]
+    Impossible {
+        /// What was asked for.
+        asked: String,
+        /// Bits a weight of the smallest, all weight matrices together.
+        bits: f64,
+        /// Megabytes of the smallest folder.
+        megabytes: f64,
+    },
     /// Asked to stop; what is finished stays.
     #[error("interrupted after {done} of {total} blocks; run the same command again to go on from there")]
     Paused {

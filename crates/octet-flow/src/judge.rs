@@ -141,6 +141,25 @@ pub fn judge_folder(
     Ok(Judged { report, model })
 }
 
+/// Judges the quality of the artefact in `dir` alone: perplexity and divergence with their gates.
+///
+/// # Errors
+/// As [`judge`].
+pub fn judge_quality(
+    original: &mut Original,
+    dir: &Path,
+    settings: &JudgeSettings,
+    engine: &Engine,
+    cancel: &AtomicBool,
+    progress: Progress<'_>,
+) -> Result<(Measures, Vec<Gate>)> {
+    let mut bench = Bench { original, settings, engine, cancel, progress, parts: vec![] };
+    let folder = Folder::disk(dir)?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    let model = TextModel::open(&folder, engine, OpenOptions::default())?;
+    bench.quality(&model, &checkpoint)
+}
+
 /// One judgement at work.
 struct Bench<'a, 'p> {
     original: &'a mut Original,

@@ -2,7 +2,8 @@
 //!
 //! What lives here: [`Prepared`] (a checkpoint and the plan for it), [`Prepared::write`] and
 //! [`Prepared::write_calibrated`] (the staged artefact; the latter resumable), [`judge`] (the
-//! verdict on two opened models), [`receipt`] (what was done, provable and repeatable), [`machine`] (the run as states, the ladder, the
+//! verdict on two opened models), [`receipt`] (what was done, provable and repeatable), [`MixedJob`] (mixed precision: losses
+//! measured, allocated, the smallest that passes searched), [`machine`] (the run as states, the ladder, the
 //! log of decisions), [`Summary`] and [`variants`] (several variants compared, and which is in use), [`tools`] (the same for agents).
 //! What does not: any algorithm of quantization or of statistics; those are asked of octet-quant and octet-eval.
 #![forbid(unsafe_code)]
@@ -15,6 +16,7 @@ mod error;
 mod journal;
 mod judge;
 pub mod machine;
+mod mixed;
 mod original;
 mod prepack;
 mod prepare;
@@ -28,7 +30,8 @@ mod write;
 pub use calibrate::Calibration;
 pub use claims::Claims;
 pub use error::{Error, Result};
-pub use judge::{FORECAST, JudgeSettings, Judged, Origin, judge, judge_folder};
+pub use judge::{FORECAST, JudgeSettings, Judged, Origin, judge, judge_folder, judge_quality};
+pub use mixed::{Allocated, Budget, Gains, MixedEvent, MixedFound, MixedJob, MixedTry};
 pub use original::Original;
 pub use prepare::{Prepared, QuantizeSettings};
 pub use receipt::{Receipt, ReceiptFacts, TextSource};

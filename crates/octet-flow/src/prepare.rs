@@ -24,6 +24,8 @@ pub struct Prepared {
     pub(crate) input: Folder,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) spec: ArchSpec,
+    pub(crate) inventory: Inventory,
+    /// Of a recipe with a mixed step: with 4 bits in its place.
     pub(crate) plan: Plan,
     pub(crate) settings: QuantizeSettings,
 }
@@ -44,10 +46,10 @@ impl Prepared {
         spec.check(&checkpoint)?;
         let settings = settings(&spec)?;
         let inventory = Inventory::new(&spec.linear_sites(), &checkpoint)?;
-        let plan = Plan::new(&settings.recipe, &inventory, settings.strict)?;
+        let plan = Plan::new(&settings.recipe.provisional(), &inventory, settings.strict)?;
         plan.check_scalings(&spec.graph())?;
         tracing::info!(family = spec.family(), layers = spec.layers().len(), tensors = plan.lines().len(), "planned {}", settings.label);
-        Ok(Self { input: input.clone(), checkpoint, spec, plan, settings })
+        Ok(Self { input: input.clone(), checkpoint, spec, inventory, plan, settings })
     }
 
     /// The folder that is quantized.
@@ -55,7 +57,7 @@ impl Prepared {
         &self.input
     }
 
-    /// What becomes of every tensor.
+    /// What becomes of every tensor; of a recipe with a mixed step a forecast, with 4 bits in its place (see [`crate::MixedJob`]).
     pub fn plan(&self) -> &Plan {
         &self.plan
     }

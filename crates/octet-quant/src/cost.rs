@@ -121,7 +121,7 @@ fn scale(cost: &mut Cost, scaling: &Scaling, graph: &BlockGraph, place: Place, l
 }
 
 /// Multiply-adds of a node for one token.
-fn products(node: &PlainNode) -> f64 {
+pub(crate) fn products(node: &PlainNode) -> f64 {
     let size = |l: &&octet_model::graph::Linear| (l.site.rows * l.site.cols) as f64;
     match node {
         Node::Embed { .. } => 0.0,

@@ -5,9 +5,13 @@
 //! a [`Solver`] turns rows into codes, scales and zero points, a [`Sink`] takes them. A [`CalibratedRun`] does so block by
 //! block, with statistics of what flows in ([`InputStatistics`]); finished blocks are durable ([`Journal`]).
 //!
+//! Where groups of tensors get different widths, [`SensitivityRun`] measures what each width costs each group and
+//! [`allocate()`] chooses within a budget.
+//!
 //! What does not live here: file formats (a sink packs bytes), judging the result, hot loops.
 #![forbid(unsafe_code)]
 
+mod allocate;
 mod behind;
 mod calibrated;
 mod chunks;
@@ -24,10 +28,12 @@ mod recipe;
 mod report;
 mod rows;
 mod samples;
+mod sensitivity;
 mod solve;
 mod statistics;
 mod transform;
 
+pub use allocate::{Alternative, OverBudget, allocate, least_bytes};
 pub use calibrated::{BlockWeights, CalibratedOptions, CalibratedRun, CalibrationForecast, Event, InputRecord, Journal, StageRecord};
 pub use cost::{Cost, Costs};
 pub use error::Error;
@@ -37,9 +43,12 @@ pub use inventory::{Inventory, OtherTensor, Site};
 pub use observe::{InputObserver, Want};
 pub use pipeline::{Progress, Run, Sink, SinkError};
 pub use plan::{Action, Line, Plan};
-pub use recipe::{AwqSettings, Flags, GptqSettings, Precision, Recipe, SmoothSettings, SolverChoice, Step, Target, TransformChoice};
+pub use recipe::{
+    AwqSettings, Flags, GptqSettings, MixedStep, Precision, Recipe, SmoothSettings, SolverChoice, Step, Target, TransformChoice,
+};
 pub use report::{ErrorSums, TensorReport};
 pub use samples::Samples;
+pub use sensitivity::{Effort, FusedGroup, GroupLosses, Menu, Method, OptionLoss, Sensitivities, SensitivityRun};
 pub use solve::{ActOrder, Gptq, Hessian, HessianOptions, RowSolver, RowsMut, Rtn, Solver, TensorJob};
 pub use statistics::InputStatistics;
 pub use transform::{OUTLIER, Part, SampleRows, Scaling, Transform, move_factors, plant_outliers};

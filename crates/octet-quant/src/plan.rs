@@ -4,6 +4,8 @@ mod fit;
 mod scaling;
 mod show;
 
+pub(crate) use fit::misfit;
+
 use crate::{
     Error, Inventory, OtherTensor, Recipe, Site, SolverChoice, Step,
     recipe::{is_tied, lookup, role_name},
@@ -83,6 +85,7 @@ impl Plan {
                     }
                     None => quantize(site, *scheme, *solver),
                 },
+                Some(Step::Mixed(_)) => return Err(Error::Recipe("a mixed step has to be settled before it can be planned".into())),
                 // Steps that move factors decide nothing (deciding_steps).
                 Some(Step::Keep { .. } | Step::Transform { .. }) => keep(site, "as the recipe says".into()),
                 None if site.linear.role == Role::Router => keep(site, fit::ROUTER.into()),
@@ -161,7 +164,7 @@ impl Line {
 }
 
 /// For every site the last step that claims it.
-fn deciding_steps(recipe: &Recipe, sites: &[Site]) -> Result<Vec<Option<usize>>, Error> {
+pub(crate) fn deciding_steps(recipe: &Recipe, sites: &[Site]) -> Result<Vec<Option<usize>>, Error> {
     let mut deciding = vec![None; sites.len()];
     for (step, targets) in recipe.steps.iter().map(Step::targets).enumerate() {
         for target in targets {
@@ -210,7 +213,7 @@ fn keep(site: &Site, reason: String) -> Action {
 /// Scales have the type of the weights they replace, but no more than 16 bits where every group of a row has one: in 32
 /// they would cost a whole bit a weight at group 32, and rounding them to 11 significant bits costs nothing that codes
 /// chosen for the rounded scale do not make good.
-fn scale_dtype(stored: Dtype, granularity: Granularity) -> Dtype {
+pub(crate) fn scale_dtype(stored: Dtype, granularity: Granularity) -> Dtype {
     match (stored, granularity) {
         (Dtype::F32 | Dtype::F64, Granularity::PerChannel) => Dtype::F32,
         (Dtype::F16 | Dtype::F32 | Dtype::F64, _) => Dtype::F16,
@@ -220,6 +223,12 @@ fn scale_dtype(stored: Dtype, granularity: Granularity) -> Dtype {
 
 fn kept_dtype(stored: Dtype) -> Dtype {
     if stored == Dtype::F8E4m3 { Dtype::Bf16 } else { stored }
+}
+
+/// Bytes that `site` takes under `scheme`, or as it is kept.
+pub(crate) fn would_take(site: &Site, scheme: Option<Scheme>) -> u64 {
+    let action = scheme.map_or_else(|| keep(site, String::new()), |scheme| quantize(site, scheme, SolverChoice::Rtn { candidates: None }));
+    site_line(site, action).bytes
 }
 
 fn site_line(site: &Site, action: Action) -> Line {

@@ -1,10 +1,12 @@
 //! What the user asks for: ordered steps over groups of tensors.
 
+mod mixed;
 mod parse;
 mod solver;
 mod target;
 mod transform;
 
+pub use mixed::MixedStep;
 pub use solver::{GptqSettings, SolverChoice};
 pub use target::Target;
 pub(crate) use target::{is_tied, role_name};
@@ -49,13 +51,18 @@ pub enum Step {
         /// Which tensors.
         targets: Vec<Target>,
     },
+    /// Give each group of tensors the width that pays.
+    Mixed(MixedStep),
 }
 
 impl Step {
     /// The tensors the step is about.
     pub fn targets(&self) -> &[Target] {
         match self {
-            Self::Quantize { targets, .. } | Self::Keep { targets } | Self::Transform { targets, .. } => targets,
+            Self::Quantize { targets, .. }
+            | Self::Keep { targets }
+            | Self::Transform { targets, .. }
+            | Self::Mixed(MixedStep { targets, .. }) => targets,
         }
     }
 }
@@ -162,6 +169,7 @@ impl fmt::Display for Recipe {
                 Step::Quantize { .. } => "quantize",
                 Step::Transform { choice, .. } => choice.action(),
                 Step::Keep { .. } => "keep",
+                Step::Mixed(_) => "mixed",
             };
             write!(f, "\n[[step]]\naction = \"{action}\"\ntargets = [{}]\n", targets.join(", "))?;
             match step {
@@ -172,20 +180,27 @@ impl fmt::Display for Recipe {
                     let text = alpha.map_or_else(|| "\"search\"".into(), |alpha| format!("{alpha:?}"));
                     writeln!(f, "alpha = {text}")?;
                 }
-                _ => {}
-            }
-            if let Step::Quantize { scheme, solver, .. } = step {
-                write!(f, "scheme = \"{scheme}\"\nsolver = \"{}\"\n", solver.name())?;
-                if let SolverChoice::Gptq(GptqSettings { act_order, damping, refine, .. }) = solver {
-                    write!(f, "act_order = \"{}\"\ndamping = {damping:?}\nrefine = {refine}\n", act_order.name())?;
+                Step::Quantize { scheme, solver, .. } => {
+                    writeln!(f, "scheme = \"{scheme}\"")?;
+                    write_solver(*solver, f)?;
                 }
-                if let Some(candidates) = solver.candidates() {
-                    writeln!(f, "candidates = {candidates}")?;
+                Step::Mixed(mixed) => {
+                    mixed.write_keys(f)?;
+                    write_solver(mixed.solver, f)?;
                 }
+                Step::Keep { .. } => {}
             }
         }
         Ok(())
     }
+}
+
+fn write_solver(solver: SolverChoice, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "solver = \"{}\"", solver.name())?;
+    if let SolverChoice::Gptq(GptqSettings { act_order, damping, refine, .. }) = solver {
+        write!(f, "act_order = \"{}\"\ndamping = {damping:?}\nrefine = {refine}\n", act_order.name())?;
+    }
+    solver.candidates().map_or(Ok(()), |candidates| writeln!(f, "candidates = {candidates}"))
 }
 
 /// A scheme for a table that is only looked up, whatever the activations elsewhere.

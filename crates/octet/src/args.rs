@@ -104,21 +104,25 @@ pub(crate) struct Memory {
   octet quantize pocket
   octet quantize pocket --scheme w8a16,w4a16-g32     several schemes, compared
   octet quantize ./model ./out --scheme w4a16-g64-asym --calibration notes.txt --eval-text wiki.test.raw
+  octet quantize ./model --bits-per-weight 4.5       mixed precision within a budget (or --max-size 100MB)
   octet quantize ./model --dry-run                   the plan, with forecast size, memory and time
   octet quantize ./model --portable                  embedding and head stay 16-bit: loads in transformers and vLLM")]
 pub(crate) struct Quantize {
     /// A checkpoint folder, `pocket` (built in), or org/name from the local Hugging Face cache
     pub(crate) model: String,
-    /// Where to write [default: ./<model>-<scheme>]
+    /// Where to write [default: ./<model>-<scheme or preset>]
     pub(crate) out: Option<PathBuf>,
     /// Several checkpoints of one training run, oldest first: the last is quantized, the others where it is refused; OUT comes last
     pub(crate) more: Vec<String>,
     /// Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]
     #[arg(long, value_name = "S", value_delimiter = ',', conflicts_with_all = ["preset", "bits", "recipe"])]
     pub(crate) scheme: Vec<String>,
-    /// Named choice of scheme [default: w8]
+    /// Named choice of schemes and methods [default: mixed; w8 where nothing is judged or measured]
     #[arg(long, value_enum, conflicts_with_all = ["bits", "recipe"])]
     pub(crate) preset: Option<Preset>,
+    /// Mixed precision within so many bits a weight, embedding and head included; several with commas
+    #[arg(long, value_name = "B", value_delimiter = ',', conflicts_with_all = ["scheme", "bits"])]
+    pub(crate) bits_per_weight: Vec<f64>,
     /// Bits a weight, 2 to 8 (with --group-size: the same as a scheme)
     #[arg(long, value_name = "N", conflicts_with = "recipe")]
     pub(crate) bits: Option<u32>,
@@ -128,9 +132,9 @@ pub(crate) struct Quantize {
     /// A recipe file (TOML) of ordered steps
     #[arg(long, value_name = "FILE")]
     pub(crate) recipe: Option<PathBuf>,
-    /// What chooses the codes of the linears (a recipe says it itself)
-    #[arg(long, value_enum, value_name = "M", default_value_t = Method::Rtn, conflicts_with = "recipe")]
-    pub(crate) method: Method,
+    /// What chooses the codes of the linears [default: rtn; presets and recipes say it themselves]
+    #[arg(long, value_enum, value_name = "M", conflicts_with = "recipe")]
+    pub(crate) method: Option<Method>,
     /// Strength of SmoothQuant, 0 to 1, or `search`: for every input the one that leaves the least error [default: search]
     #[arg(long, value_name = "A", conflicts_with = "recipe")]
     pub(crate) smooth_alpha: Option<Alpha>,
@@ -212,7 +216,7 @@ pub(crate) struct JudgeArgs {
     /// Gate: smallest accepted decode speed-up over 16 bits where memory is the bound
     #[arg(long, value_name = "RATIO", default_value_t = 1.5, allow_negative_numbers = true)]
     pub(crate) min_speedup: f64,
-    /// Gate: largest accepted folder, such as 100MB
+    /// Gate: largest accepted folder, such as 100MB; mixed precision is allocated to fit
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_size: Option<Size>,
     /// Gate: questions both models answer, JSON lines with "prompt", "answer" and for multiple choice "choices"; `pocket` for
@@ -304,14 +308,21 @@ impl From<Kv> for KvDtype {
 /// Named choices of scheme.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Preset {
+    /// The width that pays for each group of linears, embedding and head; the smallest model that passes the quality gate
+    Mixed,
     /// 8-bit weights, exact activations (w8a16)
     W8,
     /// 8-bit weights and activations quantized at run time (w8a8)
     W8a8,
     /// w8a8 after SmoothQuant: for models with activation outliers; needs calibration
     SmoothW8a8,
-    /// 4-bit weights in groups of 128, exact activations (w4a16-g128)
+    /// 4-bit weights in groups of 32, exact activations, GPTQ (w4a16-g32)
     W4,
+    /// Attention 8 bits, MLP 4 bits with GPTQ
+    #[value(name = "attention8-mlp4")]
+    Attention8Mlp4,
+    /// 8-bit weights by a quick search, nothing measured on text
+    Fast,
 }
 
 /// `octet run`.

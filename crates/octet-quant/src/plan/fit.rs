@@ -8,7 +8,7 @@ use octet_tensor::WeightScheme;
 pub(super) const ROUTER: &str = "it is a router: a small error would pick other experts";
 
 /// Why `site` cannot be represented as `scheme`, or `None` if it can.
-pub(super) fn misfit(site: &Site, scheme: WeightScheme, portable: bool) -> Option<String> {
+pub(crate) fn misfit(site: &Site, scheme: WeightScheme, portable: bool) -> Option<String> {
     let linear = &site.linear;
     let size = scheme.group_size(linear.cols);
     if linear.role == Role::Router {

@@ -1,6 +1,6 @@
 //! Recipes from TOML, by hand: so that an unknown key is answered with the keys there are.
 
-use super::{AwqSettings, GptqSettings, Recipe, SmoothSettings, SolverChoice, Step, Target, TransformChoice};
+use super::{AwqSettings, GptqSettings, MixedStep, Recipe, SmoothSettings, SolverChoice, Step, Target, TransformChoice};
 use crate::{ActOrder, Error};
 use octet_tensor::Scheme;
 use toml::{Table, Value};
@@ -29,7 +29,11 @@ pub(super) fn recipe(text: &str) -> Result<Recipe, Error> {
         Some(_) => return fail("step must be a list of tables; write each step under its own [[step]]"),
     };
     no_more(&table, "the recipe", "portable and step")?;
-    let steps = steps.into_iter().enumerate().map(|(i, value)| step(&format!("step {}", i + 1), value)).collect::<Result<_, _>>()?;
+    let steps: Vec<Step> =
+        steps.into_iter().enumerate().map(|(i, value)| step(&format!("step {}", i + 1), value)).collect::<Result<_, _>>()?;
+    if steps.iter().filter(|step| matches!(step, Step::Mixed(_))).count() > 1 {
+        return fail("it has two mixed steps, but one budget is shared by all; name all targets in one of them");
+    }
     Ok(Recipe { steps, portable })
 }
 
@@ -60,9 +64,44 @@ fn step(place: &str, value: Value) -> Result<Step, Error> {
             no_more(&table, &format!("{place} (smooth)"), "action, targets and alpha")?;
             Ok(Step::Transform { targets, choice: TransformChoice::Smooth(SmoothSettings { alpha }) })
         }
-        Some(other) => fail(format!("{place} has the action {other:?}; there are \"quantize\", \"keep\", \"awq\" and \"smooth\"")),
-        None => fail(format!("{place} has no action; add action = \"quantize\" or action = \"keep\"")),
+        Some("mixed") => mixed(table, place),
+        Some(other) => {
+            fail(format!("{place} has the action {other:?}; there are \"quantize\", \"keep\", \"mixed\", \"awq\" and \"smooth\""))
+        }
+        None => fail(format!("{place} has no action; add action = \"quantize\", \"keep\" or \"mixed\"")),
     }
+}
+
+/// A step that chooses schemes by measurement.
+fn mixed(mut table: Table, place: &str) -> Result<Step, Error> {
+    let targets = targets(&mut table, place)?;
+    let read = |text: String| text.parse::<Scheme>().map_err(|error| Error::Recipe(format!("{place}: {error}")));
+    let schemes = match table.remove("schemes") {
+        None => vec![],
+        Some(Value::Array(texts)) if !texts.is_empty() => {
+            let text = |value: Value| match value {
+                Value::String(text) => read(text),
+                other => fail(format!("{place}: a scheme must be a string, not {other}")),
+            };
+            texts.into_iter().map(text).collect::<Result<_, _>>()?
+        }
+        Some(other) => return fail(format!("{place}: schemes must be a list such as [\"w4a16-g64\", \"w8a16\"], not {other}")),
+    };
+    let bits_per_weight = match table.remove("bits_per_weight") {
+        None => None,
+        Some(Value::Float(bits)) if bits > 0.0 && bits <= 16.0 => Some(bits),
+        Some(Value::Integer(bits @ 1..=16)) => Some(bits as f64),
+        Some(other) => return fail(format!("{place}: bits_per_weight must be a number above 0 and up to 16, not {other}")),
+    };
+    let solver = if table.contains_key("solver") {
+        let (solver, keys) = solver(&mut table, place)?;
+        no_more(&table, &format!("{place} (mixed)"), &keys.replace("scheme", "schemes, bits_per_weight"))?;
+        solver
+    } else {
+        no_more(&table, &format!("{place} (mixed)"), "action, targets, schemes, bits_per_weight, solver and its keys")?;
+        SolverChoice::Gptq(GptqSettings::USUAL)
+    };
+    Ok(Step::Mixed(MixedStep { targets, schemes, bits_per_weight, solver }))
 }
 
 /// The solver of a step and the keys that may stand beside it.

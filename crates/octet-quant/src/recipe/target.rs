@@ -70,6 +70,19 @@ impl Target {
         Self { text: text.into(), terms: vec![term] }
     }
 
+    /// The target that names one site; of an expert, all experts of its block in the same role.
+    pub(super) fn site(site: &LinearSite) -> Result<Self, String> {
+        match (site.role, site.layer) {
+            (Role::Embedding, _) => Ok(Self::named("embedding")),
+            (Role::Head, _) => Ok(Self::named("head")),
+            (Role::ExpertGate | Role::ExpertUp | Role::ExpertDown, Some(layer)) => {
+                format!("{} & layers:{layer}", role_name(site.role)).parse()
+            }
+            _ if site.module.contains('.') => site.module.parse(),
+            _ => format!("re:^{}$", regex_lite::escape(&site.module)).parse(),
+        }
+    }
+
     /// The target as written.
     pub fn as_str(&self) -> &str {
         &self.text

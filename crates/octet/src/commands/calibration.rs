@@ -109,17 +109,16 @@ fn bytes(text: &str) -> Result<u64> {
 }
 
 /// Where a calibrated run says what it does: the progress line, and a file for machines.
-pub(super) struct Reporter<'a> {
-    progress: &'a mut Progress,
+pub(super) struct Reporter {
     log: Option<LineWriter<File>>,
     started: Instant,
     layers: usize,
     loss: String,
 }
 
-impl<'a> Reporter<'a> {
+impl Reporter {
     /// One that writes a line of JSON an event to `log` as well.
-    pub(super) fn new(progress: &'a mut Progress, log: Option<&Path>, layers: usize) -> Result<Self> {
+    pub(super) fn new(log: Option<&Path>, layers: usize) -> Result<Self> {
         let open = |path: &Path| {
             let file = File::options().create(true).append(true).open(path);
             file.map(LineWriter::new).with_context(|| format!("cannot write the log {}; check the path", path.display()))
@@ -127,11 +126,11 @@ impl<'a> Reporter<'a> {
         // What ran before, such as the verdict on another scheme, is not this run's memory; where it cannot be forgotten the
         // figure is an upper bound.
         ProcessMemory::reset_peak();
-        Ok(Self { progress, log: log.map(open).transpose()?, started: Instant::now(), layers, loss: String::new() })
+        Ok(Self { log: log.map(open).transpose()?, started: Instant::now(), layers, loss: String::new() })
     }
 
-    /// Says where the run stands.
-    pub(super) fn event(&mut self, event: &Event<'_>) {
+    /// Says on `progress` where the run stands.
+    pub(super) fn event(&mut self, progress: &mut Progress, event: &Event<'_>) {
         if let Some(report) = event.report.filter(|report| report.scheme.is_some()) {
             let error = &report.error;
             self.loss = format!("  loss {:.2e} -> {:.2e}", error.nearest_relative(), error.weighted_relative());
@@ -145,7 +144,7 @@ impl<'a> Reporter<'a> {
             other => other.to_string(),
         };
         let detail = format!("{place} {}{short}{}{rss}", event.what, self.loss);
-        self.progress.update("quantizing", event.done, event.total, &detail);
+        progress.update("quantizing", event.done, event.total, &detail);
         if let (Some(log), Some(report)) = (&mut self.log, event.report) {
             let line = line(event, report, self.started, memory);
             // A log that cannot be written must not cost the run.

@@ -49,7 +49,7 @@ fn tasks(judge: &JudgeArgs) -> Result<Option<TaskSet>> {
 
 /// Where what an original makes of evaluation texts is kept: the folder of `--reference-cache`, nowhere for `off`, else
 /// `octet` in the user's cache folder.
-fn store(judge: &JudgeArgs) -> Option<Store> {
+pub(super) fn store(judge: &JudgeArgs) -> Option<Store> {
     let asked = judge.reference_cache.as_deref();
     if asked.is_some_and(|asked| asked == Path::new("off")) {
         return None;

@@ -1,5 +1,6 @@
 //! One file a command: turn arguments into library calls and their results into text or JSON.
 
+mod asked;
 mod bench;
 mod bench_show;
 mod calibration;
@@ -11,6 +12,7 @@ mod inspect;
 mod judging;
 mod ladder;
 mod logits;
+mod mixed;
 mod quantize;
 mod receipts;
 mod rollback;

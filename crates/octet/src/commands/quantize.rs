@@ -1,14 +1,17 @@
 //! `octet quantize`: compress, re-open, judge, accept or refuse.
 
 use super::{
-    calibration, judging, ladder, say_json,
+    asked::{Asked, asked, flags},
+    calibration, judging, ladder,
+    mixed::{self, Mixed},
+    say_json,
     stages::{self, Walk},
     text::{self, BuiltIn, Given, Texts},
     verdict,
 };
 use crate::{
-    Ended, Usage,
-    args::{Global, Method, Preset, Quantize},
+    Ended,
+    args::{Global, Method, Quantize},
     interrupt, resolve,
     ui::{self, Progress},
 };
@@ -22,9 +25,9 @@ use octet_flow::{
 };
 use octet_formats::Folder;
 use octet_kernels::Engine;
-use octet_quant::{AwqSettings, Flags, GptqSettings, Recipe, SmoothSettings, SolverChoice, TransformChoice};
+use octet_quant::{Flags, Recipe, SolverChoice, Step};
 use octet_runtime::{MemoryNeeds, OpenOptions, Tokenizer};
-use octet_tensor::{Activations, Limit, Scheme};
+use octet_tensor::Scheme;
 use std::{
     path::{Path, PathBuf},
     time::Instant,
@@ -32,9 +35,6 @@ use std::{
 
 /// Fewest tokens a verdict can rest on: eight windows of the smallest size.
 const LEAST_EVAL_TOKENS: usize = 2048;
-
-/// Scale candidates that make a search quick.
-const QUICK_CANDIDATES: usize = 8;
 
 /// Runs the command.
 pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
@@ -54,93 +54,6 @@ pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
             Ok(Ended::Interrupted)
         }
         other => other,
-    }
-}
-
-/// The flags of a scheme, as a recipe takes them.
-fn flags(args: &Quantize, scheme: Scheme, method: Method) -> Flags {
-    let solver = match method {
-        Method::Gptq => SolverChoice::Gptq(GptqSettings::USUAL),
-        _ => SolverChoice::Rtn { candidates: args.fast.then_some(QUICK_CANDIDATES) },
-    };
-    let transform = match method {
-        Method::Awq => Some(TransformChoice::Awq(AwqSettings::USUAL)),
-        Method::Smoothquant => Some(TransformChoice::Smooth(args.smooth_alpha.map_or(SmoothSettings::USUAL, |alpha| alpha.0))),
-        Method::Rtn | Method::Gptq | Method::LlmInt8 => None,
-    };
-    Flags { scheme, embedding: None, head: None, portable: args.portable, solver, transform }
-}
-
-/// One variant that was asked for.
-pub(super) enum Asked {
-    Scheme(Scheme),
-    /// The preset `smooth-w8a8`.
-    Smooth(Scheme),
-    Recipe {
-        name: String,
-        recipe: Recipe,
-    },
-}
-
-impl Asked {
-    pub(super) fn label(&self) -> String {
-        match self {
-            Self::Scheme(scheme) => scheme.short(),
-            Self::Smooth(scheme) => format!("smooth-{}", scheme.short()),
-            Self::Recipe { name, .. } => name.clone(),
-        }
-    }
-}
-
-/// What the flags ask for: schemes, a preset, bits and group size, or a recipe file.
-fn asked(args: &Quantize) -> Result<Vec<Asked>> {
-    if let Some(path) = &args.recipe {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the recipe {}", path.display()))?;
-        let recipe = Recipe::from_toml(&text).with_context(|| path.display().to_string())?;
-        let name = path.file_stem().map_or_else(|| "recipe".into(), |s| s.to_string_lossy().into_owned());
-        return Ok(vec![Asked::Recipe { name, recipe: Recipe { portable: recipe.portable || args.portable, ..recipe } }]);
-    }
-    if let Some(Preset::SmoothW8a8) = args.preset {
-        return Ok(vec![Asked::Smooth("w8a8".parse()?)]);
-    }
-    let names: Vec<String> = match (args.bits, args.preset) {
-        (Some(bits), _) => vec![args.group_size.map_or_else(|| format!("w{bits}a16"), |size| format!("w{bits}a16-g{size}"))],
-        _ if !args.scheme.is_empty() => args.scheme.clone(),
-        (None, preset) => vec![
-            match preset.unwrap_or(usual(args.method)) {
-                Preset::W8 => "w8a16",
-                Preset::W8a8 | Preset::SmoothW8a8 => "w8a8",
-                Preset::W4 => "w4a16",
-            }
-            .into(),
-        ],
-    };
-    let aside = |scheme| if args.method == Method::LlmInt8 { with_outliers_aside(scheme) } else { Ok(scheme) };
-    let schemes = names.iter().map(|name| Ok(Asked::Scheme(aside(name.trim().parse()?)?))).collect::<Result<Vec<_>>>()?;
-    let mut labels: Vec<String> = schemes.iter().map(Asked::label).collect();
-    labels.sort();
-    labels.dedup();
-    if labels.len() < schemes.len() {
-        return Err(Usage("--scheme names the same scheme twice; leave one out".into()).into());
-    }
-    Ok(schemes)
-}
-
-/// The preset of a method where no scheme is asked for.
-fn usual(method: Method) -> Preset {
-    match method {
-        Method::Smoothquant | Method::LlmInt8 => Preset::W8a8,
-        Method::Awq => Preset::W4,
-        Method::Rtn | Method::Gptq => Preset::W8,
-    }
-}
-
-/// The scheme with large inputs multiplied as floats.
-fn with_outliers_aside(scheme: Scheme) -> Result<Scheme> {
-    match scheme.activations {
-        Activations::Int8PerToken => Ok(Scheme { activations: Activations::Int8Below(Limit::USUAL), ..scheme }),
-        Activations::Int8Below(_) => Ok(scheme),
-        _ => Err(Usage(format!("--method llm-int8 is for inputs of 8 bits with one scale a token; {scheme} has others, use w8a8")).into()),
     }
 }
 
@@ -201,11 +114,7 @@ impl Session<'_> {
     pub(super) fn prepare(&self, asked: &Asked) -> Result<Prepared> {
         let (args, label) = (self.args, asked.label());
         Ok(Prepared::new(&self.input, |spec| {
-            let recipe = match asked {
-                Asked::Recipe { recipe, .. } => recipe.clone(),
-                Asked::Scheme(scheme) => Recipe::from_flags(&flags(args, *scheme, args.method), spec.head().tied)?,
-                Asked::Smooth(scheme) => Recipe::from_flags(&flags(args, *scheme, Method::Smoothquant), spec.head().tied)?,
-            };
+            let recipe = asked.recipe(spec, args.portable)?;
             Ok(QuantizeSettings { recipe, label, strict: args.strict, seed: args.judge.seed })
         })?)
     }
@@ -214,11 +123,24 @@ impl Session<'_> {
     pub(super) fn prepare_scheme(&self, scheme: Scheme, solver: SolverChoice, label: String) -> Result<Prepared> {
         let args = self.args;
         // What makes 4 bits better has nothing to do for 8.
-        let method = if scheme.weights.bits.get() < 8 { args.method } else { Method::Rtn };
+        let method = if scheme.weights.bits.get() < 8 { args.method.unwrap_or(Method::Rtn) } else { Method::Rtn };
         Ok(Prepared::new(&self.input, |spec| {
             let recipe = Recipe::from_flags(&Flags { solver, ..flags(args, scheme, method) }, spec.head().tied)?;
             Ok(QuantizeSettings { recipe, label, strict: args.strict, seed: args.judge.seed })
         })?)
+    }
+
+    /// Mixed precision with as many bits in all as what was asked for, as a rung of the ladder asks.
+    pub(super) fn prepare_mixed(&self, asked: &Asked, least: f64, label: String) -> Result<Prepared> {
+        let args = self.args;
+        let all = mixed::bits_per_weight(self.prepare(asked)?.plan());
+        let mut recipe = Recipe::mixed(args.portable);
+        for step in &mut recipe.steps {
+            if let Step::Mixed(step) = step {
+                step.bits_per_weight = Some(all.max(least));
+            }
+        }
+        Ok(Prepared::new(&self.input, |_| Ok(QuantizeSettings { recipe, label, strict: args.strict, seed: args.judge.seed }))?)
     }
 
     /// `./<model>-<label>`, or the folder asked for (several schemes get a folder each inside it).
@@ -308,9 +230,27 @@ impl Session<'_> {
         Ok(staged.commit()?)
     }
 
+    /// Decides the widths of a recipe with a mixed step, and what to keep of the decision; `None` for other recipes.
+    pub(super) fn settle(
+        &mut self,
+        prepared: &Prepared,
+        target: &Path,
+        calibration: Option<&Calibration>,
+        judging: Option<(&mut Original, &JudgeSettings)>,
+    ) -> Result<Option<(Prepared, serde_json::Value)>> {
+        if prepared.settings().recipe.mixed_step().is_none() {
+            return Ok(None);
+        }
+        let (args, quiet, engine, progress) = (self.args, self.global.json, &self.engine, &mut self.progress);
+        Mixed { args, quiet, engine, progress }.settle(prepared, target, calibration, judging).map(Some)
+    }
+
     /// Writes one variant without judging it.
     fn unjudged(&mut self, prepared: &Prepared, target: &Path, calibration: Option<&Calibration>) -> Result<Outcome> {
+        let settled = self.settle(prepared, target, calibration, None)?;
+        let (prepared, decision) = settled.as_ref().map_or((prepared, None), |(settled, decision)| (settled, Some(decision)));
         let staged = self.write(prepared, target, calibration)?;
+        decision.map_or(Ok(()), |decision| staged.add(mixed::FILE, decision))?;
         let bytes = staged.bytes()?;
         let path = self.finish(staged, prepared, calibration)?;
         ui::note(&format!("wrote {} ({}), not judged", ui::path(&path), ui::bytes(bytes)));
@@ -329,16 +269,16 @@ impl Session<'_> {
         let args = self.args;
         let policy = self.policy(several);
         let scheme = match asked {
-            Asked::Scheme(scheme) => Some((*scheme, flags(args, *scheme, args.method).solver)),
-            Asked::Smooth(_) | Asked::Recipe { .. } => None,
+            Asked::Scheme(_, flags) if flags.transform.is_none() || args.preset.is_none() => Some((flags.scheme, flags.solver)),
+            _ => None,
         };
         let text = if policy.ladder { calibration::times(args, &self.input, prepared) } else { Err("there is no ladder".into()) };
-        let no_mixed = Some("this build has no search for mixed precision".to_string());
+        let no_mixed = (args.no_calibration || args.fast).then(|| "it is decided by measuring on calibration text".to_string());
         let facts = Facts { label: asked.label(), scheme, text, no_mixed, checkpoints: short_names(&args.ladder.checkpoint) };
         let request = Request { facts, log: hidden_log(target), restart: args.restart };
         let (name, input) = (self.name.clone(), self.input.clone());
         let checkpoints = &args.ladder.checkpoint;
-        let mut walk = Walk { session: self, asked, target, several, original, settings, checkpoints, sample: None };
+        let mut walk = Walk { session: self, asked, target, several, original, settings, checkpoints, sample: None, decision: None };
         let ended = machine::run(&mut walk, &request, &policy)?;
         let sample = walk.sample.take();
         if let Some(file) = &args.ladder.graph {
@@ -416,8 +356,9 @@ impl Session<'_> {
     /// Quantizes block by block with calibration, or goes on where an earlier run was stopped.
     fn calibrated(&mut self, prepared: &Prepared, target: &Path, calibration: &Calibration) -> Result<Staged> {
         let (args, started) = (self.args, Instant::now());
-        let mut reporter = calibration::Reporter::new(&mut self.progress, args.log_jsonl.as_deref(), prepared.spec().layers().len())?;
-        let mut event = |event: &octet_quant::Event<'_>| reporter.event(event);
+        let mut reporter = calibration::Reporter::new(args.log_jsonl.as_deref(), prepared.spec().layers().len())?;
+        let progress = &mut self.progress;
+        let mut event = |event: &octet_quant::Event<'_>| reporter.event(progress, event);
         let staged = prepared.write_calibrated(target, args.force, calibration, &self.engine, interrupt::flag(), &mut event)?;
         self.progress.finish();
         if !self.global.json {

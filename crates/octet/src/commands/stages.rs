@@ -1,12 +1,13 @@
 //! The stages of a run, done with the texts, files and flags of the command line.
 
 use super::{
-    calibration, ladder,
-    quantize::{Asked, Session},
+    asked::Asked,
+    calibration, ladder, mixed,
+    quantize::Session,
     verdict::{self, Sample},
 };
 use crate::{interrupt, resolve, ui};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use octet_eval::{
     Report,
     html::{self, PAGE_FILE, Page, PageSample},
@@ -42,6 +43,8 @@ pub(super) struct Walk<'s, 'a> {
     pub(super) checkpoints: &'s [String],
     /// What both models write, of the last that was judged.
     pub(super) sample: Option<Sample>,
+    /// What decided the widths of mixed precision, of the last that was planned.
+    pub(super) decision: Option<Value>,
 }
 
 impl Walk<'_, '_> {
@@ -143,11 +146,11 @@ impl Stages for Walk<'_, '_> {
         if let Choice::Checkpoint(index) = candidate.choice {
             self.change_checkpoint(index)?;
         }
-        let session = &self.session;
+        let session = &mut *self.session;
         let prepared = match &candidate.choice {
             Choice::Asked | Choice::Checkpoint(_) => session.prepare(self.asked)?,
             Choice::Scheme { scheme, solver } => session.prepare_scheme(*scheme, *solver, candidate.label.clone())?,
-            Choice::Mixed { .. } => bail!("mixed precision is not in this build"),
+            Choice::Mixed { bits_per_weight } => session.prepare_mixed(self.asked, *bits_per_weight, candidate.label.clone())?,
         };
         let calibration = calibration::read(session.args, &session.input, std::slice::from_ref(&prepared), candidate.calibration)?;
         if let Some(calibration) = &calibration {
@@ -161,7 +164,16 @@ impl Stages for Walk<'_, '_> {
             Rung::Checkpoint => self.fallback(&self.asked.label()),
             _ => self.fallback(&candidate.label),
         };
-        prepared.check_target(&target, session.args.force)?;
+        prepared.check_target(&target, self.session.args.force)?;
+        let judging = Some((&mut *self.original, self.settings));
+        let settled = self.session.settle(&prepared, &target, calibration.as_ref(), judging)?;
+        let Some((prepared, decision)) = settled else {
+            self.decision = None;
+            return Ok(Planned { prepared, calibration, target });
+        };
+        self.decision = Some(decision);
+        // What the search wrote last is what was asked for.
+        let calibration = calibration.map(|calibration| octet_flow::Calibration { restart: false, ..calibration });
         Ok(Planned { prepared, calibration, target })
     }
 
@@ -194,6 +206,7 @@ impl Stages for Walk<'_, '_> {
     fn commit(&mut self, planned: &Planned, staged: Staged, report: &Report, log: &str) -> Result<PathBuf> {
         staged.add(REPORT_FILE, &serde_json::to_value(report)?)?;
         staged.add_text(LOG_FILE, log)?;
+        self.decision.as_ref().map_or(Ok(()), |decision| staged.add(mixed::FILE, decision))?;
         let samples: Vec<PageSample> = self.sample.iter().map(Sample::of_page).collect();
         let page = Page { model: &self.session.name, variants: &[], samples: &samples, folder: &ui::path(&planned.target) };
         staged.add_text(PAGE_FILE, &html::page(report, &page))?;

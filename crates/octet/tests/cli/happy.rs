@@ -66,7 +66,7 @@ fn pocket_becomes_an_accepted_int8() {
 #[test]
 fn a_gate_that_cannot_be_passed_refuses() {
     let sandbox = Sandbox::new();
-    let ended = sandbox.octet("quantize tiny --eval-tokens 20480 --max-ppl-increase -1");
+    let ended = sandbox.octet("quantize tiny --preset w8 --eval-tokens 20480 --max-ppl-increase -1");
     assert_eq!(ended.code, Some(3), "{ended:?}");
     assert!(ended.stdout.contains("tiny as w8a16: REFUSED") && ended.stdout.contains("FAIL      quality"), "{ended:?}");
     assert!(ended.stdout.contains("nothing was kept but the report, ./tiny-w8a16.refused.json"), "{ended:?}");

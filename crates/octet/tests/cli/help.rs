@@ -59,16 +59,17 @@ Usage: octet quantize [OPTIONS] <MODEL> [OUT] [MORE]...
 
 Arguments:
   <MODEL>    A checkpoint folder, `pocket` (built in), or org/name from the local Hugging Face cache
-  [OUT]      Where to write [default: ./<model>-<scheme>]
+  [OUT]      Where to write [default: ./<model>-<scheme or preset>]
   [MORE]...  Several checkpoints of one training run, oldest first: the last is quantized, the others where it is refused; OUT comes last
 
 Options:
       --scheme <S>                  Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]
-      --preset <PRESET>             Named choice of scheme [default: w8] [possible values: w8, w8a8, smooth-w8a8, w4]
+      --preset <PRESET>             Named choice of schemes and methods [default: mixed; w8 where nothing is judged or measured] [possible values: mixed, w8, w8a8, smooth-w8a8, w4, attention8-mlp4, fast]
+      --bits-per-weight <B>         Mixed precision within so many bits a weight, embedding and head included; several with commas
       --bits <N>                    Bits a weight, 2 to 8 (with --group-size: the same as a scheme)
       --group-size <N>              Weights that share a scale: 32, 64, 128 or 256
       --recipe <FILE>               A recipe file (TOML) of ordered steps
-      --method <M>                  What chooses the codes of the linears (a recipe says it itself) [default: rtn] [possible values: rtn, gptq, awq, smoothquant, llm-int8]
+      --method <M>                  What chooses the codes of the linears [default: rtn; presets and recipes say it themselves] [possible values: rtn, gptq, awq, smoothquant, llm-int8]
       --smooth-alpha <A>            Strength of SmoothQuant, 0 to 1, or `search`: for every input the one that leaves the least error [default: search]
       --calibration <FILE>...       Calibration text: plain text, .jsonl or .bin token ids [default: built-in text]
       --calibration-samples <N>     Windows drawn from the calibration text [default: 64, or more where the model is wide]
@@ -118,6 +119,7 @@ Examples:
   octet quantize pocket
   octet quantize pocket --scheme w8a16,w4a16-g32     several schemes, compared
   octet quantize ./model ./out --scheme w4a16-g64-asym --calibration notes.txt --eval-text wiki.test.raw
+  octet quantize ./model --bits-per-weight 4.5       mixed precision within a budget (or --max-size 100MB)
   octet quantize ./model --dry-run                   the plan, with forecast size, memory and time
   octet quantize ./model --portable                  embedding and head stay 16-bit: loads in transformers and vLLM
 "###);

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const QUANTIZE: [&str; 6] = ["quantize", "tiny", "--eval-tokens", "20480", "--min-speedup", "0"];
+const QUANTIZE: [&str; 8] = ["quantize", "tiny", "--preset", "w8", "--eval-tokens", "20480", "--min-speedup", "0"];
 const WORK: &str = ".tiny-w8a16.octet-work";
 
 /// Starts a run and waits until its weights are written and it is being judged.
@@ -63,7 +63,7 @@ fn two_runs_do_not_share_an_output() {
     let sandbox = Sandbox::new();
     let mut first = halfway(&sandbox);
     send(&first, Signal::STOP);
-    for second in ["quantize tiny", "quantize tiny --no-judge --force"] {
+    for second in ["quantize tiny --preset w8", "quantize tiny --no-judge --force"] {
         sandbox.refuses(second, &["tiny-w8a16", "another run is writing it", "wait for it to end"]);
     }
     // Another output is no concern of the first run's.

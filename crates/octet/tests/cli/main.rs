@@ -10,6 +10,7 @@ mod judging;
 mod killed;
 mod ladder;
 mod memory;
+mod mixed;
 mod outliers;
 mod outputs;
 mod receipts;

@@ -60,6 +60,19 @@ fn wrong_usage() {
     sandbox.refuses_as(2, "quantize tiny --presto w8", &["--presto"]);
     sandbox.refuses_as(2, "quantize tiny --preset w5", &["w5", "--preset"]);
     sandbox.refuses_as(2, "quantize tiny --bits 4 --scheme w4a16", &["--bits", "--scheme"]);
+    for contradiction in [
+        "--preset w8 --method gptq",
+        "--preset w4 --method rtn",
+        "--preset w8 --bits-per-weight 4",
+        "--preset mixed --no-calibration",
+        "--preset mixed --no-judge",
+        "--bits-per-weight 4,4",
+        "--bits-per-weight 20",
+    ] {
+        let named = contradiction.split(' ').rfind(|word| word.starts_with("--")).unwrap_or_default();
+        sandbox.refuses_as(2, &format!("quantize tiny {contradiction}"), &[named]);
+    }
+    sandbox.refuses_as(2, "quantize tiny --preset w8 --scheme w4a16", &["--preset", "--scheme"]);
     sandbox.refuses_as(2, "quantize tiny --group-size 32", &["--bits"]);
     sandbox.refuses_as(2, "quantize tiny --threads -1", &["-1"]);
     sandbox.refuses_as(2, "quantize tiny --seed one", &["one", "--seed"]);

@@ -20,9 +20,14 @@ fn texts_that_are_too_short() {
     let sandbox = Sandbox::new();
     sandbox.write("short.txt", prose(1_000, 1));
     sandbox.write("also.txt", prose(500, 2));
-    sandbox.refuses("quantize tiny --eval-text short.txt", &["short.txt has only 1000 tokens, at least 2048", "give 1048 more"]);
-    sandbox.refuses("quantize tiny --eval-text short.txt also.txt", &["short.txt, also.txt has only 1500 tokens", "give 548 more"]);
-    sandbox.refuses("quantize tiny --calibration short.txt", &["short.txt has only 1000 tokens, at least 4096", "give 3096 more"]);
+    sandbox
+        .refuses("quantize tiny --preset w8 --eval-text short.txt", &["short.txt has only 1000 tokens, at least 2048", "give 1048 more"]);
+    sandbox.refuses(
+        "quantize tiny --preset w8 --eval-text short.txt also.txt",
+        &["short.txt, also.txt has only 1500 tokens", "give 548 more"],
+    );
+    sandbox
+        .refuses("quantize tiny --preset w8 --calibration short.txt", &["short.txt has only 1000 tokens, at least 4096", "give 3096 more"]);
     sandbox.refuses("quantize tiny --no-judge --calibration short.txt", &["short.txt has only 1000 tokens", "give 3096 more"]);
     sandbox.refuses("eval tiny --eval-text also.txt", &["also.txt has only 500 tokens", "give 524 more"]);
 }
@@ -35,7 +40,7 @@ fn overlapping_texts() {
     sandbox.write("judge.txt", format!("{second}{}", &first[..2_000]));
     let says = ["judge.txt overlaps notes.txt", "give other evaluation text"];
     sandbox.refuses("quantize tiny --scheme w4a16 --calibration notes.txt --eval-text judge.txt", &says);
-    sandbox.refuses("quantize tiny --calibration notes.txt --eval-text notes.txt", &["notes.txt overlaps notes.txt: 100.0 %"]);
+    sandbox.refuses("quantize tiny --preset w8 --calibration notes.txt --eval-text notes.txt", &["notes.txt overlaps notes.txt: 100.0 %"]);
 }
 
 #[test]

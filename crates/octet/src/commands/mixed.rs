@@ -1,0 +1,164 @@
+//! Mixed precision in `octet quantize`: what is said on the way, and where measurements are kept.
+
+use super::{calibration::Reporter, judging};
+use crate::{
+    args::Quantize,
+    interrupt,
+    ui::{self, Progress},
+};
+use anyhow::{Result, bail};
+use octet_flow::{Budget, Calibration, JudgeSettings, MixedEvent, MixedJob, MixedTry, Original, Prepared};
+use octet_kernels::Engine;
+use octet_quant::{Effort, Plan, Sensitivities};
+use serde_json::{Value, json};
+use std::{path::Path, time::Instant};
+
+/// What was decided, beside the report in the folder.
+pub(super) const FILE: &str = "mixed_precision.json";
+
+/// A share as whole units of a progress bar.
+const UNITS: f64 = 1000.0;
+
+/// A model with a mixed step at work.
+pub(super) struct Mixed<'a> {
+    pub(super) args: &'a Quantize,
+    pub(super) quiet: bool,
+    pub(super) engine: &'a Engine,
+    pub(super) progress: &'a mut Progress,
+}
+
+impl Mixed<'_> {
+    /// Measures and allocates within the budget that was given, or searches for the smallest that passes, which is left
+    /// written where the next stage finds it.
+    pub(super) fn settle(
+        &mut self,
+        prepared: &Prepared,
+        target: &Path,
+        calibration: Option<&Calibration>,
+        judging: Option<(&mut Original, &JudgeSettings)>,
+    ) -> Result<(Prepared, Value)> {
+        let Some(calibration) = calibration else {
+            bail!("mixed precision is decided by measuring on calibration text; leave --no-calibration out, or take --preset fast");
+        };
+        let store = judging::store(&self.args.judge);
+        let (engine, cancel) = (self.engine, interrupt::flag());
+        let job = MixedJob { prepared, calibration, engine, cancel, store: store.as_ref(), effort: Effort::Usual };
+        let step = prepared.settings().recipe.mixed_step();
+        let bits = step.and_then(|step| step.bits_per_weight).map(Budget::BitsPerWeight);
+        let size = self.args.judge.max_size.map(|size| Budget::FolderBytes(size.0));
+        match (bits.or(size), judging) {
+            (Some(budget), _) => self.within(&job, budget),
+            (None, Some((original, settings))) => self.smallest(&job, target, original, settings),
+            (None, None) => {
+                bail!(
+                    "the smallest model that passes is searched by judging; leave --no-judge out, or say how large: --bits-per-weight 4.5"
+                )
+            }
+        }
+    }
+
+    fn within(&mut self, job: &MixedJob<'_>, budget: Budget) -> Result<(Prepared, Value)> {
+        let started = Instant::now();
+        let progress = &mut *self.progress;
+        let (sensitivities, cached) = job.sensitivities(&mut |share, group| {
+            progress.update("measuring", (UNITS * share) as u64, UNITS as u64, group);
+        })?;
+        self.measured(&sensitivities, cached, started);
+        let allocated = job.within(&sensitivities, &Default::default(), budget)?;
+        self.say(&format!("{:.3} bits a weight, embedding and head included", allocated.bits_per_weight));
+        let document = document(&sensitivities, &allocated, &[]);
+        Ok((allocated.prepared, document))
+    }
+
+    fn smallest(
+        &mut self,
+        job: &MixedJob<'_>,
+        target: &Path,
+        original: &mut Original,
+        settings: &JudgeSettings,
+    ) -> Result<(Prepared, Value)> {
+        let (started, mut reporter, mut tried) = (Instant::now(), None, 0);
+        let found = job.smallest(target, self.args.force, original, settings, &mut |event| match event {
+            MixedEvent::Measuring(share, group) => self.progress.update("measuring", (UNITS * share) as u64, UNITS as u64, group),
+            MixedEvent::Measured(sensitivities, cached) => self.measured(sensitivities, cached, started),
+            MixedEvent::Trying(count, _) => {
+                tried = count;
+                reporter = self.reporter(job.prepared).ok();
+            }
+            MixedEvent::Quantizing(event) => {
+                if let Some(reporter) = &mut reporter {
+                    reporter.event(self.progress, event);
+                }
+            }
+            MixedEvent::Judging(done, total, detail) => self.progress.update("perplexity", done, total, detail),
+            MixedEvent::Tried(result) => self.say(&format!("try {tried}: {}", outcome(result))),
+        })?;
+        let document = document(&found.sensitivities, &found.allocated, &found.tries);
+        Ok((found.allocated.prepared, document))
+    }
+
+    fn measured(&mut self, sensitivities: &Sensitivities, cached: bool, started: Instant) {
+        let (groups, schemes) = (sensitivities.groups.len(), sensitivities.groups.iter().map(|g| g.options.len()).max().unwrap_or(0));
+        let how = if cached { "known from an earlier run".to_string() } else { format!("in {}", ui::duration(started.elapsed())) };
+        self.say(&format!(
+            "sensitivity of {groups} groups to {schemes} representations on {} tokens {how}: {}",
+            sensitivities.tokens, sensitivities.method
+        ));
+    }
+
+    fn reporter(&self, prepared: &Prepared) -> Result<Reporter> {
+        Reporter::new(self.args.log_jsonl.as_deref(), prepared.spec().layers().len())
+    }
+
+    fn say(&mut self, line: &str) {
+        self.progress.finish();
+        if !self.quiet {
+            ui::note(line);
+        }
+    }
+}
+
+fn outcome(tried: &MixedTry) -> String {
+    let percent = |ratio: f64| 100.0 * (ratio - 1.0);
+    let verdict = if tried.passed { "passes" } else { "does not pass" };
+    format!(
+        "{:.3} bits a weight: perplexity {:+.2} % (at most {:+.2} %), KL {:.5}: {verdict}",
+        tried.bits_per_weight,
+        percent(tried.ppl_ratio),
+        percent(tried.ppl_ratio_high),
+        tried.kl
+    )
+}
+
+/// Bits a weight of all weight matrices of a plan.
+pub(super) fn bits_per_weight(plan: &Plan) -> f64 {
+    let matrices = || plan.lines().iter().filter(|line| line.linear.is_some());
+    8.0 * matrices().map(|line| line.bytes).sum::<u64>() as f64 / matrices().map(|line| line.elements()).sum::<u64>().max(1) as f64
+}
+
+/// What was decided and why.
+fn document(sensitivities: &Sensitivities, allocated: &octet_flow::Allocated, tries: &[MixedTry]) -> Value {
+    let groups: Vec<Value> = allocated
+        .choices
+        .iter()
+        .zip(&sensitivities.groups)
+        .map(|((group, scheme), losses)| {
+            let loss = losses.options.iter().find(|option| option.scheme == *scheme);
+            json!({
+                "group": group.name,
+                "weights": group.weights,
+                "scheme": scheme.map(|scheme| scheme.to_string()),
+                "kl_rounded_alone": loss.map(|option| option.loss),
+                "measured": loss.map(|option| option.measured),
+            })
+        })
+        .collect();
+    json!({
+        "bits_per_weight": allocated.bits_per_weight,
+        "predicted_kl": allocated.loss,
+        "sensitivity": { "method": sensitivities.method, "tokens": sensitivities.tokens, "substitutions": sensitivities.substitutions },
+        "groups": groups,
+        "tries": tries,
+        "recipe": allocated.prepared.settings().recipe.to_string(),
+    })
+}
