@@ -138,7 +138,7 @@ impl<'a> Search<'a> {
             let gain = |group: usize, to: usize| {
                 let points = &self.hulls.points[group];
                 let (from, to) = (points[chosen[group]], points[to]);
-                (to.bytes.saturating_sub(from.bytes) <= left).then(|| from.loss - to.loss)
+                (to.bytes.saturating_sub(from.bytes) <= left).then_some(from.loss - to.loss)
             };
             let ahead = (0..chosen.len()).flat_map(|g| (chosen[g] + 1..self.hulls.points[g].len()).map(move |to| (g, to)));
             let best = ahead.filter_map(|(g, to)| Some((gain(g, to)?, g, to))).max_by(|a, b| a.0.total_cmp(&b.0));
