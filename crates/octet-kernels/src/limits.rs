@@ -92,7 +92,7 @@ pub fn int8_tile_gop_s_within(engine: &Engine, least: Duration) -> Option<f64> {
             use crate::simd::amx::{RUN, TILE};
             let rounds = ROUNDS * CHAINS / 64;
             let tasks = engine.threads() * 5;
-            let best = best(least, || engine.run(tasks, &|_| amx.with_tiles(RUN, |tiles| tiles.spin(rounds))));
+            let best = best(least, || engine.run(tasks, &|_| amx.tiles(RUN).spin(rounds)));
             // Four products a round; two operations a weight.
             Some((tasks * rounds * 4 * 2 * TILE * TILE * RUN) as f64 / best.as_secs_f64() / 1e9)
         }

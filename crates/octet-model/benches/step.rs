@@ -34,7 +34,7 @@ fn model(config: &str, scheme: Scheme, threads: usize) -> Model {
         source.insert_matrix(&site.module, Matrix::Quant(StoredQuant::new(site.module.clone(), Arc::new((q, scheme)))));
     }
     let engine = Engine::new(Isa::best(), NonZeroUsize::new(threads).unwrap()).unwrap();
-    let options = LoadOptions { activations: None, kv: KvDtype::F16, context: None };
+    let options = LoadOptions { activations: None, kv: KvDtype::Int16, context: None };
     Model::load(&engine, spec, &source, options, &mut |_, _| ()).unwrap()
 }
 

@@ -277,7 +277,7 @@ fn positive(text: &str) -> Result<usize, String> {
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct CacheArgs {
     /// Type of cached keys and values
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t = Kv::F16)]
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = Kv::Int16)]
     pub(crate) kv: Kv,
 }
 

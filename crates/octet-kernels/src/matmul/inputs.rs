@@ -13,7 +13,7 @@ use super::{
 use crate::{
     Engine,
     parallel::Shared,
-    simd::{LANES, Op, Simd},
+    simd::{LANES, Op, Simd, unroll},
 };
 use std::ops::Range;
 
@@ -298,6 +298,14 @@ fn quantize<S: Simd>(s: S, x: &[f32], scale: f32, out: &mut [[i8; 4]], stride: u
     let (scales, inverse) = (s.splat(scale), 1.0 / scale);
     let mut sum = s.splat_i(0);
     for (x, out) in x.chunks(RUN * LANES).zip(out.chunks_mut(stride * RUN * LANES / 4)) {
+        if live
+            && inverse.is_finite()
+            && stride == 1
+            && let Some(of_run) = quantize_run(s, x, s.splat(inverse), out.as_flattened_mut())
+        {
+            sum = s.add_i(sum, of_run);
+            continue;
+        }
         let clear = live && inverse.is_finite() && rounds_clearly(s, x, s.splat(inverse));
         for (x, out) in x.chunks(LANES).zip(out.chunks_mut(stride * LANES / 4)) {
             let mut codes = [0i8; LANES];
@@ -325,6 +333,31 @@ fn quantize<S: Simd>(s: S, x: &[f32], scale: f32, out: &mut [[i8; 4]], stride: u
     s.sum(s.to_f(sum)) as i32
 }
 
+/// Quantizes a whole run to codes that lie together and returns their sums, in one pass; `None` where the run is not whole
+/// or a product with the reciprocal of the scale might not give the codes that division gives.
+#[inline(always)]
+fn quantize_run<S: Simd>(s: S, x: &[f32], inverse: S::F, out: &mut [i8]) -> Option<S::I> {
+    let (x, []) = x.as_chunks::<LANES>() else { return None };
+    let (Ok(x), (out, _)) = (<&[[f32; LANES]; RUN]>::try_from(x), out.as_chunks_mut::<LANES>()) else { return None };
+    let out = out.first_chunk_mut::<RUN>()?;
+    let (mut farthest, mut sum) = (s.splat(0.0), s.splat_i(0));
+    unroll!(i < 8, {
+        let v = s.mul(s.load(&x[i]), inverse);
+        let off = s.sub(v, s.round(v));
+        farthest = s.max(farthest, s.max(off, s.sub(s.splat(0.0), off)));
+        sum = s.add_i(sum, s.round_codes(v, &mut out[i]));
+    });
+    is_clear(s, farthest).then_some(sum)
+}
+
+/// Whether no quotient is so far from its rounded value that another computation could round it the other way.
+#[inline(always)]
+fn is_clear<S: Simd>(s: S, farthest: S::F) -> bool {
+    let mut lanes = [0.0; LANES];
+    s.store(farthest, &mut lanes);
+    lanes.iter().fold(true, |clear, &off| clear & (off < CLEAR))
+}
+
 /// Whether products with the reciprocal of the scale give the same codes as division, which takes three times as long.
 #[inline(always)]
 fn rounds_clearly<S: Simd>(s: S, x: &[f32], inverse: S::F) -> bool {
@@ -335,9 +368,7 @@ fn rounds_clearly<S: Simd>(s: S, x: &[f32], inverse: S::F) -> bool {
         let off = s.sub(v, s.round(v));
         farthest = s.max(farthest, s.max(off, s.sub(s.splat(0.0), off)));
     }
-    let mut lanes = [0.0; LANES];
-    s.store(farthest, &mut lanes);
-    rest.is_empty() && lanes.iter().all(|&off| off < CLEAR)
+    rest.is_empty() && is_clear(s, farthest)
 }
 
 /// Inputs of one product, prepared every way its matrices ask for; the buffers are reused.

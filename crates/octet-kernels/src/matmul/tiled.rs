@@ -60,12 +60,11 @@ impl Op for TiledProduct<'_> {
         if let ([sums, rest @ ..], run) = (rest.as_chunks_mut::<SUMS>().0, ints.segments.common_run())
             && let Some(totals) = rest.first_mut()
         {
-            let work = |panels| Work { product: &self, panels, scales, run };
             if ints.bits < 8 {
                 self.unpack(s, panels);
-                work(&*panels).all::<S, true>(s, sums, totals);
+                Work { product: &self, panels, scales, run }.all::<S, true>(s, sums, totals);
             } else {
-                work(ints.lines(self.blocks.clone())).all::<S, false>(s, sums, totals);
+                Work { product: &self, panels: ints.lines(self.blocks.clone()), scales, run }.all::<S, false>(s, sums, totals);
             }
         }
         self.scratch.0 = scratch;
@@ -139,25 +138,26 @@ impl Work<'_> {
     fn all<S: Simd, const SIGNED: bool>(&self, s: S, sums: &mut [Line; SUMS], totals: &mut [Line; SUMS]) {
         let TiledProduct { amx, ints, inputs, blocks, tokens, .. } = self.product;
         let rows = inputs.code_rows();
-        amx.with_tiles(self.run, |tiles| {
-            let mut before = None;
-            for token in tokens.clone().step_by(TOKENS) {
-                for block in (0..blocks.len()).step_by(BLOCKS) {
-                    for segment in 0..ints.segments.count() {
-                        let unit = Unit { token, block, segment };
-                        self.multiply::<SIGNED>(tiles, unit, &rows);
-                        if let Some(before) = before {
-                            self.finish::<S, SIGNED>(s, before, &rows, sums, totals);
-                        }
-                        tiles.store(sums);
-                        before = Some(unit);
-                    }
-                }
+        // Loops, not closures: closures are compiled without the instruction set.
+        let tiles = amx.tiles(self.run);
+        let segments = ints.segments.count();
+        let across = blocks.len().div_ceil(BLOCKS) * segments;
+        let units = tokens.len().div_ceil(TOKENS) * across;
+        for i in 0..=units {
+            let place = |i: usize| {
+                let (token, block, segment) = (i / across * TOKENS, i % across / segments * BLOCKS, i % segments);
+                Unit { token: tokens.start + token, block, segment }
+            };
+            if i < units {
+                self.multiply::<SIGNED>(&tiles, place(i), &rows);
             }
-            if let Some(before) = before {
-                self.finish::<S, SIGNED>(s, before, &rows, sums, totals);
+            if i > 0 {
+                self.finish::<S, SIGNED>(s, place(i - 1), &rows, sums, totals);
             }
-        });
+            if i < units {
+                tiles.store(sums);
+            }
+        }
     }
 
     #[inline(always)]
@@ -210,7 +210,10 @@ impl Work<'_> {
         let segments = ints.segments.count();
         let scales = s.load(bytemuck::cast_ref(&self.scales[block * segments + segment].0));
         let block = blocks.start + block;
-        let zeros = ints.zeros(ints.group_at(block, segment)).map(|zeros| s.load_u8(zeros));
+        let zeros = match ints.zeros(ints.group_at(block, segment)) {
+            Some(zeros) if const { !SIGNED } => Some(s.load_u8(zeros)),
+            _ => None,
+        };
         for (t, (sum, total)) in sums.iter().zip(totals).enumerate() {
             let token = token + t;
             let mut sum = s.words(&sum.0);

@@ -39,11 +39,11 @@ impl Amx {
         self.vectors
     }
 
-    /// Calls `f` with this thread's tiles, set up for steps of `run` inputs (a multiple of four, [`RUN`] at most); they
-    /// are given back afterwards, so that a thread that waits has no such state to be saved.
+    /// This thread's tiles, set up for steps of `run` inputs (a multiple of four, [`RUN`] at most); they are given back when
+    /// they are dropped, so that a thread that waits has no such state to be saved. One at a time.
     #[inline(always)]
-    pub(crate) fn with_tiles<R>(self, run: usize, f: impl FnOnce(&Tiles) -> R) -> R {
-        f(&Tiles::new(self, run))
+    pub(crate) fn tiles(self, run: usize) -> Tiles {
+        Tiles::new(self, run)
     }
 }
 
