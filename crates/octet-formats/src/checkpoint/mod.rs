@@ -12,7 +12,12 @@ use modules::Modules;
 pub(crate) use modules::{Lookup, required};
 use octet_tensor::{Bytes, Dtype, Matrix, QMatrix, QuantRows, Scheme, StoredQuant, Tensor, WeightSource};
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    ops::Range,
+    sync::Arc,
+};
 
 /// A stored tensor.
 #[derive(Clone, Debug)]
@@ -105,6 +110,7 @@ impl Checkpoint {
         let quantization = described.filter(|_| !schemes.is_empty()).map(|(quantization, config)| {
             let format = match &quantization {
                 Quantization::CompressedTensors(ct) => ct.format.clone(),
+                Quantization::Gguf => block_types(&entries),
                 other => other.method().into(),
             };
             StoredQuantization { method: quantization.method().into(), format, modules: schemes, config }
@@ -176,6 +182,12 @@ impl WeightSource for Checkpoint {
     fn names(&self) -> Vec<String> {
         self.entries.iter().map(|entry| entry.name.clone()).collect()
     }
+}
+
+/// The block types of a GGUF file's tensors, such as `Q4_K, Q6_K`.
+fn block_types(entries: &[Entry]) -> String {
+    let types: BTreeSet<&str> = entries.iter().filter_map(|entry| entry.blocks).collect();
+    types.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 /// The entry called `name` among entries sorted by name.

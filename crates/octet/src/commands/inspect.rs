@@ -7,7 +7,7 @@ use crate::{
     machine, resolve, ui,
 };
 use anyhow::{Result, bail};
-use octet_formats::Checkpoint;
+use octet_formats::{Checkpoint, StoredQuantization};
 use octet_kernels::KvDtype;
 use octet_model::{
     ArchSpec, BlockGraph, Role,
@@ -129,7 +129,7 @@ impl Facts {
             parameters,
             stored_bytes: checkpoint.entries().iter().map(|e| e.bytes as u64).sum(),
             linear_bits: 8.0 * linear_bytes as f64 / linear_weights.max(1) as f64,
-            quantization: stored.map(|q| (format!("{} {}", q.method, q.format), scheme.map_or("mixed".into(), |s| s.to_string()))),
+            quantization: stored.map(|q| (named(q), scheme.map_or("mixed".into(), |s| s.to_string()))),
             packed: checkpoint.packed().map_err(str::to_string),
             decoded,
             activations: scheme.map(|s| format!("{:?}", s.activations)),
@@ -195,6 +195,11 @@ impl Facts {
             "running": super::memory_document(&self.running(self.asked_context.unwrap_or(self.context.min(2048)))),
         })
     }
+}
+
+/// The method and, where it says more, the format.
+fn named(stored: &StoredQuantization) -> String {
+    if stored.format == stored.method { stored.method.clone() } else { format!("{} {}", stored.method, stored.format) }
 }
 
 /// The graph's stages: operations, and those computed in one pass (numbers count from 0).
