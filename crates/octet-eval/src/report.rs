@@ -111,7 +111,7 @@ pub struct RungReport {
     pub rung: String,
     /// What was quantized to.
     pub scheme: String,
-    /// `accepted`, `refused`, `undecided`, `declined`, `passed over` or `kept`.
+    /// `accepted`, `refused`, `undecided`, `declined`, `short` (of the target score), `passed over` or `kept`.
     pub outcome: String,
     /// Why.
     pub note: String,

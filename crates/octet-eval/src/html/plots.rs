@@ -65,7 +65,7 @@ pub(super) fn variants(points: &[VariantPoint]) -> Option<String> {
         let place = chart.at(100.0 * point.size_ratio, 100.0 * (point.ppl_ratio - 1.0));
         let speed = point.decode_speedup.map_or(String::new(), |s| format!(", decodes {s:.2} times as fast"));
         let told = format!("{}: {:.0} % of the size, perplexity {}{speed}", point.name, 100.0 * point.size_ratio, change(point.ppl_ratio));
-        let label = if point.accepted { point.name.clone() } else { format!("{} (refused)", point.name) };
+        let label = if point.accepted { point.name.clone() } else { format!("{} (not accepted)", point.name) };
         chart.dot(place, radius(point.decode_speedup), if point.accepted { "a" } else { "r" }, &label, &told);
     }
     Some(chart.finish())

@@ -83,12 +83,17 @@ impl Inputs {
     }
 }
 
+/// Family-wise p-value from which on chance explains a worse figure well enough.
+const CHANCE: f64 = 0.25;
+
 /// Mean over all figures and modes of how much worse the variant's is, each weighted by how little chance explains it:
-/// 1 − 2p, none from p = ½ on. Infinite where texts broke off; `None` without texts.
+/// 1 − 4np with the p-value of the figure and the number n of figures, nothing from np = ¼ on. Infinite where texts broke off; `None` without texts.
 pub(super) fn excess(health: &Health) -> Option<f64> {
     if health.non_finite {
         return Some(f64::INFINITY);
     }
-    let worse = health.figures.iter().map(|f| (f.quant - f.base).max(0.0) * (1.0 - 2.0 * f.p).max(0.0));
-    (health.prompts > 0 && !health.figures.is_empty()).then(|| worse.sum::<f64>() / health.figures.len() as f64)
+    let count = health.figures.len() as f64;
+    let weight = |p: f64| (1.0 - count * p / CHANCE).max(0.0);
+    let worse = health.figures.iter().map(|f| (f.quant - f.base).max(0.0) * weight(f.p));
+    (health.prompts > 0 && !health.figures.is_empty()).then(|| worse.sum::<f64>() / count)
 }

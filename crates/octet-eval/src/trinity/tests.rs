@@ -193,3 +193,21 @@ fn broken_numbers_are_worth_nothing() {
         }
     }
 }
+
+#[test]
+fn only_what_chance_does_not_explain_counts_as_degenerate() {
+    use crate::health::{Health, HealthFigure};
+    let health = |p: f64, quant: f64| Health {
+        prompts: 16,
+        tokens: 256,
+        figures: (0..10).map(|i| HealthFigure { mode: "greedy".into(), name: i.to_string(), base: 0.3, quant, p }).collect(),
+        alpha: 1e-4,
+        non_finite: false,
+    };
+    let excess = |p, quant| inputs::excess(&health(p, quant)).unwrap();
+    assert_eq!((excess(0.5, 0.5), excess(0.025, 0.5), excess(1e-6, 0.2)), (0.0, 0.0, 0.0));
+    assert!((excess(0.0, 0.5) - 0.2).abs() < 1e-12);
+    assert!(excess(1e-3, 0.5) > excess(1e-2, 0.5) && excess(1e-2, 0.5) > 0.0);
+    assert_eq!(inputs::excess(&Health { non_finite: true, ..health(1.0, 0.3) }), Some(f64::INFINITY));
+    assert_eq!(inputs::excess(&Health { prompts: 0, ..health(1.0, 0.3) }), None);
+}

@@ -87,10 +87,10 @@ fn edge((x1, y1): (f64, f64), (x2, y2): (f64, f64)) -> (String, (f64, f64)) {
     if (y1 - y2).abs() < 1.0 {
         // Back to an earlier state, over the top.
         let top = y1 - h - 46.0;
-        return (format!("M{x1} {}C{x1} {top} {x2} {top} {x2} {}", y1 - h, y2 - h), ((x1 + x2) / 2.0, top + 8.0));
+        return (format!("M{x1} {}C{x1} {top} {x2} {top} {x2} {}", y1 - h, y2 - h), ((x1 + x2) / 2.0, top + 2.0));
     }
     if (x1 - x2).abs() < 1.0 {
-        return (format!("M{x1} {}L{x2} {}", y1 + h, y2 - h), (x1, (y1 + y2) / 2.0 - 2.0));
+        return (format!("M{x1} {}L{x2} {}", y1 + h, y2 - h), (x1 + 24.0, (y1 + y2) / 2.0 + 4.0));
     }
     (format!("M{} {}L{} {}", x1 - w / 2.0, y1 + h, x2 + w / 2.0, y2 - h), ((x1 + x2) / 2.0 - 26.0, (y1 + y2) / 2.0))
 }

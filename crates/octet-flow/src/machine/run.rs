@@ -263,7 +263,9 @@ impl<S: Stages> Machine<'_, S> {
                 Ok(State::Ask(trial, staged, report, question))
             }
             Verdict::Climb(reason) => {
-                self.record(&trial, &report, word(&report), &reason);
+                // What is accepted and climbed from all the same is short of the target score.
+                let outcome = if matches!(report.status, Status::Accepted | Status::FellBack) { "short" } else { word(&report) };
+                self.record(&trial, &report, outcome, &reason);
                 self.log_review(&trial, &report, Decision::Climb, reason)?;
                 staged.discard();
                 self.next_rung(Some(&report))

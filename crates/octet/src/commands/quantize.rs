@@ -278,7 +278,8 @@ impl Session<'_> {
         let request = Request { facts, log: hidden_log(target), restart: args.restart };
         let (name, input) = (self.name.clone(), self.input.clone());
         let checkpoints = &args.ladder.checkpoint;
-        let mut walk = Walk { session: self, asked, target, several, original, settings, checkpoints, sample: None, decision: None };
+        let mut walk =
+            Walk { session: self, asked, target, several, original, settings, checkpoints, identity: None, sample: None, decision: None };
         let ended = machine::run(&mut walk, &request, &policy)?;
         let sample = walk.sample.take();
         if let Some(file) = &args.ladder.graph {

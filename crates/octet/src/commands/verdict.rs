@@ -47,7 +47,7 @@ pub(super) fn screen(model: &str, report: &Report, path: Option<&Path>, refusal:
         Some(path) => format!("wrote {}", ui::path(path)),
         None => format!("nothing was kept but the report, {}", ui::path(refusal)),
     };
-    format!("{}  {kept}", judged(model, report))
+    format!("{}\n  {kept}", judged(model, report))
 }
 
 /// The verdict on one model: the word, the figures, the gates.
