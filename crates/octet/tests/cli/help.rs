@@ -104,7 +104,7 @@ Options:
       --seed <N>                    Seed of everything drawn at random [default: 0]
       --max-ppl-increase <PERCENT>  Gate: largest accepted perplexity increase in percent (upper end of the 95 % interval) [default: 2]
       --min-speedup <RATIO>         Gate: smallest accepted decode speed-up over 16 bits where memory is the bound [default: 1.5]
-      --max-size <SIZE>             Gate: largest accepted folder, such as 100MB
+      --max-size <SIZE>             Gate: largest accepted folder, such as 100MB; mixed precision is allocated to fit
       --tasks <FILE>                Gate: questions both models answer, JSON lines with "prompt", "answer" and for multiple choice "choices"; `pocket` for the built-in ones
       --max-task-drop <POINTS>      Gate: largest accepted drop of task accuracy in points (upper end of the 95 % interval) [default: 2]
       --health-prompts <N>          Prompts that both models continue by 256 tokens, greedily and sampled, to compare the health of their texts [default: 32]

@@ -18,9 +18,17 @@ fn an_impossible_gate_walks_every_rung_and_keeps_the_original() {
     let command = format!("quantize tiny --scheme w4a16 --calibration notes.txt --max-ppl-increase -50 {QUICK}");
     let ended = sandbox.octet(&command);
     assert_eq!(ended.code, Some(3), "{ended:?}");
-    for rung in
-        ["as asked", "better solver", "smaller groups", "8 bits", "more calibration", "training", "another checkpoint", "the original kept"]
-    {
+    for rung in [
+        "as asked",
+        "better solver",
+        "smaller groups",
+        "mixed precision",
+        "8 bits",
+        "more calibration",
+        "training",
+        "another checkpoint",
+        "the original kept",
+    ] {
         assert!(ended.stdout.contains(rung), "no {rung}: {}", ended.stdout);
     }
     let table = &ended.stdout[ended.stdout.find("rung ").unwrap()..];
@@ -31,7 +39,7 @@ fn an_impossible_gate_walks_every_rung_and_keeps_the_original() {
     );
     let report = sandbox.json("tiny-w4a16.refused.json");
     let measured = report["ladder"].as_array().unwrap().iter().filter(|rung| rung["ratio"].is_number()).count();
-    assert_eq!(measured, 5, "{:#}", report["ladder"]);
+    assert!(measured >= 5, "{:#}", report["ladder"]);
     let entries = log(&fs::read_to_string(sandbox.path("tiny-w4a16.refused.jsonl")).unwrap());
     assert_eq!((&entries[0]["state"], &entries.last().unwrap()["decision"]), (&json!("evaluate"), &json!("keep")));
     for entry in &entries {
@@ -62,7 +70,7 @@ fn a_refusal_falls_back_to_what_passes_and_says_so() {
 #[test]
 fn an_open_question_waits_for_its_answer() {
     let sandbox = Sandbox::new();
-    let command = format!("quantize tiny --review --auto-score 100 {QUICK}");
+    let command = format!("quantize tiny --scheme w8a16 --review --auto-score 100 {QUICK}");
     let ended = sandbox.octet(&command);
     assert_eq!(ended.code, Some(3), "{ended:?}");
     assert!(ended.stdout.contains("ASK:") && ended.stdout.contains("--yes") && ended.stdout.contains("below 100"), "{ended:?}");
@@ -146,7 +154,7 @@ fn another_checkpoint_is_tried_where_the_last_is_refused() {
     for step in ["step_1", "step_2"] {
         crate::sandbox::write_tiny(&sandbox.path("run").join(step));
     }
-    let ended = sandbox.octet(&format!("quantize run/step_1 run/step_2 out --max-ppl-increase -50 {QUICK}"));
+    let ended = sandbox.octet(&format!("quantize run/step_1 run/step_2 out --scheme w8a16 --max-ppl-increase -50 {QUICK}"));
     assert_eq!(ended.code, Some(3), "{ended:?}");
     assert!(ended.stdout.contains("another checkpoint") && ended.stdout.contains("w8a16 of step_1"), "{}", ended.stdout);
     assert!(sandbox.path("out.refused.json").exists());
