@@ -19,7 +19,7 @@ const EDGES: [(&str, &[&str]); 11] = [
         &["octet-tensor", "octet-kernels", "octet-formats", "octet-model", "octet-runtime", "octet-quant", "octet-eval", "octet-flow"],
     ),
     ("octet-testkit", &["octet-tensor", "octet-formats"]),
-    ("xtask", &["octet-tensor", "octet-formats"]),
+    ("xtask", &["octet-tensor", "octet-formats", "octet-model", "octet-quant", "octet-testkit"]),
 ];
 
 /// What tests may depend on beside that: everything a small model needs to be loaded and run.
