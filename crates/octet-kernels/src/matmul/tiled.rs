@@ -103,8 +103,9 @@ impl TiledProduct<'_> {
                 zeros = std::array::from_fn(|i| of_rows[i / 4]);
             }
             for line in out {
-                for (code, zero) in line.0.iter_mut().zip(zeros) {
-                    *code = code.wrapping_sub(zero);
+                // By reference: an array that is consumed is copied for every line and walked byte by byte.
+                for (code, zero) in line.0.iter_mut().zip(&zeros) {
+                    *code = code.wrapping_sub(*zero);
                 }
             }
         }
@@ -131,6 +132,21 @@ struct Unit {
     segment: usize,
 }
 
+impl Unit {
+    /// The one after it: the next segment, else the next blocks, else the next tokens; `None` after the last.
+    #[inline(always)]
+    fn next(self, segments: usize, blocks: usize, end: usize) -> Option<Self> {
+        let Self { token, block, segment } = self;
+        if segment + 1 < segments {
+            return Some(Self { segment: segment + 1, ..self });
+        }
+        if block + BLOCKS < blocks {
+            return Some(Self { block: block + BLOCKS, segment: 0, ..self });
+        }
+        (token + TOKENS < end).then_some(Self { token: token + TOKENS, block: 0, segment: 0 })
+    }
+}
+
 impl Work<'_> {
     /// All register tiles. What is done with a segment's sums follows the products of the next, which keep the tiles
     /// busy meanwhile.
@@ -140,23 +156,18 @@ impl Work<'_> {
         let rows = inputs.code_rows();
         // Loops, not closures: closures are compiled without the instruction set.
         let tiles = amx.tiles(self.run);
-        let segments = ints.segments.count();
-        let across = blocks.len().div_ceil(BLOCKS) * segments;
-        let units = tokens.len().div_ceil(TOKENS) * across;
-        for i in 0..=units {
-            let place = |i: usize| {
-                let (token, block, segment) = (i / across * TOKENS, i % across / segments * BLOCKS, i % segments);
-                Unit { token: tokens.start + token, block, segment }
-            };
-            if i < units {
-                self.multiply::<SIGNED>(&tiles, place(i), &rows);
+        let mut next = (!tokens.is_empty()).then_some(Unit { token: tokens.start, block: 0, segment: 0 });
+        let mut before = None;
+        loop {
+            if let Some(unit) = next {
+                self.multiply::<SIGNED>(&tiles, unit, &rows);
             }
-            if i > 0 {
-                self.finish::<S, SIGNED>(s, place(i - 1), &rows, sums, totals);
+            if let Some(unit) = before {
+                self.finish::<S, SIGNED>(s, unit, &rows, sums, totals);
             }
-            if i < units {
-                tiles.store(sums);
-            }
+            let Some(unit) = next else { break };
+            tiles.store(sums);
+            (before, next) = (next, unit.next(ints.segments.count(), blocks.len(), tokens.end));
         }
     }
 
