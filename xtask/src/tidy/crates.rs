@@ -30,7 +30,7 @@ const OWNERS: [(&str, &[&str]); 7] = [
     ("anyhow", &["octet", "xtask"]),
     ("clap", &["octet"]),
     ("gemm", &["octet-kernels"]),
-    ("memmap2", &["octet-formats"]),
+    ("memmap2", &["octet-formats", "octet-kernels"]),
     ("minijinja", &["octet-runtime"]),
     ("tokenizers", &["octet-runtime"]),
     ("tracing-subscriber", &["octet"]),
