@@ -70,18 +70,25 @@ fn excess(windows: &[[Stretch; TENTHS]], tenth: usize, seed: u64) -> Option<Inte
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::score::TokenFigures;
+    use crate::{
+        gates::{self, Thresholds},
+        score::TokenFigures,
+    };
     use octet_runtime::Rng;
 
     /// Windows of 100 tokens with noise, whose tokens from `late` on are worse by `by` nats.
     fn comparison(windows: usize, late: usize, by: f64, seed: u64) -> Comparison {
+        worsened(windows, seed, |position| if position >= late { by } else { 0.0 })
+    }
+
+    fn worsened(windows: usize, seed: u64, by: impl Fn(usize) -> f64) -> Comparison {
         let mut rng = Rng::new(seed);
         let mut all = Comparison::default();
         for _ in 0..windows {
             all.begin(99, 300);
             for position in 0..99 {
                 let noise = 0.2 * (rng.unit() + rng.unit() - 1.0);
-                let delta = noise + if position >= late { by } else { 0.0 };
+                let delta = noise + by(position);
                 all.add(TokenFigures { base_nll: 3.0, quant_nll: 3.0 + delta, kl: delta.abs(), same_top: true }, position, 100);
             }
         }
@@ -94,6 +101,13 @@ mod tests {
         let worst = along.worst.unwrap();
         assert_eq!((worst.tenth, along.positions(10), along.positions(1), along.tenths.len()), (10, (91, 100), (1, 10), 10));
         assert!(worst.excess.low > 1.2 && (worst.excess.estimate - 0.3f64.exp()).abs() < 0.05, "{worst:?}");
+    }
+
+    #[test]
+    fn a_tenth_is_not_refused_because_the_rest_improved() {
+        let gate = |by: fn(usize) -> f64| gates::position(&Along::of(&worsened(40, 1, by), 100, 1), &Thresholds::default());
+        assert_eq!(gate(|position| if position >= 90 { 0.0 } else { -0.1 }).pass, Some(true));
+        assert_eq!(gate(|position| if position >= 90 { 0.1 } else { 0.0 }).pass, Some(false));
     }
 
     #[test]

@@ -151,7 +151,9 @@ pub fn position(along: &Along, limits: &Thresholds) -> Gate {
     };
     let (first, last) = along.positions(worst.tenth);
     let ratio = |tenth: usize| along.tenths.get(tenth - 1).map_or(f64::NAN, |t| 100.0 * (t.ppl_ratio - 1.0));
-    let failed = worst.excess.low >= limits.ppl_ratio;
+    // Worse than a rest that became better than the original is no damage.
+    let damaged = |ratio: f64| ratio.is_nan() || ratio >= limits.ppl_ratio;
+    let failed = worst.excess.low >= limits.ppl_ratio && along.tenths.get(worst.tenth - 1).is_none_or(|tenth| damaged(tenth.ppl_ratio));
     let note = if failed {
         format!(
             "it breaks along the context: perplexity {:+.1} % at positions {first} to {last} of {}, {:+.1} % in the first tenth",

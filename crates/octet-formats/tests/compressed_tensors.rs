@@ -234,7 +234,11 @@ fn configs_that_octet_cannot_run_are_refused_by_name() {
         ("w4a16", Box::new(top("config_groups", Value::Null)), "config_groups"),
         ("w4a16", Box::new(top("transform_config", json!({"config_groups": {}}))), "transform_config"),
         ("w4a16", Box::new(top("kv_cache_scheme", json!({"num_bits": 8}))), "kv_cache_scheme"),
-        ("w4a16", Box::new(top("quant_method", json!("gptq"))), "quantized with gptq: GPTQ checkpoints are not read yet"),
+        (
+            "w4a16",
+            Box::new(top("quant_method", json!("gptq"))),
+            "quantized with gptq: its checkpoint_format \"pack-quantized\" is the layout of a GPU",
+        ),
         ("w4a16", Box::new(top("quant_method", json!("novel"))), "does not know this method"),
         ("w4a16", Box::new(|c| *c = Value::Null), "describes no compressed-tensors"),
     ];

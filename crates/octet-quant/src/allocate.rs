@@ -72,7 +72,7 @@ mod tests {
         let groups = [vec![a(2, 10.0), a(4, 3.0), a(8, 0.0)], vec![a(2, 6.0), a(4, 5.0), a(5, 0.0)]];
         // The hull walk takes (2 -> 4) of the first, then cannot pay (2 -> 5) of the second from 8 bytes; nor need it.
         assert_eq!(allocate(&groups, 9).unwrap(), [1, 2]);
-        assert_eq!(allocate(&groups, 7).unwrap(), [0, 2], "5 + 2 bytes lose 10, 4 + 2 lose 9");
+        assert_eq!(allocate(&groups, 7).unwrap(), [1, 0], "2 + 5 bytes lose 10, 4 + 2 lose 9");
         assert_eq!(allocate(&groups, 6).unwrap(), [1, 0]);
         let error = allocate(&groups, 3).unwrap_err();
         assert_eq!((error.least, least_bytes(&groups)), (4, 4));

@@ -80,7 +80,8 @@ fn every_group_is_measured_and_fewer_bits_lose_more() {
             let losses: Vec<f64> = group.options.iter().map(|option| option.loss).collect();
             assert!(losses.iter().all(|loss| loss.is_finite()) && losses.last() == Some(&0.0), "{group:?}");
             assert!(losses[0] > losses[2], "{}: {losses:?}", group.group.name);
-            assert!(group.options.windows(2).all(|pair| pair[0].bytes < pair[1].bytes), "{group:?}");
+            // Rows of 24 weights take as many words at 3 bits as at 4.
+            assert!(group.options.windows(2).all(|pair| pair[0].bytes <= pair[1].bytes), "{group:?}");
         }
     }
 }

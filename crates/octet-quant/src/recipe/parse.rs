@@ -221,7 +221,7 @@ mod tests {
     fn errors_name_the_place_and_the_remedy() {
         let step = |rest: &str| error(&format!("[[step]]\n{rest}"));
         insta::assert_snapshot!(error("steps = 1"), @r#"the recipe makes no sense: it has no [[step]]; the shortest is: [[step]] action = "quantize" targets = ["linears"] scheme = "w8a16""#);
-        insta::assert_snapshot!(step("action = 'quantise'"), @r#"the recipe makes no sense: step 1 has the action "quantise"; there are "quantize" and "keep""#);
+        insta::assert_snapshot!(step("action = 'quantise'"), @r#"the recipe makes no sense: step 1 has the action "quantise"; there are "quantize", "keep", "mixed", "awq" and "smooth""#);
         insta::assert_snapshot!(step("action='keep'\ntargets=['head']\nscheme='w8a16'"), @r#"the recipe makes no sense: step 1 (keep) has the unknown key "scheme"; the keys are action and targets"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nsheme='w8a16'"), @r#"the recipe makes no sense: step 1 has no scheme; add one such as scheme = "w4a16-g128""#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsmooth=0.5"), @r#"the recipe makes no sense: step 1 (quantize) has the unknown key "smooth"; the keys are action, targets, scheme, solver and candidates"#);

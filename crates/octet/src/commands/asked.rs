@@ -153,7 +153,7 @@ fn preset(args: &Quantize) -> Result<Vec<Asked>> {
         (Some(preset), _) => preset,
         (None, Some(Method::Rtn | Method::Gptq)) if budget => Preset::Mixed,
         (None, Some(method)) => return Ok(vec![plain(args, usual(method), method)?]),
-        (None, None) if budget || !(args.no_judge || unmeasured) => Preset::Mixed,
+        (None, None) if budget || !(unmeasured || args.no_judge && args.judge.max_size.is_none()) => Preset::Mixed,
         (None, None) => Preset::W8,
     };
     if budget && preset != Preset::Mixed {

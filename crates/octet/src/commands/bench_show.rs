@@ -43,14 +43,15 @@ fn text(f: &Figures) -> String {
     if ratios {
         header.push("vs first");
     }
-    let mut limits = format!("  limits: read {:.1} GB/s, int8 {:.0} GOP/s", m.limits.read_gb_s, m.limits.int8_gop_s);
+    let limits = format!("  limits: read {:.1} GB/s, int8 {:.0} GOP/s", m.limits.read_gb_s, m.limits.int8_gop_s);
+    let mut tile_limit = String::new();
     if let Some(tiles) = m.limits.int8_tile_gop_s {
         let of_it: Vec<String> =
             m.prefill.iter().filter_map(|p| Some(format!("prefill {} {:.0} %", p.tokens, 100.0 * p.tile_share?))).collect();
-        limits += &format!(", of AMX tiles {tiles:.0}");
-        limits += &if of_it.is_empty() { String::new() } else { format!(" ({})", of_it.join(", ")) };
+        let of_it = if of_it.is_empty() { String::new() } else { format!(" ({})", of_it.join(", ")) };
+        tile_limit = format!("\n          of AMX tiles {tiles:.0} GOP/s{of_it}");
     }
-    format!("{head}\n{start}\n{}\n{limits}, f32 {:.0} GFLOP/s\n", ui::table(&header, &rows), m.limits.f32_gflop_s)
+    format!("{head}\n{start}\n{}\n{limits}, f32 {:.0} GFLOP/s{tile_limit}\n", ui::table(&header, &rows), m.limits.f32_gflop_s)
 }
 
 fn row(name: String, pace: &Pace, rate: String) -> Vec<String> {

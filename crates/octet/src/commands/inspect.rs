@@ -167,12 +167,9 @@ impl Facts {
         let contexts = self.asked_context.map_or_else(|| vec![self.context.min(2048), self.context], |context| vec![context]);
         for (i, context) in contexts.iter().enumerate().filter(|(i, context)| *i == 0 || **context != contexts[0]) {
             let forecast = self.running(*context).to_string();
-            // Two lines, or it would not fit 80 columns.
-            let (first, rest) = forecast.split_once(", buffers").unwrap_or((&forecast, ""));
-            ui::say(&format!("  {:<13} {first}{}", if i == 0 { "running" } else { "" }, if rest.is_empty() { "" } else { "," }));
-            if !rest.is_empty() {
-                ui::say(&format!("  {:<13} buffers{rest}", ""));
-            }
+            // A line each for what is large, or it would not fit 80 columns.
+            let lines = forecast.replace(", keys", &format!(",\n{:16}keys", "")).replace(", buffers", &format!(",\n{:16}buffers", ""));
+            ui::say(&format!("  {:<13} {lines}", if i == 0 { "running" } else { "" }));
         }
     }
 

@@ -10,7 +10,7 @@ const WIDTH: usize = 80;
 /// Every rung, two lines each: figures, and why.
 pub(super) fn rungs(tried: &[RungReport]) -> String {
     let figure = |value: Option<f64>, show: &dyn Fn(f64) -> String| value.map_or_else(|| "-".to_string(), show);
-    let header = ["rung", "scheme", "verdict", "ppl", "KL", "size", "decode", "score"];
+    let header = ["rung", "scheme", "verdict", "ppl", "KL", "size", "speed", "score"];
     let row = |rung: &RungReport| -> Vec<String> {
         vec![
             rung.rung.clone(),
@@ -19,7 +19,7 @@ pub(super) fn rungs(tried: &[RungReport]) -> String {
             figure(rung.ratio, &|r| format!("{:+.2}%", 100.0 * (r - 1.0))),
             figure(rung.kl, &|kl| format!("{kl:.4}")),
             figure(rung.size_ratio, &|r| format!("{r:.2}")),
-            figure(rung.decode_speedup, &|s| format!("{s:.2}x")),
+            figure(rung.decode_speedup, &|s| format!("{s:.1}x")),
             figure(rung.score, &|s| format!("{s:.1}")),
         ]
     };

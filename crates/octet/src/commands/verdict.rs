@@ -120,7 +120,8 @@ fn gate_figures(gate: &Gate) -> String {
     let high = gate.ci95.map_or(value, |ci| ci[1]);
     let figures = match gate.name.as_str() {
         "quality.position" => {
-            format!("worst tenth {:+.2} % against the rest, limit {:+.2} %", 100.0 * (value - 1.0), 100.0 * (limit - 1.0))
+            let low = gate.ci95.map_or(value, |ci| ci[0]);
+            format!("worst tenth at least {:+.2} %, limit {:+.2} %", 100.0 * (low - 1.0), 100.0 * (limit - 1.0))
         }
         name if name == "quality" || name.starts_with("quality.") => {
             format!("at most {:+.2} %, limit {:+.2} %", 100.0 * (high - 1.0), 100.0 * (limit - 1.0))

@@ -61,7 +61,7 @@ fn a_recipe_fixes_what_it_names() {
          [[step]]\naction = 'quantize'\ntargets = ['down & layers:0']\nscheme = 'w8a16'\n",
     );
     sandbox.octet("quantize tiny out --recipe recipe.toml --no-judge --calibration-samples 8 --calibration-length 64").done();
-    let facts = sandbox.octet("inspect out --json").done().json();
+    let facts = sandbox.json("out/quantization_config.json");
     assert!(facts.to_string().contains("w8a16"), "{facts}");
     let decided = sandbox.json("out/mixed_precision.json");
     let groups = decided["groups"].as_array().unwrap();

@@ -120,7 +120,8 @@ pocket: qwen3, 4 layers, hidden 256, vocabulary 4096, context 2048
   parameters    4.2 M
   weights       8.4 MB on disk, 16.00 bits a weight of the linears
   KV cache      2.1 kB a token in int16
-  running       36 MB (weights 9 MB, keys and values of 2048 tokens in int16 5 MB,
+  running       36 MB (weights 9 MB,
+                keys and values of 2048 tokens in int16 5 MB,
                 buffers 10 MB, program and tokenizer 13 MB)
 "###);
 }
