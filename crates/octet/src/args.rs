@@ -177,6 +177,9 @@ pub(crate) struct Quantize {
     /// Also store the weights as this version's kernels execute them (model.packed): opening is a map and no copy
     #[arg(long)]
     pub(crate) prepack: bool,
+    /// Write no receipt.json: hashing what goes in and out takes longer than a --fast run itself
+    #[arg(long, requires = "no_judge", conflicts_with = "sign")]
+    pub(crate) no_receipt: bool,
     /// Replace an existing output folder
     #[arg(long)]
     pub(crate) force: bool,

@@ -226,7 +226,9 @@ impl Session<'_> {
     /// Adds what comes last to a variant and gives it its name.
     pub(super) fn finish(&mut self, staged: Staged, prepared: &Prepared, calibration: Option<&Calibration>) -> Result<PathBuf> {
         self.prepack(&staged)?;
-        self.receipt(&staged, prepared, calibration.filter(|_| prepared.wants_calibration()))?;
+        if !self.args.no_receipt {
+            self.receipt(&staged, prepared, calibration.filter(|_| prepared.wants_calibration()))?;
+        }
         Ok(staged.commit()?)
     }
 

@@ -84,6 +84,7 @@ Options:
       --dry-run                     Print the plan with forecast size, memory and time; write nothing
       --no-judge                    Write without judging: the folder then has no validation_report.json
       --prepack                     Also store the weights as this version's kernels execute them (model.packed): opening is a map and no copy
+      --no-receipt                  Write no receipt.json: hashing what goes in and out takes longer than a --fast run itself
       --force                       Replace an existing output folder
       --sign <KEY>                  Sign the receipt with this secret key (see octet keygen)
       --strict                      Turn whatever the plan would note and skip into an error, and the fidelity gate into a blocking one

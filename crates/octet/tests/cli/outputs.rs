@@ -108,7 +108,8 @@ fn a_disk_that_is_too_small() {
 fn packed_weights_are_used_or_left() {
     let sandbox = Sandbox::new();
     sandbox.octet("quantize tiny plain --scheme w4a8-g32 --no-judge").done();
-    sandbox.octet("quantize tiny packed --scheme w4a8-g32 --no-judge --prepack").done();
+    sandbox.octet("quantize tiny packed --scheme w4a8-g32 --no-judge --prepack --no-receipt").done();
+    assert!(sandbox.path("plain/receipt.json").exists() && !sandbox.path("packed/receipt.json").exists());
     let text = |model: &str| sandbox.octet(&format!("run {model} --raw --json -n 8 --temperature 0 abc")).done().json()["text"].clone();
     let packed = || sandbox.octet("inspect packed --json").done().json()["packed"].clone();
     let expected = text("plain");
