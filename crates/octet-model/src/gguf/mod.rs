@@ -1,6 +1,6 @@
 //! A GGUF file's metadata and names as a checkpoint's: config.json, and what every tensor is called and how it differs.
 //!
-//! The names a model needs are read off its graph; each has one name in GGUF files, from a table of modules ([`names`]).
+//! The names a model needs are read off its graph; each has one name in GGUF files, from a table of modules (`names`).
 //! What an architecture is and how its config follows from the metadata is one row of [`crate::families::GGUF`].
 
 mod config;
