@@ -1,7 +1,7 @@
 //! Judging models: perplexity, divergence, text health, speed and memory; gates and their report.
 //!
 //! What lives here: measurements of one model or of a pair ([`score`], [`health`], [`speed`], [`size`]), the statistics
-//! that make them comparable ([`paired`], [`stats`]), what is kept of the original ([`reference`], [`evaluation`], [`store`]),
+//! that make them comparable ([`paired`], [`stats`]), what is kept of the original ([`mod@reference`], [`evaluation`], [`store`]),
 //! pure functions from figures to gates ([`gates`]), and the [`Report`] that holds both. What does not: files of models, quantization, printing.
 #![forbid(unsafe_code)]
 

@@ -19,7 +19,7 @@ pub struct Inputs {
     pub decode_speedup: Option<f64>,
     /// Prefill speed over that of the original in 16 bits.
     pub prefill_speedup: Option<f64>,
-    /// By how much figures of degenerate text exceed the original's; see [`excess`].
+    /// By how much figures of degenerate text exceed the original's: the mean over all figures, less what chance explains.
     pub health_excess: Option<f64>,
     /// Milliseconds from opening the folder to the first token that could be asked for.
     pub load_ms: Option<f64>,
