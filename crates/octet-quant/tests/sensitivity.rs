@@ -175,3 +175,11 @@ fn an_allocation_becomes_a_recipe_and_a_plan_of_its_size() {
         assert!(planned <= least * 3 / 2);
     }
 }
+
+#[test]
+fn what_others_load_has_no_zero_points() {
+    let (own, portable) = (Menu::usual(false), Menu::usual(true));
+    assert_eq!((own.schemes.len(), portable.schemes.len()), (Menu::USUAL.len(), Menu::USUAL.len()));
+    assert!(own.schemes.iter().any(|scheme| scheme.weights.is_asymmetric()));
+    assert!(portable.schemes.iter().all(|scheme| !scheme.weights.is_asymmetric()));
+}

@@ -54,9 +54,10 @@ impl Menu {
         "w8a16-pc",
     ];
 
-    /// The usual schemes.
+    /// The usual schemes; for other readers without zero points, which transformers cannot load packed.
     pub fn usual(portable: bool) -> Self {
-        Self { schemes: Self::USUAL.iter().filter_map(|text| text.parse().ok()).collect(), portable }
+        let plain = |text: &'static str| text.strip_suffix("-asym").filter(|_| portable).unwrap_or(text);
+        Self { schemes: Self::USUAL.iter().filter_map(|text| plain(text).parse().ok()).collect(), portable }
     }
 
     /// The schemes that every linear of a group can take, with the bytes the group then takes.
