@@ -108,7 +108,7 @@ impl F32Writer {
 }
 
 /// Version 1.0, padded so that the data starts at a multiple of 64 bytes.
-fn header(descr: &str, shape: &[usize]) -> Vec<u8> {
+pub(crate) fn header(descr: &str, shape: &[usize]) -> Vec<u8> {
     let dims: String = shape.iter().map(|n| format!("{n}, ")).collect();
     let mut text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", dims.trim_end());
     let total = (MAGIC.len() + 4 + text.len() + 1).next_multiple_of(64);
@@ -141,6 +141,12 @@ impl Array<'_> {
 
 fn refuse<T>(what: impl Into<String>) -> Result<T> {
     Err(Error::Npy(what.into()))
+}
+
+/// Element type, shape and length of the header of an array in C order.
+pub(crate) fn described(bytes: &[u8]) -> Result<(String, Vec<usize>, usize)> {
+    let array = parse(bytes)?;
+    Ok((array.descr.into(), array.shape, bytes.len() - array.data.len()))
 }
 
 fn parse(bytes: &[u8]) -> Result<Array<'_>> {

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod allocate;
+mod anew;
 mod behind;
 mod calibrated;
 mod chunks;
@@ -34,6 +35,7 @@ mod statistics;
 mod transform;
 
 pub use allocate::{Alternative, OverBudget, allocate, least_bytes};
+pub use anew::{decoded, round_anew};
 pub use calibrated::{BlockWeights, CalibratedOptions, CalibratedRun, CalibrationForecast, Event, InputRecord, Journal, StageRecord};
 pub use cost::{Cost, Costs};
 pub use error::Error;

@@ -6,7 +6,7 @@
 
 mod read;
 
-pub(crate) use read::matrix;
+pub(crate) use read::{NIBBLE, matrix};
 
 use crate::{
     Error, Result,

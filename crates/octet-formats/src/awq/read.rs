@@ -8,7 +8,7 @@ use octet_tensor::{Matrix, QMatrix, QuantRows, Result, Scheme, Tensor};
 use std::ops::Range;
 
 /// Where the code of output j of eight lies in its word, in nibbles.
-const NIBBLE: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+pub(crate) const NIBBLE: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 struct Stored {
     module: String,

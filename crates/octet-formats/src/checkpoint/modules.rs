@@ -2,7 +2,7 @@
 
 use super::{Entry, find};
 use crate::{
-    Error, Result, awq, bitsandbytes, compressed_tensors, fp4, gguf, gptq, mlx,
+    Error, Result, awq, bitsandbytes, compressed_tensors, fp4, gguf, gptq, mlx, npz,
     quantization::{CompressedTensors, Float8Scale, Layout, Quantization},
     torchao,
 };
@@ -33,6 +33,7 @@ enum Form {
     Table(bitsandbytes::QuantState),
     Mlx(mlx::Shape),
     TorchAo(Scheme),
+    Npz(Scheme),
     Gguf(Arc<gguf::Bound>),
 }
 
@@ -45,7 +46,7 @@ impl Form {
             Self::CompressedTensors(Layout::Nvfp4, _) => Some(fp4::scheme(false)),
             Self::CompressedTensors(..) | Self::Table(_) => None,
             Self::Gptq(shape) => (!shape.ordered).then_some(shape.scheme),
-            Self::Awq(scheme) | Self::TorchAo(scheme) => Some(*scheme),
+            Self::Awq(scheme) | Self::TorchAo(scheme) | Self::Npz(scheme) => Some(*scheme),
             Self::Gguf(bound) => bound.scheme(),
             Self::Int8 => Some(bitsandbytes::INT8),
             Self::Mlx(shape) => (shape.form == mlx::Form::Mxfp4).then_some(fp4::scheme(true)),
@@ -81,6 +82,7 @@ impl Form {
             Self::Table(state) => bitsandbytes::table(module, state, lookup),
             Self::Mlx(shape) => mlx::matrix(module, *shape, lookup),
             Self::TorchAo(scheme) => torchao::matrix(module, *scheme, lookup),
+            Self::Npz(scheme) => npz::matrix(module, *scheme, lookup),
             Self::Gguf(bound) => bound.matrix(module),
         }
     }
@@ -170,6 +172,10 @@ fn form<'a>(
         },
         Some(Quantization::TorchAo(config)) => match ends(torchao::CODES) {
             Some(module) => Some((module, Form::TorchAo(torchao::layout(module, config, lookup)?))),
+            None => None,
+        },
+        Some(Quantization::Npz(config)) => match ends(npz::CODES) {
+            Some(module) => Some((module, Form::Npz(config.scheme(module)?))),
             None => None,
         },
         None if ends(".qweight").is_some() => {

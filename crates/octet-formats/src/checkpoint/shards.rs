@@ -4,7 +4,7 @@ use super::{Entry, find, json};
 use crate::{
     Error, Folder, Result,
     folder::is_plain,
-    gguf,
+    gguf, npz,
     safetensors::{INDEX, SINGLE, parse_header},
 };
 use serde::Deserialize;
@@ -27,9 +27,27 @@ pub(super) fn entries(folder: &Folder) -> Result<Vec<Entry>> {
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         return Ok(entries);
     }
+    if let Some(bytes) = folder.read(npz::FILE)? {
+        return archived(folder, &bytes);
+    }
     let Some(bytes) = folder.read(INDEX)? else { return Err(no_weights(folder)?) };
     let index: Index = json(folder, INDEX, &bytes)?;
     sharded(folder, &index)
+}
+
+/// What an archive of arrays holds.
+fn archived(folder: &Folder, bytes: &octet_tensor::Bytes) -> Result<Vec<Entry>> {
+    let arrays = npz::arrays(bytes).map_err(|e| match e {
+        Error::Npz(what) => Error::Npz(format!("{}/{}: {what}", folder.describe(), npz::FILE)),
+        other => other,
+    })?;
+    let entry = |array: npz::Array| {
+        let (name, dtype, shape, data) = (array.name, array.dtype, array.shape, array.data);
+        Entry { name, dtype, shape, bytes: data.len(), shard: npz::FILE.into(), blocks: None, data }
+    };
+    let mut entries: Vec<Entry> = arrays.into_iter().map(entry).collect();
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
 }
 
 /// What a GGUF file holds; blocks of codes are bytes.

@@ -3,12 +3,12 @@
 use octet_tensor::Bits;
 
 /// Words that `count` codes take.
-pub(super) fn words(count: usize, bits: Bits) -> usize {
+pub(crate) fn words(count: usize, bits: Bits) -> usize {
     (count * bits.get() as usize).div_ceil(32)
 }
 
 /// Appends the codes as a stream padded with zero bits to whole words.
-pub(super) fn pack(codes: &[i8], bits: Bits, out: &mut Vec<u8>) {
+pub(crate) fn pack(codes: &[i8], bits: Bits, out: &mut Vec<u8>) {
     let end = out.len() + 4 * words(codes.len(), bits);
     match bits.get() {
         8 => out.extend(codes.iter().map(|&c| c as u8 ^ 0x80)),
@@ -36,7 +36,7 @@ pub(super) fn pack(codes: &[i8], bits: Bits, out: &mut Vec<u8>) {
 }
 
 /// Reads `out.len()` codes from the start of a stream that is long enough for them.
-pub(super) fn unpack(stream: &[u8], bits: Bits, out: &mut [i8]) {
+pub(crate) fn unpack(stream: &[u8], bits: Bits, out: &mut [i8]) {
     match bits.get() {
         8 => out.iter_mut().zip(stream).for_each(|(code, &byte)| *code = (byte ^ 0x80) as i8),
         4 => {
@@ -70,12 +70,12 @@ pub(super) fn unpack(stream: &[u8], bits: Bits, out: &mut [i8]) {
 }
 
 /// A signed code as its unsigned bits.
-pub(super) fn offset(code: i8, bits: Bits) -> u32 {
+pub(crate) fn offset(code: i8, bits: Bits) -> u32 {
     (i32::from(code) - bits.min_code()) as u32 & mask(bits)
 }
 
 /// The signed code in the lowest bits of `held`.
-pub(super) fn signed(held: u32, bits: Bits) -> i8 {
+pub(crate) fn signed(held: u32, bits: Bits) -> i8 {
     ((held & mask(bits)) as i32 + bits.min_code()) as i8
 }
 

@@ -1,20 +1,12 @@
 //! Turning quantized rows into the bytes of stored tensors.
 
 use super::{bits, is_one_byte};
-use crate::{Error, Result, safetensors::TensorSpec};
-use half::{bf16, f16};
+use crate::{
+    Error, Result,
+    safetensors::TensorSpec,
+    write::{Piece, put_floats},
+};
 use octet_tensor::{Dtype, QMatrix, Scheme};
-
-/// Bytes of a stored tensor, to be written at an offset of it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Piece {
-    /// The tensor's name.
-    pub tensor: String,
-    /// Where in the tensor the bytes go.
-    pub offset: usize,
-    /// The bytes.
-    pub bytes: Vec<u8>,
-}
 
 /// The tensors that store a matrix `[rows, cols]` of `module`.
 ///
@@ -92,13 +84,9 @@ fn bytes_of(codes: &[i8]) -> Vec<u8> {
 }
 
 fn scale_bytes(module: &str, q: &QMatrix) -> Result<Vec<u8>> {
-    let scales = q.scales().iter();
-    match q.scale_dtype() {
-        Dtype::F32 => Ok(scales.flat_map(|s| s.to_le_bytes()).collect()),
-        Dtype::F16 => Ok(scales.flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect()),
-        Dtype::Bf16 => Ok(scales.flat_map(|&s| bf16::from_f32(s).to_le_bytes()).collect()),
-        other => Err(Error::Encode { module: module.into(), what: format!("its scales are {other}, expected F32, F16 or BF16") }),
-    }
+    let mut bytes = Vec::with_capacity(q.scales().len() * q.scale_dtype().size());
+    put_floats(module, q.scales().iter().copied(), q.scale_dtype(), &mut bytes)?;
+    Ok(bytes)
 }
 
 /// Zero points `[rows, groups]` packed along the rows into `[words, groups]`.

@@ -3,14 +3,15 @@
 //! Source: the `compressed-tensors` package, version 0.20 (`compressors/quantized_compressors`), checked against
 //! checkpoints made by llm-compressor.
 
-mod bits;
+pub(crate) mod bits;
 mod config;
 mod encode;
 mod read;
 
+pub use crate::write::Piece;
 pub(crate) use config::OUTLIER_LIMIT;
 pub use config::quantization_config;
-pub use encode::{Piece, encode_rows, tensor_specs};
+pub use encode::{encode_rows, tensor_specs};
 pub(crate) use read::{int8, mxfp4, nvfp4, own_order, packed};
 
 use octet_tensor::{Activations, Scheme};

@@ -4,7 +4,7 @@ use super::{
     Target,
     args::{Args, bad},
 };
-use crate::{Error, Result, awq, gptq, mlx, torchao};
+use crate::{Error, Result, awq, gptq, mlx, npz, torchao};
 use octet_tensor::{Activations, Scheme};
 use serde::Deserialize;
 use serde_json::Value;
@@ -26,6 +26,8 @@ pub enum Quantization {
     Mlx(mlx::Config),
     /// TorchAO.
     TorchAo(torchao::Config),
+    /// octet's archive of numpy arrays.
+    Npz(npz::Config),
     /// Blocks of a GGUF file, which say themselves what they are.
     Gguf,
 }
@@ -41,6 +43,7 @@ impl Quantization {
             Self::Bitsandbytes => "bitsandbytes",
             Self::Mlx(_) => "mlx",
             Self::TorchAo(_) => "torchao",
+            Self::Npz(_) => "octet-npz",
             Self::Gguf => "gguf",
         }
     }
@@ -114,6 +117,7 @@ pub fn parse(config: &Value) -> Result<Option<(Quantization, Value)>> {
         Some("gptq") => Quantization::Gptq(gptq::Config::read(raw)?),
         Some("awq") => Quantization::Awq(awq::scheme(raw)?),
         Some("bitsandbytes") => Quantization::Bitsandbytes,
+        Some("octet-npz") => Quantization::Npz(npz::Config::read(raw)?),
         Some("torchao") => Quantization::TorchAo(torchao::Config::read(raw)?),
         Some(other) => return refuse(other),
         None if mlx.is_some() => Quantization::Mlx(mlx::Config::read(raw)?),

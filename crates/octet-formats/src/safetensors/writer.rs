@@ -57,7 +57,7 @@ struct Slot {
 
 impl Writer {
     /// Creates the files in `dir` with their headers; `specs` are dealt to shards of at most `max_shard_bytes` in order
-    /// (a larger tensor has a shard of its own). `metadata` joins `format: pt` and octet's version in every header.
+    /// (a larger tensor has a shard of its own). `metadata` joins octet's version in every header, and `format: pt` unless it says otherwise.
     ///
     /// # Errors
     /// If a name is given twice, the disk has too little space, or a file exists or cannot be created.
@@ -290,7 +290,7 @@ fn deal(specs: Vec<TensorSpec>, max_shard_bytes: u64) -> Vec<Vec<TensorSpec>> {
 fn layout(mut specs: Vec<TensorSpec>, metadata: &BTreeMap<String, String>, file: usize) -> Result<(Vec<u8>, NamedSlots)> {
     specs.sort_by_key(|spec| std::cmp::Reverse(spec.dtype.size()));
     let mut all = metadata.clone();
-    all.insert("format".into(), "pt".into());
+    all.entry("format".into()).or_insert_with(|| "pt".into());
     all.insert("octet_version".into(), env!("CARGO_PKG_VERSION").into());
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!(all));
