@@ -30,7 +30,7 @@ pub use attention::{AppendJob, AttentionJob, KvCache, KvDtype};
 pub use elementwise::ActivationFn;
 pub use engine::{Engine, EngineError};
 pub use isa::{Isa, UnknownIsa};
-pub use linalg::{Factor, Gram, InputMoments, Rounding, RowGrids, RowPanels, ScaleEquations, SymmetricMatrix};
+pub use linalg::{CrossGram, CrossMoments, Factor, Gram, InputMoments, Rounding, RowGrids, RowPanels, ScaleEquations, SymmetricMatrix};
 pub use matmul::{Gated, LAYOUT, MatmulJob, PackedLinear, Source};
 pub use norm::Norm;
 pub use quick::{GroupedRow, QUICK, ScaleFit};

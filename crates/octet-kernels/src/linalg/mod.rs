@@ -6,13 +6,16 @@
 //! the same bits.
 
 mod cholesky;
+mod cross;
 mod feedback;
 mod gram;
 mod rows;
 mod scales;
 mod tile;
+mod triangular;
 
 pub use cholesky::Factor;
+pub use cross::{CrossGram, CrossMoments};
 pub use feedback::{Rounding, RowGrids};
 pub use gram::{Gram, InputMoments};
 pub use rows::RowPanels;
