@@ -148,8 +148,8 @@ impl Prepared {
     }
 
     fn hidden(&self, calibration: &Calibration, work: &Path) -> Result<Box<dyn HiddenStates>> {
-        let spilled = self.forecast_calibration(calibration).spilled;
-        let values = calibration.samples.tokens().len() * self.spec.hidden();
+        let forecast = self.forecast_calibration(calibration);
+        let (spilled, values) = (forecast.spilled, forecast.hidden_bytes as usize / size_of::<f32>());
         if !spilled {
             return Ok(Box::new(InMemory::new(values)));
         }

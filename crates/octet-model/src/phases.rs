@@ -22,6 +22,8 @@ pub struct Phase {
     pub inputs: Vec<InputSite>,
     /// Modules of the linears that read them, in order.
     pub modules: Vec<String>,
+    /// Whether what the linears give is added to the residual stream as it is.
+    pub into_stream: bool,
 }
 
 impl BlockGraph {
@@ -32,12 +34,15 @@ impl BlockGraph {
         let mut phases = vec![];
         for (index, node) in nodes.iter().enumerate() {
             let start = starts.iter().rev().copied().find(|&start| start <= index).unwrap_or(0);
-            let mut add = |linears: Vec<&Linear>| phases.push(phase(start, index, &linears));
+            let mut add = |linears: Vec<&Linear>, stream| phases.push(phase((start, index), &linears, stream));
             match node {
-                Node::Linears(group) => add(group.linears.iter().collect()),
+                Node::Linears(group) => {
+                    let stream = group.accumulate && group.linears.iter().flat_map(|l| &l.parts).all(|(to, _)| *to == Slot::Hidden);
+                    add(group.linears.iter().collect(), stream);
+                }
                 Node::Experts { router, experts, .. } => {
-                    add(std::iter::once(router).chain(experts.iter().flat_map(|e| [&e.gate, &e.up])).collect());
-                    add(experts.iter().map(|e| &e.down).collect());
+                    add(std::iter::once(router).chain(experts.iter().flat_map(|e| [&e.gate, &e.up])).collect(), false);
+                    add(experts.iter().map(|e| &e.down).collect(), false);
                 }
                 _ => {}
             }
@@ -51,14 +56,15 @@ impl BlockGraph {
     }
 }
 
-fn phase(start: usize, node: usize, linears: &[&Linear]) -> Phase {
+fn phase((start, node): (usize, usize), linears: &[&Linear], into_stream: bool) -> Phase {
     let mut inputs: Vec<InputSite> = vec![];
     for linear in linears {
         if !inputs.contains(&linear.site.input) {
             inputs.push(linear.site.input);
         }
     }
-    Phase { start, node, inputs, modules: linears.iter().map(|linear| linear.site.module.clone()).collect() }
+    let modules = linears.iter().map(|linear| linear.site.module.clone()).collect();
+    Phase { start, node, inputs, modules, into_stream }
 }
 
 /// The nodes before which no slot but the residual stream is read again.

@@ -17,7 +17,7 @@ pub(crate) use stage::want;
 pub use weights::BlockWeights;
 pub(crate) use weights::floats;
 
-use crate::{Error, HiddenStates, Line, Plan, Samples, Sink, SinkError, TensorReport, Transform, cost::Costs};
+use crate::{Action, Error, HiddenStates, Line, Plan, Samples, Sink, SinkError, TensorReport, Transform, cost::Costs};
 use forward::Forward;
 use octet_kernels::Engine;
 use octet_model::{ArchSpec, BlockGraph, Place};
@@ -164,6 +164,12 @@ impl CalibratedRun<'_> {
         Ok(journal.finished().to_vec())
     }
 
+    /// Whether what flows through the original is looked at too. Where transforms rewrite weights, a finished block's original is not
+    /// kept anywhere, so a resumed run could not go on with it.
+    fn is_asymmetric(&self) -> bool {
+        self.transforms.is_empty() && compares(self.plan)
+    }
+
     /// The last stage whose inputs are looked at.
     fn last_forward(&self, graph: &BlockGraph, stages: &[(Place, Vec<&Line>)]) -> Option<usize> {
         let observed = |lines: &[&Line]| lines.iter().any(|line| want(line).is_some());
@@ -178,6 +184,12 @@ impl CalibratedRun<'_> {
     fn source(&self) -> Result<Box<dyn WeightSource>, Error> {
         (self.open)().map_err(Error::Source)
     }
+}
+
+/// Whether a solver of `plan` compares with the original, so that the hidden states of both are held.
+pub(crate) fn compares(plan: &Plan) -> bool {
+    let asymmetric = |line: &Line| matches!(line.action, Action::Quantize { solver, .. } if solver.is_asymmetric());
+    !plan.has_scalings() && plan.lines().iter().any(asymmetric)
 }
 
 /// The plan's lines by stage. What is no part of the graph comes with the head; so does a table that is the head as well,

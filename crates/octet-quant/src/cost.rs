@@ -1,6 +1,6 @@
 //! What a calibrated run computes: products by kind, and the memory it holds at once.
 
-use crate::{Action, Line, Plan, Scaling, SolverChoice, Transform, calibrated, transform::SAMPLE_ROWS};
+use crate::{Action, Line, Plan, Scaling, SolverChoice, Transform, asymmetric::Pairs, calibrated, transform::SAMPLE_ROWS};
 use octet_kernels::{Gram, SymmetricMatrix};
 use octet_model::{BlockGraph, Place, graph::Node, graph::PlainNode};
 use std::collections::BTreeMap;
@@ -41,6 +41,9 @@ impl Costs {
         let places = std::iter::once(Place::Embedding).chain((0..graph.blocks.len()).map(Place::Layer)).chain([Place::Head]);
         let of = |place: Place| {
             let mut cost = stage(graph, place, &lines, tokens as f64, sequential);
+            if calibrated::compares(plan) {
+                cost.forward *= 2.0;
+            }
             plan.scalings().for_each(|scaling| scale(&mut cost, scaling, graph, place, &lines, tokens as f64));
             (place, cost)
         };
@@ -84,8 +87,13 @@ fn stage(graph: &BlockGraph, place: Place, lines: &BTreeMap<&str, &Line>, tokens
                 known.0 = known.0.max(want);
             }
         }
-        let hessians = inputs.values().filter(|(want, _)| *want == crate::Want::Hessian);
-        cost.moments += hessians.map(|&(_, cols)| 0.5 * tokens * (cols * cols) as f64).sum::<f64>();
+        let products = |want| match want {
+            crate::Want::Magnitudes => 0.0,
+            crate::Want::Hessian => 0.5,
+            // With the differences, and what is held out twice.
+            crate::Want::Asymmetric | crate::Want::Stream => 1.75,
+        };
+        cost.moments += inputs.values().map(|&(want, cols)| products(want) * tokens * (cols * cols) as f64).sum::<f64>();
         if sequential && !inputs.is_empty() {
             cost.forward += tokens * (products(at..phase.start) + products(phase.start..phase.node));
             at = phase.start;
@@ -135,7 +143,8 @@ pub(crate) fn products(node: &PlainNode) -> f64 {
 
 fn solving(line: &Line) -> f64 {
     let (Action::Quantize { solver, .. }, Some(site)) = (&line.action, &line.linear) else { return 0.0 };
-    let factor = if solver.needs_hessian() { (site.cols as f64).powi(3) / 3.0 } else { 0.0 };
+    let factors = if solver.is_asymmetric() { 2.0 } else { f64::from(u8::from(solver.needs_hessian())) };
+    let factor = factors * (site.cols as f64).powi(3) / 3.0;
     solving_of(*solver, site.rows, site.cols) + factor
 }
 
@@ -144,7 +153,10 @@ pub(crate) fn solving_of(solver: SolverChoice, rows: usize, cols: usize) -> f64 
     let (rows, cols) = (rows as f64, cols as f64);
     match solver {
         SolverChoice::Rtn { .. } => ROUNDING * rows * cols,
-        SolverChoice::Gptq(gptq) => rows * cols * (ROUNDING + cols * (1.0 + gptq.refine as f64)),
+        SolverChoice::Gptq(gptq) => {
+            let target = if gptq.asymmetric { 3.0 } else { 0.0 };
+            rows * cols * (ROUNDING + cols * (1.0 + target + gptq.refine as f64))
+        }
     }
 }
 
@@ -159,14 +171,20 @@ pub(crate) fn workspace_bytes(graph: &BlockGraph, plan: &Plan, sequential: bool)
             let mut inputs = BTreeMap::new();
             let mut codes = 0;
             for line in phase.modules.iter().filter_map(|module| lines.get(module.as_str())) {
-                if let (Some((input, crate::Want::Hessian)), Some(site)) = (calibrated::want(line), &line.linear) {
-                    inputs.insert(input, site.cols);
+                if let (Some((input, want)), Some(site)) = (calibrated::want(line), &line.linear)
+                    && want >= crate::Want::Hessian
+                {
+                    let stream = if phase.into_stream { site.rows } else { 0 };
+                    let both = want > crate::Want::Hessian && calibrated::compares(plan);
+                    let gathered = if both { Pairs::bytes(site.cols, stream) } else { Gram::bytes(site.cols) };
+                    inputs.insert(input, (site.cols, gathered, if both { 2 } else { 1 }));
                     codes = codes.max(3 * site.rows * site.cols);
                 }
             }
-            let gathered: usize = inputs.values().map(|&cols| Gram::bytes(cols) + SymmetricMatrix::bytes(cols)).sum();
-            let factored = inputs.values().map(|&cols| 3 * SymmetricMatrix::bytes(cols)).max().unwrap_or(0);
-            let phase = gathered.max(inputs.values().map(|&cols| SymmetricMatrix::bytes(cols)).sum::<usize>() + factored + codes);
+            let gathered: usize = inputs.values().map(|&(cols, gathered, _)| gathered + SymmetricMatrix::bytes(cols)).sum();
+            let factored = inputs.values().map(|&(cols, _, factors)| 3 * factors * SymmetricMatrix::bytes(cols)).max().unwrap_or(0);
+            let kept: usize = inputs.values().map(|&(cols, gathered, factors)| SymmetricMatrix::bytes(cols) + (factors - 1) * gathered / 2).sum();
+            let phase = gathered.max(kept + factored + codes);
             largest = largest.max(phase);
             together += gathered;
         }

@@ -13,6 +13,7 @@
 
 mod allocate;
 mod anew;
+mod asymmetric;
 mod behind;
 mod calibrated;
 mod chunks;
@@ -34,6 +35,7 @@ mod solve;
 mod statistics;
 mod transform;
 
+pub use asymmetric::Beyond;
 pub use allocate::{Alternative, OverBudget, allocate, least_bytes};
 pub use anew::{decoded, round_anew};
 pub use calibrated::{BlockWeights, CalibratedOptions, CalibratedRun, CalibrationForecast, Event, InputRecord, Journal, StageRecord};

@@ -1,6 +1,6 @@
 //! Gathering statistics of what flows into linears.
 
-use crate::InputStatistics;
+use crate::{InputStatistics, asymmetric::Pairs};
 use octet_kernels::{Engine, Gram};
 use octet_model::{InputSite, Tap};
 use std::{collections::BTreeMap, sync::Mutex};
@@ -12,6 +12,10 @@ pub enum Want {
     Magnitudes,
     /// Magnitudes and the Hessian.
     Hessian,
+    /// These and how the original's inputs differ from the quantized model's.
+    Asymmetric,
+    /// These and how far the residual stream has drifted, for linears that add to it.
+    Stream,
 }
 
 /// Gathers statistics of the inputs it was told about: pass it as the tap of forward passes.
@@ -19,11 +23,34 @@ pub struct InputObserver<'a> {
     engine: &'a Engine,
     wanted: BTreeMap<InputSite, Want>,
     seen: BTreeMap<InputSite, Seen>,
+    sight: Sight,
+    /// What the original had in the pass at work: inputs, and the residual stream (once the quantized model's is known, its drift).
+    originals: BTreeMap<InputSite, Vec<f32>>,
+    stream: Vec<f32>,
+}
+
+/// What is about to be seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sight {
+    /// The original, whose inputs the quantized model's are compared with; it comes first.
+    pub(crate) original: bool,
+    /// Tokens that are held out of what the comparison gives, to check it.
+    pub(crate) held_out: bool,
+}
+
+/// A tap that is told what it sees.
+pub(crate) trait Watch: Tap {
+    /// What comes next.
+    fn next(&mut self, _sight: Sight) {}
+
+    /// The residual stream before the inputs are shown.
+    fn stream(&mut self, _hidden: &[f32]) {}
 }
 
 enum Seen {
     Hessian(Gram),
     Magnitudes(Magnitudes),
+    Pairs(Box<Pairs>),
 }
 
 /// Sums of every input.
@@ -45,7 +72,7 @@ const TASK_COLUMNS: usize = 128;
 impl<'a> InputObserver<'a> {
     /// One that gathers what is `wanted`.
     pub fn new(engine: &'a Engine, wanted: BTreeMap<InputSite, Want>) -> Self {
-        Self { engine, wanted, seen: BTreeMap::new() }
+        Self { engine, wanted, seen: BTreeMap::new(), sight: Sight::default(), originals: BTreeMap::new(), stream: vec![] }
     }
 
     /// What was seen; inputs that no token reached are missing.
@@ -58,14 +85,40 @@ impl<'a> InputObserver<'a> {
 impl Tap for InputObserver<'_> {
     fn input(&mut self, site: InputSite, x: &[f32], tokens: usize) {
         let (Some(want), false) = (self.wanted.get(&site), x.is_empty()) else { return };
+        if self.sight.original {
+            if *want >= Want::Asymmetric {
+                let original = self.originals.entry(site).or_default();
+                original.clear();
+                original.extend_from_slice(x);
+            }
+            return;
+        }
         let cols = x.len() / tokens.max(1);
+        let drift = if *want == Want::Stream { &self.stream[..] } else { &[] };
         let seen = self.seen.entry(site).or_insert_with(|| match want {
             Want::Hessian => Seen::Hessian(Gram::new(cols)),
+            Want::Asymmetric | Want::Stream => Seen::Pairs(Box::new(Pairs::new(cols, drift.len() / tokens.max(1)))),
             Want::Magnitudes => Seen::Magnitudes(Magnitudes { tokens: 0, columns: vec![Column::default(); cols] }),
         });
         match seen {
             Seen::Hessian(gram) => gram.add(self.engine, x),
             Seen::Magnitudes(magnitudes) => magnitudes.add(self.engine, x),
+            Seen::Pairs(pairs) => pairs.add(self.engine, self.originals.get(&site).map_or(&[], Vec::as_slice), x, drift, self.sight.held_out),
+        }
+    }
+}
+
+impl Watch for InputObserver<'_> {
+    fn next(&mut self, sight: Sight) {
+        self.sight = sight;
+    }
+
+    fn stream(&mut self, hidden: &[f32]) {
+        if self.sight.original {
+            self.stream.clear();
+            self.stream.extend_from_slice(hidden);
+        } else {
+            self.stream.iter_mut().zip(hidden).for_each(|(original, hidden)| *original -= hidden);
         }
     }
 }
@@ -93,6 +146,10 @@ impl Magnitudes {
 impl Seen {
     fn finish(self, engine: &Engine) -> InputStatistics {
         match self {
+            Self::Pairs(pairs) => {
+                let (gram, beyond) = pairs.finish(engine);
+                InputStatistics { beyond: Some(beyond), ..Self::Hessian(gram).finish(engine) }
+            }
             Self::Hessian(gram) => {
                 let moments = gram.finish(engine);
                 InputStatistics {
@@ -101,6 +158,7 @@ impl Seen {
                     mean_abs: moments.mean_abs.clone(),
                     max_abs: moments.max_abs.clone(),
                     moments: Some(moments),
+                    beyond: None,
                 }
             }
             Self::Magnitudes(Magnitudes { tokens, columns }) => {
@@ -111,6 +169,7 @@ impl Seen {
                     mean_abs: columns.iter().map(|c| mean(c.abs)).collect(),
                     max_abs: columns.iter().map(|c| c.max).collect(),
                     moments: None,
+                    beyond: None,
                 }
             }
         }

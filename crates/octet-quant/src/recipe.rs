@@ -197,8 +197,8 @@ impl fmt::Display for Recipe {
 
 fn write_solver(solver: SolverChoice, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "solver = \"{}\"", solver.name())?;
-    if let SolverChoice::Gptq(GptqSettings { act_order, damping, refine, .. }) = solver {
-        write!(f, "act_order = \"{}\"\ndamping = {damping:?}\nrefine = {refine}\n", act_order.name())?;
+    if let SolverChoice::Gptq(GptqSettings { act_order, damping, asymmetric, refine, .. }) = solver {
+        write!(f, "act_order = \"{}\"\ndamping = {damping:?}\nasymmetric = {asymmetric}\nrefine = {refine}\n", act_order.name())?;
     }
     solver.candidates().map_or(Ok(()), |candidates| writeln!(f, "candidates = {candidates}"))
 }

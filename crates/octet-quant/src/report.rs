@@ -69,6 +69,9 @@ pub struct TensorReport {
     pub error: ErrorSums,
     /// Bits a weight takes, scales and zero points included.
     pub bits_per_weight: f64,
+    /// How much of the way from its weights to those that make what the original makes of its own inputs the target was moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shift: Option<f64>,
     /// The solver it was planned for, `None` where it was kept.
     pub solver: Option<String>,
     /// What is worth knowing: damping that was raised, a solver that could not solve it.
@@ -79,7 +82,8 @@ impl TensorReport {
     /// A tensor that is not quantized.
     pub(crate) fn kept(line: &Line) -> Self {
         let bits_per_weight = 8.0 * line.bytes as f64 / line.elements().max(1) as f64;
-        Self { name: line.name.clone(), scheme: None, error: ErrorSums::default(), bits_per_weight, solver: None, remark: None }
+        let (name, error) = (line.name.clone(), ErrorSums::default());
+        Self { name, scheme: None, error, bits_per_weight, shift: None, solver: None, remark: None }
     }
 
     /// A quantized tensor with its error.

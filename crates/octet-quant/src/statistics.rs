@@ -1,6 +1,6 @@
 //! What calibration tells solvers and transforms about a linear's input.
 
-use crate::Error;
+use crate::{Error, asymmetric::Beyond};
 use octet_kernels::InputMoments;
 use octet_model::{InputSite, Place};
 
@@ -17,6 +17,8 @@ pub struct InputStatistics {
     pub max_abs: Vec<f32>,
     /// All second moments, where a solver asked for them.
     pub moments: Option<InputMoments>,
+    /// How the original's inputs differ, where a solver asked for that.
+    pub beyond: Option<Beyond>,
 }
 
 /// The least importance an input can have, of the mean.

@@ -127,7 +127,7 @@ impl Case {
     }
 
     fn hidden(&self) -> InMemory {
-        InMemory::new(self.samples.tokens().len() * self.spec.hidden())
+        InMemory::new(2 * self.samples.tokens().len() * self.spec.hidden())
     }
 
     /// Runs until event number `stop`.

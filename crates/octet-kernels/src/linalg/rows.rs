@@ -78,6 +78,11 @@ impl RowPanels {
         }
     }
 
+    /// Multiplies everything.
+    pub fn multiply(&mut self, by: f32) {
+        self.lines.iter_mut().flat_map(|line| &mut line.0).for_each(|value| *value *= by);
+    }
+
     /// Sum of squares.
     pub fn squares(&self) -> f64 {
         let mut sums = [0f64; LANES];

@@ -1,5 +1,6 @@
 //! What a calibrated run will take: memory from shapes, time from short trials on this machine.
 
+use super::compares;
 use crate::{
     Action, Costs, Error, Hessian, Plan, RowsMut, Samples, SolverChoice, TensorJob,
     cost::{Cost, solving_of, workspace_bytes},
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 pub struct CalibrationForecast {
     /// Multiply-adds by kind.
     pub cost: Cost,
-    /// Bytes of the hidden states of all tokens.
+    /// Bytes of the hidden states of all tokens, those of the original included where a solver compares with it.
     pub hidden_bytes: u64,
     /// Whether they go to disk, because memory would not do.
     pub spilled: bool,
@@ -40,7 +41,8 @@ impl CalibrationForecast {
     pub fn new(plan: &Plan, spec: &ArchSpec, samples: &Samples, sequential: bool, budget: u64) -> Self {
         let graph = spec.graph();
         let tokens = samples.tokens().len();
-        let hidden_bytes = (tokens * spec.hidden() * size_of::<f32>()) as u64;
+        let both = if compares(plan) { 2 } else { 1 };
+        let hidden_bytes = (both * tokens * spec.hidden() * size_of::<f32>()) as u64;
         let beside = PROCESS_BYTES
             + size_of_val(samples.tokens()) as u64
             + passes_bytes(spec, &graph, samples)

@@ -1,9 +1,13 @@
 //! Running all calibration tokens through some nodes of a stage, a pass of rows at a time.
 
 use super::CalibratedRun;
-use crate::{Error, HiddenStates};
+use crate::{
+    Error, HiddenStates,
+    asymmetric::HELD_OUT,
+    observe::{Sight, Watch},
+};
 use octet_kernels::{KvCache, KvDtype};
-use octet_model::{Place, Span, Stage, Tap, Workspace};
+use octet_model::{Place, Span, Stage, Workspace};
 use std::{collections::VecDeque, ops::Range};
 
 /// Rows of a pass: enough for the products to run at full speed, few enough for small buffers.
@@ -31,7 +35,30 @@ pub(crate) struct Forward<'a> {
 /// What to do with all tokens: run the nodes of `advance` and keep the result, then look.
 pub(crate) struct Route<'t> {
     pub(crate) advance: Range<usize>,
-    pub(crate) look: Option<(Look, &'t mut dyn Tap)>,
+    pub(crate) look: Option<(Look, &'t mut dyn Watch)>,
+}
+
+/// A stage of the model being quantized, and of the original where its inputs matter too.
+#[derive(Clone, Copy)]
+pub(crate) struct Sides<'s> {
+    pub(crate) quantized: &'s Stage,
+    pub(crate) original: Option<&'s Stage>,
+}
+
+/// One of the two on its way.
+struct Side<'s> {
+    stage: &'s Stage,
+    original: bool,
+    /// One cache for every window of a pass; a window that goes on in the next pass comes first there.
+    caches: VecDeque<KvCache>,
+}
+
+impl<'s> Sides<'s> {
+    /// The original first.
+    fn each(self) -> Vec<Side<'s>> {
+        let side = |stage, original| Side { stage, original, caches: VecDeque::new() };
+        self.original.map(|stage| side(stage, true)).into_iter().chain([side(self.quantized, false)]).collect()
+    }
 }
 
 /// What to look at.
@@ -60,54 +87,76 @@ impl<'a> Forward<'a> {
     }
 
     /// Fills the hidden states with what the embedding makes of the tokens.
-    pub(crate) fn embed(&mut self, stage: &Stage, tick: Tick<'_>) -> Result<(), Error> {
+    pub(crate) fn embed(&mut self, sides: Sides<'_>, tick: Tick<'_>) -> Result<(), Error> {
         for (index, pass) in self.passes.iter().enumerate() {
-            self.ws.begin(&self.run.samples.tokens()[pass.tokens.clone()], &pass.spans);
-            stage.run(self.run.engine, &mut self.ws, &mut [], None)?;
-            self.hidden.write(pass.tokens.start * self.width, self.ws.hidden()).map_err(Error::Spill)?;
+            for side in sides.each() {
+                self.ws.begin(&self.run.samples.tokens()[pass.tokens.clone()], &pass.spans);
+                side.stage.run(self.run.engine, &mut self.ws, &mut [], None)?;
+                let offset = self.offset(pass, side.original);
+                self.hidden.write(offset, self.ws.hidden()).map_err(Error::Spill)?;
+            }
             tick((index + 1) as f64 / self.passes.len() as f64)?;
         }
         Ok(())
     }
 
-    /// Takes all tokens along a route through `stage`.
-    pub(crate) fn take(&mut self, stage: &Stage, mut route: Route<'_>, tick: Tick<'_>) -> Result<(), Error> {
+    /// Where the hidden states of a pass are; those of the original come behind the others.
+    fn offset(&self, pass: &Pass, original: bool) -> usize {
+        (pass.tokens.start + if original { self.run.samples.tokens().len() } else { 0 }) * self.width
+    }
+
+    /// Takes all tokens along a route through both sides.
+    pub(crate) fn take(&mut self, sides: Sides<'_>, mut route: Route<'_>, tick: Tick<'_>) -> Result<(), Error> {
         if route.advance.is_empty() && route.look.is_none() {
             return Ok(());
         }
-        let engine = self.run.engine;
-        // One cache for every window of a pass; a window that goes on in the next pass comes first there.
-        let mut caches: VecDeque<KvCache> = VecDeque::new();
-        for (index, pass) in self.passes.iter().enumerate() {
-            let offset = pass.tokens.start * self.width;
-            self.buffer.resize(pass.tokens.len() * self.width, 0.0);
-            self.hidden.read(offset, &mut self.buffer).map_err(Error::Spill)?;
-            self.ws.begin(&[], &pass.spans);
-            self.ws.set_hidden(&self.buffer);
-            if let Place::Layer(layer) = stage.place() {
-                while caches.len() < pass.spans.len() {
-                    caches.push_back(self.run.spec.new_cache(layer, KvDtype::F32, self.longest));
+        let mut sides = sides.each();
+        let count = self.passes.len();
+        for index in 0..count {
+            for side in &mut sides {
+                if let Some((_, watch)) = &mut route.look {
+                    let held_out = index % HELD_OUT == HELD_OUT - 1 || index + 1 == count && count < HELD_OUT && count > 1;
+                    watch.next(Sight { original: side.original, held_out });
                 }
+                self.pass(index, side, &mut route)?;
             }
-            let mut at_work: Vec<&mut KvCache> = caches.iter_mut().take(pass.spans.len()).collect();
-            if !route.advance.is_empty() {
-                stage.run_nodes(route.advance.clone(), engine, &mut self.ws, &mut at_work, None)?;
-                self.hidden.write(offset, self.ws.hidden()).map_err(Error::Spill)?;
-            }
-            match &mut route.look {
-                Some((Look::Node(nodes), tap)) => {
-                    stage.run_nodes(nodes.clone(), engine, &mut self.ws, &mut at_work, None)?;
-                    stage.show(nodes.end, engine, &mut self.ws, &mut **tap);
-                }
-                Some((Look::All, tap)) => stage.run(engine, &mut self.ws, &mut at_work, Some(&mut **tap))?,
-                None => {}
-            }
-            let finished = pass.spans.len() - usize::from(pass.open);
-            caches.rotate_left(finished.min(caches.len()));
-            let going_on = usize::from(pass.open && !caches.is_empty());
-            caches.iter_mut().skip(going_on).for_each(KvCache::clear);
-            tick((index + 1) as f64 / self.passes.len() as f64)?;
+            tick((index + 1) as f64 / count as f64)?;
         }
+        Ok(())
+    }
+
+    /// Takes a pass along a route.
+    fn pass(&mut self, index: usize, side: &mut Side<'_>, route: &mut Route<'_>) -> Result<(), Error> {
+        let (pass, engine) = (&self.passes[index], self.run.engine);
+        let Side { stage, original, ref mut caches } = *side;
+        let offset = self.offset(pass, original);
+        self.buffer.resize(pass.tokens.len() * self.width, 0.0);
+        self.hidden.read(offset, &mut self.buffer).map_err(Error::Spill)?;
+        self.ws.begin(&[], &pass.spans);
+        self.ws.set_hidden(&self.buffer);
+        if let Place::Layer(layer) = stage.place() {
+            while caches.len() < pass.spans.len() {
+                caches.push_back(self.run.spec.new_cache(layer, KvDtype::F32, self.longest));
+            }
+        }
+        let mut at_work: Vec<&mut KvCache> = caches.iter_mut().take(pass.spans.len()).collect();
+        if !route.advance.is_empty() {
+            stage.run_nodes(route.advance.clone(), engine, &mut self.ws, &mut at_work, None)?;
+            self.hidden.write(offset, self.ws.hidden()).map_err(Error::Spill)?;
+        }
+        match &mut route.look {
+            Some((Look::Node(nodes), watch)) => {
+                stage.run_nodes(nodes.clone(), engine, &mut self.ws, &mut at_work, None)?;
+                watch.stream(self.ws.hidden());
+                stage.show(nodes.end, engine, &mut self.ws, &mut **watch);
+            }
+            Some((Look::All, watch)) => stage.run(engine, &mut self.ws, &mut at_work, Some(&mut **watch))?,
+            None => {}
+        }
+        let finished = pass.spans.len() - usize::from(pass.open);
+        caches.rotate_left(finished.min(caches.len()));
+        let going_on = usize::from(pass.open && !caches.is_empty());
+        caches.iter_mut().skip(going_on).for_each(KvCache::clear);
         Ok(())
     }
 }

@@ -2,7 +2,8 @@
 
 use super::{BlockWeights, CalibratedRun, stage::Statistics};
 use crate::{
-    Action, Error, ErrorSums, Hessian, HessianOptions, Line, RowSolver, Rtn, Sink, Solver, TensorJob, TensorReport, chunks::Chunks, rows,
+    Action, Error, ErrorSums, Hessian, HessianOptions, Line, RowSolver, Rtn, Sink, Solver, TensorJob, TensorReport,
+    asymmetric::Shift, chunks::Chunks, rows,
 };
 use octet_kernels::Engine;
 use octet_model::InputSite;
@@ -11,26 +12,40 @@ use std::sync::Arc;
 
 /// The Hessians of the inputs at hand, each made once for all linears that read the input.
 #[derive(Default)]
-pub(super) struct Hessians(Vec<(InputSite, HessianOptions, Hessian)>);
+pub(super) struct Hessians<'a>(Vec<Prepared<'a>>);
 
-impl Hessians {
+/// What linears that read one input share.
+struct Prepared<'a> {
+    input: InputSite,
+    options: HessianOptions,
+    hessian: Hessian,
+    /// What moves their targets.
+    shift: Option<Shift<'a>>,
+}
+
+impl<'a> Hessians<'a> {
     /// Makes what the solvers of `lines` need.
-    pub(super) fn new(engine: &Engine, lines: &[&Line], statistics: &Statistics) -> Result<Self, Error> {
+    pub(super) fn new(engine: &Engine, lines: &[&Line], statistics: &'a Statistics) -> Result<Self, Error> {
         let mut all = Self::default();
         for line in lines {
             let (Action::Quantize { solver, .. }, Some(site)) = (&line.action, &line.linear) else { continue };
-            let moments = statistics.get(&site.input).and_then(|seen| seen.moments.as_ref());
+            let seen = statistics.get(&site.input);
+            let moments = seen.and_then(|seen| seen.moments.as_ref());
             if let (Some(options), Some(moments)) = (solver.hessian(), moments)
                 && all.get(site.input, options).is_none()
             {
-                all.0.push((site.input, options, Hessian::new(engine, &site.input.to_string(), moments, options)?));
+                let name = site.input.to_string();
+                let hessian = Hessian::new(engine, &name, moments, options)?;
+                let beyond = seen.and_then(|seen| seen.beyond.as_ref());
+                let shift = beyond.map(|beyond| Shift::new(engine, &name, (moments, beyond), options)).transpose()?.flatten();
+                all.0.push(Prepared { input: site.input, options, hessian, shift });
             }
         }
         Ok(all)
     }
 
-    fn get(&self, input: InputSite, options: HessianOptions) -> Option<&Hessian> {
-        self.0.iter().find(|(known, with, _)| (*known, *with) == (input, options)).map(|(_, _, hessian)| hessian)
+    fn get(&self, input: InputSite, options: HessianOptions) -> Option<&Prepared<'a>> {
+        self.0.iter().find(|known| (known.input, known.options) == (input, options))
     }
 }
 
@@ -40,7 +55,7 @@ pub(super) struct Solving<'a> {
     pub(super) line: &'a Line,
     pub(super) weights: &'a BlockWeights<'a>,
     pub(super) statistics: &'a Statistics,
-    pub(super) hessians: &'a Hessians,
+    pub(super) hessians: &'a Hessians<'a>,
     /// Whether the result is needed as a whole.
     pub(super) keep: bool,
 }
@@ -55,10 +70,17 @@ impl Solving<'_> {
         let (Action::Quantize { scheme, scale_dtype, solver: choice }, Some(site)) = (&self.line.action, &self.line.linear) else {
             return Ok((TensorReport::kept(self.line), None));
         };
-        let matrix = rows::matrix(self.weights, site)?;
+        let mut matrix = rows::matrix(self.weights, site)?;
         let seen = self.statistics.get(&site.input);
         let importance = seen.map(|seen| seen.importance());
-        let hessian = choice.hessian().and_then(|options| self.hessians.get(site.input, options));
+        let prepared = choice.hessian().and_then(|options| self.hessians.get(site.input, options));
+        let hessian = prepared.map(|prepared| &prepared.hessian);
+        let mut moved = None;
+        if let (Some(Prepared { hessian, shift: Some(shift), .. }), true) = (prepared, choice.is_asymmetric())
+            && let Some((target, alpha)) = shift.target(self.run.engine, &matrix, hessian)?
+        {
+            (matrix, moved) = (target, Some(alpha));
+        }
         let job = TensorJob {
             module: &self.line.name,
             shape: (site.rows, site.cols),
@@ -97,7 +119,7 @@ impl Solving<'_> {
         };
         let (sums, q) = self.rows(&matrix, &*ready, &job, sink, step)?;
         let remark = remark.or_else(|| ready.remark());
-        let report = TensorReport { solver: Some(choice.to_string()), remark, ..TensorReport::quantized(self.line, *scheme, sums) };
+        let report = TensorReport { solver: Some(choice.to_string()), remark, shift: moved, ..TensorReport::quantized(self.line, *scheme, sums) };
         Ok((report, q.map(|q| in_place(&self.line.name, q, *scheme))))
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     BlockWeights, CalibratedRun, InputRecord, Journal, StageRecord,
-    forward::{Forward, Look, Route},
+    forward::{Forward, Look, Route, Sides},
     solving::{Hessians, Solving},
 };
 use crate::{
@@ -26,6 +26,9 @@ pub(crate) fn want(line: &Line) -> Option<(InputSite, Want)> {
     let (Action::Quantize { scheme, solver, .. }, Some(site)) = (&line.action, &line.linear) else { return None };
     match site.input.kind {
         InputKind::Tokens => None,
+        // Which tokens reach an expert may differ between the original and the quantized model.
+        InputKind::Expert(_) | InputKind::ExpertDown(_) if solver.needs_hessian() => Some((site.input, Want::Hessian)),
+        _ if solver.is_asymmetric() => Some((site.input, Want::Asymmetric)),
         _ if solver.needs_hessian() => Some((site.input, Want::Hessian)),
         _ if scheme.weights.bits.get() < 8 => Some((site.input, Want::Magnitudes)),
         _ => None,
@@ -49,11 +52,19 @@ impl StageWork<'_> {
         let embedding = self.place == Place::Embedding;
         let source = if embedding && self.run.spec.head().tied { self.run.source()? } else { journal.results().map_err(Error::Source)? };
         let stage = Stage::load(self.run.engine, self.graph, self.place, &*source, None)?;
+        let original = self.original(&*self.run.source()?)?;
+        let sides = Sides { quantized: &stage, original: original.as_ref() };
         let mut tick = |share| tick("running", None, None, share);
         if embedding {
-            return forward.embed(&stage, &mut tick);
+            return forward.embed(sides, &mut tick);
         }
-        forward.take(&stage, Route { advance: 0..self.graph.node_count(self.place), look: None }, &mut tick)
+        forward.take(sides, Route { advance: 0..self.graph.node_count(self.place), look: None }, &mut tick)
+    }
+
+    /// The stage of the original, where a solver compares with it.
+    fn original(&self, source: &dyn octet_tensor::WeightSource) -> Result<Option<Stage>, Error> {
+        let load = || Stage::load(self.run.engine, self.graph, self.place, source, None);
+        Ok(self.run.is_asymmetric().then(load).transpose()?)
     }
 
     /// Solves the stage and, where later ones need it, runs the tokens through it.
@@ -64,12 +75,13 @@ impl StageWork<'_> {
         let in_block = matches!(self.place, Place::Layer(_));
         let phases = self.phases();
         let observes = phases.iter().any(|(_, wanted, _)| !wanted.is_empty());
-        let mut stage = None;
+        let (mut stage, mut original) = (None, None);
         if self.place != Place::Embedding {
             self.transform(&mut weights, forward, &mut record, &mut *tick)?;
         }
         if in_block || observes {
             stage = Some(Stage::load(self.run.engine, self.graph, self.place, &weights, None)?);
+            original = self.original(&weights)?;
         }
         let steps = (2 * phases.len() + 1) as f64;
         let mut at = 0;
@@ -79,7 +91,7 @@ impl StageWork<'_> {
         if let (false, Some(stage), true) = (sequential, &stage, observes) {
             let wanted = phases.iter().flat_map(|(_, wanted, _)| wanted.clone()).collect();
             statistics =
-                self.observe(stage, Look::All, 0..0, wanted, forward, &mut |share| tick("observing", None, None, share / steps))?;
+                self.observe(Sides { quantized: stage, original: original.as_ref() }, Look::All, 0..0, wanted, forward, &mut |share| tick("observing", None, None, share / steps))?;
         }
         let mut solved = BTreeSet::new();
         for (index, (phase, wanted, lines)) in phases.iter().enumerate() {
@@ -87,7 +99,8 @@ impl StageWork<'_> {
             if let (true, Some(stage), false) = (sequential, &stage, wanted.is_empty()) {
                 let look = Look::Node(phase.start..phase.node);
                 let mut tick = |share: f64| tick("observing", None, None, (done + share) / steps);
-                statistics = self.observe(stage, look, at..phase.start, wanted.clone(), forward, &mut tick)?;
+                let sides = Sides { quantized: stage, original: original.as_ref() };
+                statistics = self.observe(sides, look, at..phase.start, wanted.clone(), forward, &mut tick)?;
                 at = phase.start;
             }
             record.inputs.extend(wanted.keys().map(|site| input_record(*site, statistics.get(site))));
@@ -109,7 +122,8 @@ impl StageWork<'_> {
         }
         if let (true, true, Some(stage)) = (self.runs_on, in_block, &stage) {
             let route = Route { advance: at..self.graph.node_count(self.place), look: None };
-            forward.take(stage, route, &mut |share| tick("running", None, None, (steps - 1.0 + share) / steps))?;
+            let sides = Sides { quantized: stage, original: original.as_ref() };
+            forward.take(sides, route, &mut |share| tick("running", None, None, (steps - 1.0 + share) / steps))?;
         }
         Ok(record)
     }
@@ -121,6 +135,11 @@ impl StageWork<'_> {
             let lines: Vec<&Line> = self.lines.iter().copied().filter(|l| phase.modules.contains(&l.name)).filter(quantized).collect();
             let mut wanted = BTreeMap::new();
             for (site, want) in lines.iter().filter_map(|line| want(line)) {
+                let want = match want {
+                    Want::Asymmetric if !self.run.is_asymmetric() => Want::Hessian,
+                    Want::Asymmetric if phase.into_stream && self.run.options.sequential => Want::Stream,
+                    other => other,
+                };
                 let known = wanted.entry(site).or_insert(want);
                 *known = want.max(*known);
             }
@@ -151,7 +170,7 @@ impl StageWork<'_> {
         let magnitudes = wanted.iter().map(|site| (*site, Want::Magnitudes)).collect();
         let mut sampler = Sampler::new(InputObserver::new(self.run.engine, magnitudes), wanted);
         let route = Route { advance: 0..0, look: Some((look, &mut sampler)) };
-        forward.take(&stage, route, &mut |_| tick("observing", None, None, 0.0))?;
+        forward.take(Sides { quantized: &stage, original: None }, route, &mut |_| tick("observing", None, None, 0.0))?;
         drop(stage);
         let (mut statistics, mut rows) = sampler.finish();
         statistics.iter().try_for_each(|(site, seen)| seen.check(*site))?;
@@ -167,7 +186,7 @@ impl StageWork<'_> {
 
     fn observe(
         &self,
-        stage: &Stage,
+        sides: Sides<'_>,
         look: Look,
         advance: std::ops::Range<usize>,
         wanted: BTreeMap<InputSite, Want>,
@@ -175,7 +194,7 @@ impl StageWork<'_> {
         tick: &mut dyn FnMut(f64) -> Result<(), Error>,
     ) -> Result<Statistics, Error> {
         let mut observer = InputObserver::new(self.run.engine, wanted);
-        forward.take(stage, Route { advance, look: Some((look, &mut observer)) }, tick)?;
+        forward.take(sides, Route { advance, look: Some((look, &mut observer)) }, tick)?;
         let statistics = observer.finish();
         statistics.iter().try_for_each(|(site, seen)| seen.check(*site))?;
         Ok(statistics)
@@ -186,7 +205,7 @@ impl StageWork<'_> {
         &self,
         line: &Line,
         weights: &BlockWeights<'_>,
-        (statistics, hessians): (&Statistics, &Hessians),
+        (statistics, hessians): (&Statistics, &Hessians<'_>),
         journal: &mut dyn Journal,
         record: &mut StageRecord,
         tick: TensorTick<'_>,

@@ -116,7 +116,7 @@ fn solver(table: &mut Table, place: &str) -> Result<(SolverChoice, &'static str)
         None | Some("rtn") => Ok((SolverChoice::Rtn { candidates }, "action, targets, scheme, solver and candidates")),
         Some("gptq") => {
             let settings = gptq(table, place, candidates)?;
-            Ok((SolverChoice::Gptq(settings), "action, targets, scheme, solver, act_order, damping, refine and candidates"))
+            Ok((SolverChoice::Gptq(settings), "action, targets, scheme, solver, act_order, damping, asymmetric, refine and candidates"))
         }
         Some(other) => fail(format!("{place} has the solver {other:?}; there are \"rtn\" and \"gptq\"")),
     }
@@ -135,6 +135,7 @@ fn gptq(table: &mut Table, place: &str, candidates: Option<usize>) -> Result<Gpt
         Some(Value::Float(share)) if share > 0.0 && share <= 1.0 => share,
         Some(other) => return fail(format!("{place}: damping must be a share above 0.0 and up to 1.0, not {other}")),
     };
+    settings.asymmetric = flag(table, place, "asymmetric", settings.asymmetric)?;
     settings.refine = match table.remove("refine") {
         None => settings.refine,
         Some(Value::Integer(passes @ 0..=MOST_REFINEMENTS)) => passes as usize,
@@ -151,13 +152,17 @@ fn awq(table: &mut Table, place: &str) -> Result<AwqSettings, Error> {
         Some(other) => return fail(format!("{place}: grid must be a number of ratios from 1 to {MOST_CANDIDATES}, not {other}")),
     };
     for (key, setting) in [("duo", &mut settings.duo), ("clip", &mut settings.clip)] {
-        *setting = match table.remove(key) {
-            None => *setting,
-            Some(Value::Boolean(on)) => on,
-            Some(other) => return fail(format!("{place}: {key} must be true or false, not {other}")),
-        };
+        *setting = flag(table, place, key, *setting)?;
     }
     Ok(settings)
+}
+
+fn flag(table: &mut Table, place: &str, key: &str, usual: bool) -> Result<bool, Error> {
+    match table.remove(key) {
+        None => Ok(usual),
+        Some(Value::Boolean(on)) => Ok(on),
+        Some(other) => fail(format!("{place}: {key} must be true or false, not {other}")),
+    }
 }
 
 /// A strength of smoothing; `None` where it is to be searched.
@@ -237,7 +242,7 @@ mod tests {
 
     #[test]
     fn flags_and_their_toml_say_the_same() {
-        let gptq = GptqSettings { act_order: ActOrder::Off, damping: 0.1, refine: 0, candidates: Some(32) };
+        let gptq = GptqSettings { act_order: ActOrder::Off, damping: 0.1, asymmetric: false, refine: 0, candidates: Some(32) };
         let solvers = [SolverChoice::Rtn { candidates: Some(8) }, SolverChoice::Gptq(gptq), SolverChoice::Gptq(GptqSettings::USUAL)];
         let cases = [("w8a8", false, true), ("w4a16-g32-asym", true, false), ("w4a16", false, false)];
         for ((scheme, portable, tied), solver) in cases.into_iter().zip(solvers) {

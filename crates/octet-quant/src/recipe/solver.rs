@@ -22,6 +22,8 @@ pub struct GptqSettings {
     pub act_order: ActOrder,
     /// Added to the Hessian's diagonal, as a share of its mean; raised where that is not enough.
     pub damping: f64,
+    /// Whether the target is what the original makes of its own inputs, instead of the original weights.
+    pub asymmetric: bool,
     /// Passes of refinement after the sweep.
     pub refine: usize,
     /// Candidates of the scale search, as in [`SolverChoice::Rtn`].
@@ -29,8 +31,8 @@ pub struct GptqSettings {
 }
 
 impl GptqSettings {
-    /// Static order, 1 % damping, the usual refinement.
-    pub const USUAL: Self = Self { act_order: ActOrder::Static, damping: 0.01, refine: 3, candidates: None };
+    /// Static order, 1 % damping, the original's outputs as the target, the usual refinement.
+    pub const USUAL: Self = Self { act_order: ActOrder::Static, damping: 0.01, asymmetric: true, refine: 3, candidates: None };
 
     fn solver(self) -> Gptq {
         Gptq { search: Rtn::with(self.candidates), refinements: self.refine }
@@ -84,6 +86,11 @@ impl SolverChoice {
         }
     }
 
+    /// Whether it wants what flows through the original beside what flows through the quantized model.
+    pub fn is_asymmetric(self) -> bool {
+        matches!(self, Self::Gptq(GptqSettings { asymmetric: true, .. }))
+    }
+
     /// Whether it cannot do without calibration.
     pub fn needs_hessian(self) -> bool {
         self.hessian().is_some()
@@ -96,8 +103,11 @@ impl fmt::Display for SolverChoice {
             Self::Rtn { candidates: Some(n) } => write!(f, "rtn({n})"),
             Self::Rtn { candidates: None } => f.write_str("rtn"),
             Self::Gptq(gptq) if *gptq == GptqSettings::USUAL => f.write_str("gptq"),
-            Self::Gptq(GptqSettings { act_order, damping, refine, candidates }) => {
+            Self::Gptq(GptqSettings { act_order, damping, asymmetric, refine, candidates }) => {
                 write!(f, "gptq({} order, damping {damping}, refine {refine}", act_order.name())?;
+                if !asymmetric {
+                    f.write_str(", symmetric")?;
+                }
                 candidates.map_or(Ok(()), |n| write!(f, ", {n} candidates"))?;
                 f.write_str(")")
             }

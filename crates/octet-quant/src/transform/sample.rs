@@ -1,6 +1,6 @@
 //! Some of the rows that flow into linears, to try factors on.
 
-use crate::InputObserver;
+use crate::{InputObserver, observe::Watch};
 use octet_model::{InputSite, Tap};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -74,6 +74,8 @@ impl<'a> Sampler<'a> {
         (self.statistics.finish(), self.rows)
     }
 }
+
+impl Watch for Sampler<'_> {}
 
 impl Tap for Sampler<'_> {
     fn input(&mut self, site: InputSite, x: &[f32], tokens: usize) {

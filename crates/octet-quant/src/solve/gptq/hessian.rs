@@ -1,7 +1,7 @@
 //! What solvers need of an input's second moments, made once and shared by every matrix that reads the input.
 
 use crate::{Error, statistics::FLOOR};
-use octet_kernels::{Engine, Factor, InputMoments, SymmetricMatrix};
+use octet_kernels::{Engine, Factor, InputMoments, RowPanels, SymmetricMatrix};
 
 /// In which order the inputs of a row are rounded, and what that means for its groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -43,6 +43,8 @@ pub struct Hessian {
     factor: Option<Factor>,
     damping: f64,
     raised: bool,
+    /// What moments were multiplied by.
+    unit: f64,
     dead: Vec<u32>,
     tokens: usize,
 }
@@ -81,6 +83,7 @@ impl Hessian {
             factor: None,
             damping: 0.0,
             raised: false,
+            unit,
             dead,
             tokens: moments.tokens,
         };
@@ -102,6 +105,23 @@ impl Hessian {
             (out.matrix, out.columns) = (grouped, Some(descending));
         }
         Ok(out)
+    }
+
+    /// `rows` · (H + λ·I)⁻¹ with H in the unit of the moments it was made of, places being inputs; `None` where the damped matrix is
+    /// not positive definite.
+    pub(crate) fn solve(&self, engine: &Engine, rows: &RowPanels) -> Option<RowPanels> {
+        let factor = self.factor.as_ref()?;
+        let order: Vec<u32> = match &self.columns {
+            None => factor.order().to_vec(),
+            Some(columns) => factor.order().iter().map(|&place| columns[place as usize]).collect(),
+        };
+        let mut back = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(place, &input)| back[input as usize] = place as u32);
+        let mut solved = rows.reordered(&order);
+        factor.solve_rows(engine, &mut solved);
+        let mut solved = solved.reordered(&back);
+        solved.multiply(self.unit as f32);
+        Some(solved)
     }
 
     /// Bytes a Hessian of `size` inputs takes.
