@@ -198,7 +198,10 @@ impl<'a> Shift<'a> {
         let mut through = RowPanels::zeros(rows.len(), cols);
         self.beyond.second.times(engine, &way, &mut through);
         let dot = |other: &RowPanels| -> f64 {
-            (0..rows.len()).flat_map(|r| (0..cols).map(move |c| (r, c))).map(|(r, c)| f64::from(way.at(r, c)) * f64::from(other.at(r, c))).sum()
+            (0..rows.len())
+                .flat_map(|r| (0..cols).map(move |c| (r, c)))
+                .map(|(r, c)| f64::from(way.at(r, c)) * f64::from(other.at(r, c)))
+                .sum()
         };
         let (gain, cost) = (dot(&wanted), dot(&through));
         let alpha = gain / cost;

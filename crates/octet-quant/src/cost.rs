@@ -87,13 +87,13 @@ fn stage(graph: &BlockGraph, place: Place, lines: &BTreeMap<&str, &Line>, tokens
                 known.0 = known.0.max(want);
             }
         }
-        let products = |want| match want {
+        let gathered = |want| match want {
             crate::Want::Magnitudes => 0.0,
             crate::Want::Hessian => 0.5,
             // With the differences, and what is held out twice.
             crate::Want::Asymmetric | crate::Want::Stream => 1.75,
         };
-        cost.moments += inputs.values().map(|&(want, cols)| products(want) * tokens * (cols * cols) as f64).sum::<f64>();
+        cost.moments += inputs.values().map(|&(want, cols)| gathered(want) * tokens * (cols * cols) as f64).sum::<f64>();
         if sequential && !inputs.is_empty() {
             cost.forward += tokens * (products(at..phase.start) + products(phase.start..phase.node));
             at = phase.start;
@@ -183,7 +183,8 @@ pub(crate) fn workspace_bytes(graph: &BlockGraph, plan: &Plan, sequential: bool)
             }
             let gathered: usize = inputs.values().map(|&(cols, gathered, _)| gathered + SymmetricMatrix::bytes(cols)).sum();
             let factored = inputs.values().map(|&(cols, _, factors)| 3 * factors * SymmetricMatrix::bytes(cols)).max().unwrap_or(0);
-            let kept: usize = inputs.values().map(|&(cols, gathered, factors)| SymmetricMatrix::bytes(cols) + (factors - 1) * gathered / 2).sum();
+            let kept: usize =
+                inputs.values().map(|&(cols, gathered, factors)| SymmetricMatrix::bytes(cols) + (factors - 1) * gathered / 2).sum();
             let phase = gathered.max(kept + factored + codes);
             largest = largest.max(phase);
             together += gathered;

@@ -35,9 +35,9 @@ mod solve;
 mod statistics;
 mod transform;
 
-pub use asymmetric::Beyond;
 pub use allocate::{Alternative, OverBudget, allocate, least_bytes};
 pub use anew::{decoded, round_anew};
+pub use asymmetric::Beyond;
 pub use calibrated::{BlockWeights, CalibratedOptions, CalibratedRun, CalibrationForecast, Event, InputRecord, Journal, StageRecord};
 pub use cost::{Cost, Costs};
 pub use error::Error;

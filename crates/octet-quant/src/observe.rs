@@ -103,7 +103,9 @@ impl Tap for InputObserver<'_> {
         match seen {
             Seen::Hessian(gram) => gram.add(self.engine, x),
             Seen::Magnitudes(magnitudes) => magnitudes.add(self.engine, x),
-            Seen::Pairs(pairs) => pairs.add(self.engine, self.originals.get(&site).map_or(&[], Vec::as_slice), x, drift, self.sight.held_out),
+            Seen::Pairs(pairs) => {
+                pairs.add(self.engine, self.originals.get(&site).map_or(&[], Vec::as_slice), x, drift, self.sight.held_out)
+            }
         }
     }
 }

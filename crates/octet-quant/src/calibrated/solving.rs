@@ -2,8 +2,8 @@
 
 use super::{BlockWeights, CalibratedRun, stage::Statistics};
 use crate::{
-    Action, Error, ErrorSums, Hessian, HessianOptions, Line, RowSolver, Rtn, Sink, Solver, TensorJob, TensorReport,
-    asymmetric::Shift, chunks::Chunks, rows,
+    Action, Error, ErrorSums, Hessian, HessianOptions, Line, RowSolver, Rtn, Sink, Solver, TensorJob, TensorReport, asymmetric::Shift,
+    chunks::Chunks, rows,
 };
 use octet_kernels::Engine;
 use octet_model::InputSite;
@@ -119,7 +119,8 @@ impl Solving<'_> {
         };
         let (sums, q) = self.rows(&matrix, &*ready, &job, sink, step)?;
         let remark = remark.or_else(|| ready.remark());
-        let report = TensorReport { solver: Some(choice.to_string()), remark, shift: moved, ..TensorReport::quantized(self.line, *scheme, sums) };
+        let report =
+            TensorReport { solver: Some(choice.to_string()), remark, shift: moved, ..TensorReport::quantized(self.line, *scheme, sums) };
         Ok((report, q.map(|q| in_place(&self.line.name, q, *scheme))))
     }
 

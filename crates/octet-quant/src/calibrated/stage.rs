@@ -91,7 +91,9 @@ impl StageWork<'_> {
         if let (false, Some(stage), true) = (sequential, &stage, observes) {
             let wanted = phases.iter().flat_map(|(_, wanted, _)| wanted.clone()).collect();
             statistics =
-                self.observe(Sides { quantized: stage, original: original.as_ref() }, Look::All, 0..0, wanted, forward, &mut |share| tick("observing", None, None, share / steps))?;
+                self.observe(Sides { quantized: stage, original: original.as_ref() }, Look::All, 0..0, wanted, forward, &mut |share| {
+                    tick("observing", None, None, share / steps)
+                })?;
         }
         let mut solved = BTreeSet::new();
         for (index, (phase, wanted, lines)) in phases.iter().enumerate() {
