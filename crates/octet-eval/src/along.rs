@@ -40,7 +40,7 @@ impl Along {
         let excesses = (0..TENTHS).filter_map(|tenth| Some(Worst { tenth: tenth + 1, excess: excess(&comparison.tenths, tenth, seed)? }));
         Self {
             context,
-            windows: comparison.windows.len(),
+            windows: comparison.tenths.len(),
             tenths: by_position(comparison),
             worst: excesses.max_by(|a, b| a.excess.low.total_cmp(&b.excess.low)),
         }

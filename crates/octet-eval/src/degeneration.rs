@@ -101,19 +101,6 @@ fn floor_steps(entropies: &[f32]) -> usize {
     runs.filter(|&n| n >= FLOOR_RUN).sum()
 }
 
-/// Entropy in nats of softmax(logits): ln Z − Σ p·l.
-pub fn entropy(logits: &[f32]) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let (mut total, mut weighted) = (0f64, 0f64);
-    for &logit in logits {
-        let shifted = logit - max;
-        let weight = f64::from(shifted.exp());
-        total += weight;
-        weighted += weight * f64::from(shifted);
-    }
-    (total.ln() - weighted / total) as f32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,12 +135,6 @@ mod tests {
         let steps = |n: usize| vec![0.01; n];
         assert_eq!(floor_steps(&steps(31)), 0);
         assert_eq!(floor_steps(&[steps(32), vec![1.0], steps(10), vec![1.0], steps(40)].concat()), 72);
-    }
-
-    #[test]
-    fn entropies() {
-        assert!((entropy(&[3.0; 8]) - 8f32.ln()).abs() < 1e-6);
-        assert!(entropy(&[50.0, 0.0, 0.0]) < 1e-6);
     }
 
     proptest! {

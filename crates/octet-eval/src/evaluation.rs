@@ -3,12 +3,16 @@
 
 use crate::{
     Progress, Reference, Result, Windows,
+    gates::{Gate, Thresholds},
+    looks::{self, Look},
     score::Comparison,
+    stats::{GOOD_BLOCKS, LEAST_BLOCKS},
     store::{Key, Store},
     windows::usual_context,
 };
 use octet_model::Model;
 use octet_runtime::TextModel;
+use std::ops::ControlFlow;
 
 /// Tokens of one evaluation text.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,18 +59,27 @@ impl EvaluationWindows {
         Ok(Self { texts: cut, long: long.transpose()? })
     }
 
-    /// Windows in all.
-    pub fn count(&self) -> usize {
-        self.all().map(|windows| windows.windows.len()).sum()
-    }
-
     /// Predicted tokens in all, long windows included.
     pub fn tokens(&self) -> usize {
-        self.all().map(Windows::tokens).sum()
+        self.texts.iter().map(|(_, windows)| windows).chain(&self.long).map(Windows::tokens).sum()
     }
 
-    fn all(&self) -> impl Iterator<Item = &Windows> {
-        self.texts.iter().map(|(_, windows)| windows).chain(&self.long)
+    /// Predicted tokens of a first look, long windows included: all of them where there is but one look.
+    pub fn first_tokens(&self, limits: &Thresholds) -> usize {
+        if !self.has_two_looks(limits) {
+            return self.tokens();
+        }
+        let halves = self.texts.iter().map(|(_, windows)| windows.every_second(true).tokens()).sum::<usize>();
+        halves + self.long.as_ref().map_or(0, Windows::tokens)
+    }
+
+    /// Whether half of the windows may decide: they hold [`GOOD_BLOCKS`] blocks, and of every text that is judged by itself the
+    /// [`LEAST_BLOCKS`] that an interval needs.
+    fn has_two_looks(&self, limits: &Thresholds) -> bool {
+        let halves: Vec<(usize, usize)> =
+            self.texts.iter().map(|(_, windows)| (windows.every_second(true).blocks(), windows.blocks())).collect();
+        let enough = halves.iter().map(|(half, _)| half).sum::<usize>() >= GOOD_BLOCKS;
+        limits.early_stop && enough && halves.iter().all(|&(half, all)| half >= LEAST_BLOCKS || all < LEAST_BLOCKS)
     }
 }
 
@@ -77,102 +90,188 @@ fn long_context(tokens: usize, limit: usize, usual: usize) -> Option<usize> {
     (2 * length >= 3 * usual).then_some(length)
 }
 
-/// What the original makes of the texts of a verdict.
+/// What the original makes of the texts of a verdict, as far as it was asked for.
 #[derive(Clone, Debug)]
 pub struct Evaluation {
-    /// Of each text.
-    pub texts: Vec<(String, Reference)>,
+    windows: EvaluationWindows,
+    /// Of every second window of each text, and of the others; of all of them where there is one look.
+    looks: [Option<Vec<Reference>>; 2],
     /// Of the long windows.
-    pub long: Option<Reference>,
+    long: Option<Reference>,
     /// Whether all of it was stored, so that the original was not run.
     pub stored: bool,
+}
+
+/// Both models of a judgement, and where what the original makes of texts is stored under what it depends on.
+#[derive(Clone, Copy)]
+pub struct Pair<'a> {
+    /// The original.
+    pub original: &'a Model,
+    /// The variant.
+    pub variant: &'a Model,
+    /// The store, and the identity of the original's logits: its weights, how it is run.
+    pub stored: Option<(&'a Store, &'a Key)>,
+}
+
+/// Which model is at work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The original.
+    Original,
+    /// The variant.
+    Variant,
+}
+
+/// Told which model is at work and how many windows of how many it has done; may break off.
+pub type SideProgress<'a> = &'a mut dyn FnMut(Side, usize, usize) -> ControlFlow<()>;
+
+/// A text with what a comparison found on the windows of it that were run.
+#[derive(Clone, Debug)]
+pub struct TextCompared {
+    /// What it is called.
+    pub name: String,
+    /// The windows.
+    pub windows: Windows,
+    /// What was found.
+    pub comparison: Comparison,
 }
 
 /// How a variant compares on the texts of a verdict.
 #[derive(Clone, Debug)]
 pub struct Compared {
-    /// On each text: its name, its windows, the comparison.
-    pub texts: Vec<(String, Windows, Comparison)>,
+    /// On each text.
+    pub texts: Vec<TextCompared>,
     /// On the long windows.
     pub long: Option<(Windows, Comparison)>,
+    /// How much of the texts that is.
+    pub look: Look,
 }
 
 impl Compared {
     /// The comparison on all texts together (without the long windows, which are made of the same text).
     pub fn pooled(&self) -> Comparison {
         let mut all = Comparison::default();
-        self.texts.iter().for_each(|(_, _, comparison)| all.extend(comparison));
+        self.texts.iter().for_each(|text| all.extend(&text.comparison));
         all
+    }
+
+    fn is_broken(&self) -> bool {
+        self.texts.iter().any(|text| text.comparison.non_finite > 0)
     }
 }
 
 impl Evaluation {
-    /// Takes what is stored, or runs `original` over the windows and stores that. `identity` is what the original's logits
-    /// depend on: its weights, how it is run.
-    ///
-    /// # Errors
-    /// If the model fails or `progress` breaks off; that something cannot be stored is no error.
-    pub fn of(original: &Model, windows: &EvaluationWindows, stored: Option<(&Store, &Key)>, progress: Progress<'_>) -> Result<Self> {
-        let (total, mut done, mut all_stored) = (windows.count(), 0, true);
-        let mut one = |windows: &Windows| {
-            let stored = stored.map(|(store, identity)| (store, key(identity, windows)));
-            let vocab = original.spec().vocab_size();
-            let known = stored.as_ref().and_then(|(store, key)| Reference::from_bytes(&store.load(key)?, windows, vocab));
-            let reference = match known {
-                Some(known) => known,
-                None => {
-                    all_stored = false;
-                    let made = Reference::of(original, windows, &mut |at, _| progress(done + at, total))?;
-                    if let Some((store, key)) = &stored {
-                        // Who cannot store runs the original again next time.
-                        let _ = store.save(key, &made.to_bytes());
-                    }
-                    made
-                }
-            };
-            done += windows.windows.len();
-            Ok::<_, crate::Error>(reference)
-        };
-        let texts = windows.texts.iter().map(|(name, windows)| Ok((name.clone(), one(windows)?))).collect::<Result<Vec<_>>>()?;
-        let long = windows.long.as_ref().map(&mut one).transpose()?;
-        Ok(Self { texts, long, stored: all_stored })
+    /// Nothing yet; the original is run when a variant is judged.
+    pub fn new(windows: EvaluationWindows) -> Self {
+        Self { windows, looks: [None, None], long: None, stored: true }
     }
 
-    /// Whether the store holds all of it.
-    pub fn is_stored(windows: &EvaluationWindows, stored: Option<(&Store, &Key)>) -> bool {
-        stored.is_some_and(|(store, identity)| windows.all().all(|windows| store.holds(&key(identity, windows))))
-    }
-
-    /// Runs a variant over the same windows.
+    /// Compares the variant with the original on half of each text, and on the other half where that does not decide; `verdict`
+    /// gives the gates. The original is run for what is not known of it.
     ///
     /// # Errors
-    /// As [`Reference::compare`].
-    pub fn compare(&self, variant: &Model, progress: Progress<'_>) -> Result<Compared> {
-        let count = |reference: &Reference| reference.windows().windows.len();
-        let total = self.texts.iter().map(|(_, text)| count(text)).chain(self.long.as_ref().map(count)).sum();
-        let mut done = 0;
-        let mut one = |reference: &Reference| {
-            let comparison = reference.compare(variant, &mut |at, _| progress(done + at, total))?;
-            done += count(reference);
-            Ok::<_, crate::Error>((reference.windows().clone(), comparison))
-        };
-        let mut texts = vec![];
-        for (name, reference) in &self.texts {
-            let (windows, comparison) = one(reference)?;
-            let broken = comparison.non_finite > 0;
-            texts.push((name.clone(), windows, comparison));
-            if broken {
-                return Ok(Compared { texts, long: None });
+    /// As [`Reference::of`] and [`Reference::compare`]; that something cannot be stored is no error.
+    pub fn judge<T>(
+        &mut self,
+        pair: Pair<'_>,
+        limits: &Thresholds,
+        verdict: impl Fn(&Compared) -> (T, Vec<Gate>),
+        progress: SideProgress<'_>,
+    ) -> Result<(T, Vec<Gate>, Compared)> {
+        let two = self.windows.has_two_looks(limits);
+        let look = if two { Look::First } else { Look::Only };
+        let parts: Vec<Windows> =
+            self.windows.texts.iter().map(|(_, windows)| if two { windows.every_second(true) } else { windows.clone() }).collect();
+        let mut compared = Compared { texts: self.compare(0, parts, pair, progress)?, long: None, look };
+        if let (Some(windows), false) = (&self.windows.long, compared.is_broken()) {
+            if self.long.is_none() {
+                self.long = Some(reference(pair, windows, &mut self.stored, &mut |at, all| progress(Side::Original, at, all))?);
+            }
+            if let Some(long) = &self.long {
+                let found = long.compare(pair.variant, &mut |at, all| progress(Side::Variant, at, all))?;
+                compared.long = Some((windows.clone(), found));
             }
         }
-        let long = self.long.as_ref().map(one).transpose()?;
-        Ok(Compared { texts, long })
+        let (made, gates) = verdict(&compared);
+        if !two || compared.is_broken() || looks::is_decided(&gates) {
+            return Ok((made, gates, compared));
+        }
+        let parts: Vec<Windows> = self.windows.texts.iter().map(|(_, windows)| windows.every_second(false)).collect();
+        let others = self.compare(1, parts, pair, progress)?;
+        for ((text, other), (_, windows)) in compared.texts.iter_mut().zip(&others).zip(&self.windows.texts) {
+            text.comparison.extend(&other.comparison);
+            text.windows = windows.clone();
+        }
+        compared.look = Look::Last;
+        let (made, gates) = verdict(&compared);
+        Ok((made, gates, compared))
+    }
+
+    /// Runs the variant, and the original where it was not, over windows of each text.
+    fn compare(&mut self, look: usize, windows: Vec<Windows>, pair: Pair<'_>, progress: SideProgress<'_>) -> Result<Vec<TextCompared>> {
+        let total: usize = windows.iter().map(|windows| windows.windows.len()).sum();
+        if self.looks[look].as_ref().is_none_or(|known| known.iter().map(Reference::windows).ne(&windows)) {
+            let mut done = 0;
+            let mut made = vec![];
+            for windows in &windows {
+                made.push(reference(pair, windows, &mut self.stored, &mut |at, _| progress(Side::Original, done + at, total))?);
+                done += windows.windows.len();
+            }
+            self.looks[look] = Some(made);
+        }
+        let (mut all, mut done) = (vec![], 0);
+        for ((reference, windows), (name, _)) in self.looks[look].iter().flatten().zip(windows).zip(&self.windows.texts) {
+            let comparison = reference.compare(pair.variant, &mut |at, _| progress(Side::Variant, done + at, total))?;
+            done += windows.windows.len();
+            let broken = comparison.non_finite > 0;
+            all.push(TextCompared { name: name.clone(), windows, comparison });
+            if broken {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether nothing that a first look needs makes it necessary to run the original.
+    pub fn is_known(&self, limits: &Thresholds, stored: Option<(&Store, &Key)>) -> bool {
+        if self.looks[0].is_some() {
+            return true;
+        }
+        let two = self.windows.has_two_looks(limits);
+        let first = self.windows.texts.iter().map(|(_, windows)| if two { windows.every_second(true) } else { windows.clone() });
+        let mut all = first.chain(self.windows.long.clone());
+        stored.is_some_and(|(store, identity)| all.all(|windows| store.holds(&key(identity, &windows))))
+    }
+
+    /// The texts.
+    pub fn windows(&self) -> &EvaluationWindows {
+        &self.windows
     }
 }
 
+/// What the original makes of windows: stored, or made and stored; `all_stored` becomes false where it is made.
+fn reference(pair: Pair<'_>, windows: &Windows, all_stored: &mut bool, progress: Progress<'_>) -> Result<Reference> {
+    let stored = pair.stored.map(|(store, identity)| (store, key(identity, windows)));
+    let vocab = pair.original.spec().vocab_size();
+    let known = stored.as_ref().and_then(|(store, key)| Reference::from_bytes(&store.load(key)?, windows, vocab));
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    *all_stored = false;
+    let made = Reference::of(pair.original, windows, progress)?;
+    if let Some((store, key)) = &stored {
+        // Who cannot store runs the original again next time.
+        let _ = store.save(key, &made.to_bytes());
+    }
+    Ok(made)
+}
+
+/// Raised when the way a row of logits is summed up changes: likelihoods of different ways are not held against each other.
+const SUMS: u32 = 2;
+
 /// What the reference of `windows` is stored under.
 fn key(identity: &Key, windows: &Windows) -> Key {
-    identity.clone().with("context", windows.context).with_ids("windows", windows.windows.iter().map(Vec::as_slice))
+    identity.clone().with("sums", SUMS).with("context", windows.context).with_ids("windows", windows.windows.iter().map(Vec::as_slice))
 }
 
 #[cfg(test)]

@@ -71,6 +71,8 @@ pub struct Thresholds {
     pub max_bytes: Option<u64>,
     /// Upper end of the interval of the drop in task accuracy must be below this share.
     pub task_drop: f64,
+    /// Whether judging quality may stop where half of the text decides (see [`crate::looks`]).
+    pub early_stop: bool,
 }
 
 impl Default for Thresholds {
@@ -86,6 +88,7 @@ impl Default for Thresholds {
             forecast: 0.01,
             max_bytes: None,
             task_drop: 0.02,
+            early_stop: true,
         }
     }
 }
@@ -136,7 +139,7 @@ pub fn quality(ln_ratio: Option<Interval>, point: f64, non_finite: usize, tokens
         }
     };
     if let Some(i) = ratio.filter(Interval::is_approximate) {
-        note.push_str(&format!("; the interval rests on {} windows and is approximate", i.blocks));
+        note.push_str(&format!("; the interval rests on {} blocks of text and is approximate", i.blocks));
     }
     Gate::new(name, point.exp(), limits.ppl_ratio, outcome, note).with_interval(ratio)
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Progress, Result,
-    degeneration::{FIGURES, TextFigures, entropy},
+    degeneration::{FIGURES, TextFigures},
     permutation::sign_flip_p,
     store::{Key, Store},
 };
@@ -130,6 +130,7 @@ pub fn run_stored(
 /// # Errors
 /// If generating fails other than by numbers that are not finite, or `progress` breaks off.
 pub fn run(model: &TextModel, prompts: &[Vec<u32>], options: &HealthOptions, progress: Progress<'_>) -> Result<HealthRun> {
+    let engine = model.model.engine();
     let mut run = HealthRun { figures: [vec![], vec![]], texts: [vec![], vec![]], non_finite: false };
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let max_tokens = options.tokens.min(model.context().saturating_sub(longest));
@@ -140,7 +141,7 @@ pub fn run(model: &TextModel, prompts: &[Vec<u32>], options: &HealthOptions, pro
         let (mut done, mut stop) = (0, false);
         let mut watch = |event: Event<'_>| {
             if let Event::Logits { sequence, logits } = event {
-                entropies[sequence].push(entropy(logits));
+                entropies[sequence].push(engine.logit_sums(logits).entropy as f32);
                 done += 1;
                 stop |= progress(mode * max_tokens * prompts.len() + done, MODES.len() * max_tokens * prompts.len()).is_break();
             }

@@ -1,7 +1,7 @@
 //! Judging models: perplexity, divergence, text health, speed and memory; gates and their report.
 //!
 //! What lives here: measurements of one model or of a pair ([`score`], [`health`], [`speed`], [`size`]), the statistics
-//! that make them comparable ([`paired`], [`stats`]), what is kept of the original ([`mod@reference`], [`evaluation`], [`store`]),
+//! that make them comparable ([`paired`], [`stats`], [`looks`]), what is kept of the original ([`mod@reference`], [`evaluation`], [`store`]),
 //! pure functions from figures to gates ([`gates`]), and the [`Report`] that holds both. What does not: files of models, quantization, printing.
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ pub mod health;
 pub mod histogram;
 pub mod html;
 pub mod integrity;
+pub mod looks;
 pub mod machine;
 pub mod memory;
 mod number;
@@ -47,7 +48,7 @@ pub mod windows;
 pub mod work;
 
 pub use error::{Error, Progress, Result};
-pub use evaluation::{EvalText, Evaluation, EvaluationWindows};
+pub use evaluation::{EvalText, Evaluation, EvaluationWindows, Pair, Side};
 pub use quality::Quality;
 pub use reference::Reference;
 pub use report::{Measures, Report};

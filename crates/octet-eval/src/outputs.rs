@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Progress, Result,
-    degeneration::{TextFigures, entropy},
+    degeneration::TextFigures,
     samples::parts_at,
     score::{Runner, chunks, per_row, rows_at_once, tick},
 };
@@ -91,7 +91,7 @@ fn write(model: &TextModel, prompts: &[Vec<u32>], options: &GenerateOptions, pro
     let (mut longest, mut stop) = (0, false);
     let mut watch = |event: Event<'_>| {
         if let Event::Logits { sequence, logits } = event {
-            entropies[sequence].push(entropy(logits));
+            entropies[sequence].push(model.model.engine().logit_sums(logits).entropy as f32);
             if entropies[sequence].len() > longest {
                 longest = entropies[sequence].len();
                 stop |= progress(longest, options.max_tokens).is_break();

@@ -1,10 +1,28 @@
 //! Whether evaluation text was calibrated on: equal windows of tokens, found by hash.
 
 use crate::{Error, Result};
+use octet_runtime::Tokenizer;
 use std::collections::HashSet;
 
-/// Tokens of a compared window: long enough that boilerplate frames around different facts do not match.
+/// Fewest tokens of a compared window: long enough that boilerplate frames around different facts do not match.
 pub const OVERLAP_WINDOW: usize = 32;
+
+/// Fewest bytes of text it stands for, about what so many tokens of a trained vocabulary are: where a token is a single letter,
+/// 32 of them are a phrase that any two texts of one kind share.
+pub const OVERLAP_BYTES: usize = 96;
+
+/// Tokens that an estimate of bytes a token rests on.
+const TRIAL: usize = 4096;
+
+/// Tokens of a compared window of a text that `tokenizer` made: at least [`OVERLAP_WINDOW`], and [`OVERLAP_BYTES`] of text.
+///
+/// # Errors
+/// If the ids cannot be decoded.
+pub fn window(tokenizer: &Tokenizer, ids: &[u32]) -> Result<usize> {
+    let ids = &ids[..ids.len().min(TRIAL)];
+    let bytes = tokenizer.decode(ids)?.len().max(1);
+    Ok(OVERLAP_WINDOW.max((OVERLAP_BYTES * ids.len()).div_ceil(bytes)))
+}
 
 /// Share of evaluation windows that may also occur in the calibration text (licence headers, repeated frames).
 pub const OVERLAP_ALLOWED: f64 = 0.01;
@@ -16,14 +34,16 @@ pub struct Overlap {
     pub windows: usize,
     /// Those that also occur somewhere in the calibration text.
     pub shared: usize,
+    /// Tokens of a window.
+    pub window: usize,
 }
 
 impl Overlap {
-    /// Compares every [`OVERLAP_WINDOW`]-token window of `evaluation` with every one of `calibration`.
-    pub fn between(calibration: &[u32], evaluation: &[u32]) -> Self {
-        let known: HashSet<u64> = calibration.windows(OVERLAP_WINDOW).map(hash).collect();
-        let all = evaluation.windows(OVERLAP_WINDOW);
-        Self { windows: all.len(), shared: all.filter(|w| known.contains(&hash(w))).count() }
+    /// Compares every run of `window` tokens (see [`window`]) of `evaluation` with every one of `calibration`.
+    pub fn between(calibration: &[u32], evaluation: &[u32], window: usize) -> Self {
+        let known: HashSet<u64> = calibration.windows(window.max(1)).map(hash).collect();
+        let all = evaluation.windows(window.max(1));
+        Self { windows: all.len(), shared: all.filter(|w| known.contains(&hash(w))).count(), window }
     }
 
     /// Share of the evaluation windows that occur in the calibration text.
@@ -40,7 +60,7 @@ impl Overlap {
             return Ok(());
         }
         let (calibration, evaluation) = (calibration.to_string(), evaluation.to_string());
-        Err(Error::Overlap { evaluation, calibration, share: self.share(), allowed: OVERLAP_ALLOWED, window: OVERLAP_WINDOW })
+        Err(Error::Overlap { evaluation, calibration, share: self.share(), allowed: OVERLAP_ALLOWED, window: self.window })
     }
 }
 
@@ -63,9 +83,9 @@ mod tests {
     fn a_copied_passage_is_found_at_any_offset() {
         let calibration = text(1, 3_000);
         let mut evaluation = text(900_000_007, 2_000);
-        assert_eq!(Overlap::between(&calibration, &evaluation).shared, 0);
+        assert_eq!(Overlap::between(&calibration, &evaluation, OVERLAP_WINDOW).shared, 0);
         evaluation.splice(501..501, calibration[117..217].to_vec());
-        let overlap = Overlap::between(&calibration, &evaluation);
+        let overlap = Overlap::between(&calibration, &evaluation, OVERLAP_WINDOW);
         assert_eq!(overlap.shared, 100 - OVERLAP_WINDOW + 1);
         assert!(overlap.check("cal.txt", "eval.txt").unwrap_err().to_string().contains("eval.txt overlaps cal.txt: 3.3 %"));
     }
@@ -74,9 +94,9 @@ mod tests {
     fn short_frames_are_allowed() {
         let (calibration, mut evaluation) = (text(1, 5_000), text(900_000_007, 5_000));
         evaluation.splice(100..100, calibration[40..71].to_vec());
-        assert_eq!(Overlap::between(&calibration, &evaluation).shared, 0);
+        assert_eq!(Overlap::between(&calibration, &evaluation, OVERLAP_WINDOW).shared, 0);
         evaluation.splice(100..100, calibration[400..440].to_vec());
-        Overlap::between(&calibration, &evaluation).check("c", "e").unwrap();
-        Overlap::between(&calibration, &[]).check("c", "e").unwrap();
+        Overlap::between(&calibration, &evaluation, OVERLAP_WINDOW).check("c", "e").unwrap();
+        Overlap::between(&calibration, &[], OVERLAP_WINDOW).check("c", "e").unwrap();
     }
 }

@@ -12,11 +12,11 @@
 
 use crate::{
     Error, Progress, Result, Windows,
-    score::{Comparison, Runner, TokenFigures, chunks, negative_log_likelihood, per_row, rows_at_once, tick},
+    score::{Comparison, Runner, TokenFigures, chunks, per_row, rows_at_once, tick},
 };
+use octet_kernels::Engine;
 use octet_model::{ForwardError, Model};
 use octet_runtime::Rng;
-use octet_tensor::log_sum_exp;
 
 /// Likeliest tokens kept with their log-probabilities.
 pub const TOP: usize = 32;
@@ -71,7 +71,7 @@ impl Reference {
             for (inputs, targets) in chunks(window, rows_at_once(model, 1)) {
                 runner.forward(inputs)?;
                 let before = tokens.len() as u64;
-                let kept = |row: usize| Token::of(runner.row(row), targets[row], before + row as u64);
+                let kept = |row: usize| Token::of(model.engine(), runner.row(row), targets[row], before + row as u64);
                 tokens.extend(per_row(model.engine(), targets.len(), kept));
             }
             tick(progress, i + 1, windows.windows.len())?;
@@ -121,7 +121,8 @@ impl Reference {
                     break 'windows;
                 }
                 let kept = &self.tokens[first + position..];
-                let rows = per_row(model.engine(), targets.len(), |row| kept[row].against(runner.row(row), targets[row], self.vocab));
+                let engine = model.engine();
+                let rows = per_row(engine, targets.len(), |row| kept[row].against(engine, runner.row(row), targets[row], self.vocab));
                 for figures in rows {
                     all.add(figures, position, windows.context);
                     position += 1;
@@ -185,10 +186,10 @@ impl Reference {
 }
 
 impl Token {
-    fn of(logits: &[f32], target: u32, seed: u64) -> Self {
-        let total = log_sum_exp(logits);
+    fn of(engine: &Engine, logits: &[f32], target: u32, seed: u64) -> Self {
+        let total = engine.logit_sums(logits).log_sum;
         let top = top(logits);
-        let mut token = Self { nll: negative_log_likelihood(logits, target), ..Self::default() };
+        let mut token = Self { nll: total - f64::from(logits[target as usize]), ..Self::default() };
         let probability = |&logit: &f32| (f64::from(logit) - total).exp();
         let code = |logit: f32| ((total - f64::from(logit)) * STEPS).round().clamp(0.0, f64::from(u16::MAX)) as u16;
         for (i, &id) in top.iter().enumerate() {
@@ -223,8 +224,9 @@ impl Token {
     }
 
     /// How a variant's `logits` for the same place compare.
-    fn against(&self, logits: &[f32], target: u32, vocab: usize) -> TokenFigures {
-        let total = log_sum_exp(logits);
+    fn against(&self, engine: &Engine, logits: &[f32], target: u32, vocab: usize) -> TokenFigures {
+        let sums = engine.logit_sums(logits);
+        let total = sums.log_sum;
         if !total.is_finite() {
             return TokenFigures::BROKEN;
         }
@@ -245,9 +247,9 @@ impl Token {
             let within: f64 = (TOP..KEPT).map(|i| ln_p(i) - ln_q(i) - coarse).map(|d| (-d).exp() - 1.0 + d).sum();
             kl += p_rest * within / SAMPLED as f64;
         }
-        let quant_nll = negative_log_likelihood(logits, target);
+        let quant_nll = total - f64::from(logits[target as usize]);
         let kl = if kl.is_nan() { f64::INFINITY } else { kl };
-        TokenFigures { base_nll: self.nll, quant_nll, kl, same_top: top_token(logits) == self.ids[0] as usize }
+        TokenFigures { base_nll: self.nll, quant_nll, kl, same_top: sums.top == self.ids[0] as usize }
     }
 }
 
@@ -255,10 +257,6 @@ impl Token {
 /// p and q, while the sum over a distribution is the same.
 fn term(p: f64, q: f64, ln_ratio: f64) -> f64 {
     if p > 0.0 { (p * ln_ratio - p + q).max(0.0) } else { q }
-}
-
-fn top_token(logits: &[f32]) -> usize {
-    logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &v)| if v > best.1 { (i, v) } else { best }).0
 }
 
 /// Indices of the [`TOP`] largest values, the largest first, equal ones by index.
@@ -280,7 +278,11 @@ fn top(logits: &[f32]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use octet_kernels::Isa;
     use octet_tensor::kl_divergence;
+    use std::{num::NonZeroUsize, sync::LazyLock};
+
+    static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new(Isa::best(), NonZeroUsize::MIN).unwrap());
 
     /// Logits of a vocabulary of `vocab`, spread so that the top holds a part of the probability, and a disturbed copy.
     fn pair(vocab: usize, noise: f64, rng: &mut Rng) -> (Vec<f32>, Vec<f32>) {
@@ -290,7 +292,7 @@ mod tests {
     }
 
     fn estimate(p: &[f32], q: &[f32], seed: u64) -> f64 {
-        Token::of(p, 1, seed).against(q, 1, p.len()).kl
+        Token::of(&ENGINE, p, 1, seed).against(&ENGINE, q, 1, p.len()).kl
     }
 
     #[test]
@@ -316,7 +318,7 @@ mod tests {
         let mut rng = Rng::new(2);
         for seed in 0..50 {
             let (p, _) = pair(4096, 0.0, &mut rng);
-            let figures = Token::of(&p, 7, seed).against(&p, 7, p.len());
+            let figures = Token::of(&ENGINE, &p, 7, seed).against(&ENGINE, &p, 7, p.len());
             assert!(figures.kl < 3e-8 && figures.same_top && figures.base_nll == figures.quant_nll, "{figures:?}");
             // A variant that is sure of a token outside the top.
             let mut q = p.clone();
@@ -343,7 +345,7 @@ mod tests {
         let mut rng = Rng::new(3);
         for vocab in [20usize, 4096, 70_000] {
             let windows = Windows { windows: vec![vec![1, 2, 3], vec![4, 5]], bytes: vec![2, 1], context: 3, bos: None };
-            let tokens: Vec<Token> = (0..3).map(|seed| Token::of(&pair(vocab, 0.0, &mut rng).0, 1, seed)).collect();
+            let tokens: Vec<Token> = (0..3).map(|seed| Token::of(&ENGINE, &pair(vocab, 0.0, &mut rng).0, 1, seed)).collect();
             let reference = Reference { windows: windows.clone(), vocab, tokens };
             let bytes = reference.to_bytes();
             assert_eq!(Reference::from_bytes(&bytes, &windows, vocab).as_ref(), Some(&reference));

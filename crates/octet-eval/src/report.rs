@@ -7,6 +7,7 @@ use crate::{
     health::Health,
     histogram::{Bin, kl_histogram},
     integrity::Check,
+    looks::{Look, Looked},
     machine::Machine,
     memory::ProcessMemory,
     paired::{delta_bits_per_byte, ln_perplexity_ratio},
@@ -155,6 +156,9 @@ pub struct Measures {
     /// The text and how it was cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<TextInfo>,
+    /// How much of the text was enough, where less than all of it might have been.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub looked: Option<Looked>,
     /// Perplexity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ppl: Option<Perplexity>,
@@ -236,8 +240,11 @@ pub struct TextMeasures {
 /// What judging cost.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Seconds it was forecast to take, from a short trial.
+    /// Seconds it was forecast to take, from a short trial, if a first look decides.
     pub forecast_seconds: Option<f64>,
+    /// Seconds it was forecast to take at most: if all of the text must be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast_most_seconds: Option<f64>,
     /// Seconds it took.
     pub seconds: f64,
     /// Whether what the original makes of the texts was taken from the reference cache.
@@ -257,6 +264,9 @@ pub struct TextInfo {
     pub bytes: usize,
     /// Windows.
     pub windows: usize,
+    /// Blocks that intervals rest on: halves of windows of 128 tokens and more, shorter windows whole.
+    #[serde(default)]
+    pub blocks: usize,
     /// Tokens of a full window.
     pub context: usize,
     /// Whether every window begins with a beginning-of-sequence token.
@@ -271,6 +281,7 @@ impl TextInfo {
             tokens: windows.tokens(),
             bytes: windows.bytes.iter().sum(),
             windows: windows.windows.len(),
+            blocks: windows.blocks(),
             context: windows.context,
             bos: windows.bos.is_some(),
         }
@@ -280,8 +291,8 @@ impl TextInfo {
     pub fn together(all: &[Self]) -> Option<Self> {
         let names: Vec<&str> = all.iter().map(|text| text.name.as_str()).collect();
         let sum = |f: fn(&Self) -> usize| all.iter().map(f).sum();
-        let (tokens, bytes, windows) = (sum(|t| t.tokens), sum(|t| t.bytes), sum(|t| t.windows));
-        all.first().map(|first| Self { name: names.join(", "), tokens, bytes, windows, ..first.clone() })
+        let (tokens, bytes, windows, blocks) = (sum(|t| t.tokens), sum(|t| t.bytes), sum(|t| t.windows), sum(|t| t.blocks));
+        all.first().map(|first| Self { name: names.join(", "), tokens, bytes, windows, blocks, ..first.clone() })
     }
 }
 
@@ -372,15 +383,15 @@ impl Measures {
     }
 
     /// Perplexities, divergence and bits per byte of a pair; also gives the interval of ln(perplexity ratio) and the
-    /// ratio itself in logarithm, which the quality gate takes.
-    pub fn of_pair(text: TextInfo, comparison: &Comparison, seed: u64) -> (Self, Option<Interval>, f64) {
+    /// ratio itself in logarithm, which the quality gate takes. Intervals of differences are those of `look`.
+    pub fn of_pair(text: TextInfo, comparison: &Comparison, look: Look, seed: u64) -> (Self, Option<Interval>, f64) {
         let side = |f: fn(&crate::paired::PairedWindow) -> f64| -> Vec<(f64, f64)> {
             comparison.windows.iter().map(|w| (f(w), w.tokens as f64)).collect()
         };
         let (base, quant) = (side(|w| w.base_nll), side(|w| w.quant_nll));
         let ((base_nll, tokens), (quant_nll, _)) = (total(&base), total(&quant));
         let ln_ratio = (quant_nll - base_nll) / tokens;
-        let paired = ln_perplexity_ratio(&comparison.windows, seed);
+        let paired = ln_perplexity_ratio(&comparison.windows, seed).map(|i| i.at(look));
         let ppl = Perplexity {
             base: (base_nll / tokens).exp(),
             base_ci95: interval(&base, seed),
@@ -395,7 +406,7 @@ impl Measures {
             base: base_bits,
             quant: Some(quant_bits),
             delta: Some(quant_bits - base_bits),
-            delta_ci95: delta_bits_per_byte(&comparison.windows, seed).map(|i| i.ci95()),
+            delta_ci95: delta_bits_per_byte(&comparison.windows, seed).map(|i| i.at(look).ci95()),
         };
         let measures = Self {
             text: Some(text),

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | each blocking gate that is undecided | 40 |
 //! | text below 20,000 tokens | up to 20, in proportion to what is missing |
-//! | an interval over fewer than 100 windows (it is approximate), or none | up to 10; 20 |
+//! | an interval over fewer than 100 blocks of text (it is approximate), or none | up to 10; 20 |
 //! | quality near its gate | up to 10: the square of the share of the allowed increase that the interval's end uses |
 //! | a fidelity guide that is exceeded | 10 each |
 //! | inputs of the score that were not measured | 5 each |
@@ -15,6 +15,7 @@
 use crate::{
     Report,
     gates::{Gate, Outcome},
+    stats::GOOD_BLOCKS,
     trinity::Trinity,
 };
 use serde::{Deserialize, Serialize};
@@ -22,8 +23,8 @@ use serde::{Deserialize, Serialize};
 /// Tokens from which a text is no longer thin.
 const ENOUGH_TOKENS: f64 = 20_000.0;
 
-/// Windows from which an interval is no longer approximate.
-const ENOUGH_WINDOWS: f64 = 100.0;
+/// Blocks from which an interval is no longer approximate.
+const ENOUGH_BLOCKS: f64 = GOOD_BLOCKS as f64;
 
 /// Risk with everything it comes from.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -74,9 +75,10 @@ impl Risk {
         add(20.0 * (1.0 - tokens as f64 / ENOUGH_TOKENS).max(0.0), format!("judged on {tokens} tokens; {ENOUGH_TOKENS} are plenty"));
         match report.gates.iter().find(|gate| gate.name == "quality").map(|gate| (gate, gate.ci95)) {
             Some((gate, Some(interval))) => {
-                let windows = text.map_or(0, |text| text.windows);
-                let what = format!("the interval rests on {windows} windows and is approximate");
-                add(10.0 * (1.0 - windows as f64 / ENOUGH_WINDOWS).max(0.0), what);
+                // Reports of earlier versions count windows alone.
+                let blocks = text.map_or(0, |text| text.blocks.max(text.windows));
+                let what = format!("the interval rests on {blocks} blocks of text and is approximate");
+                add(10.0 * (1.0 - blocks as f64 / ENOUGH_BLOCKS).max(0.0), what);
                 let used = used(gate, interval);
                 add(10.0 * used * used, format!("quality uses {:.0} % of what its gate allows", 100.0 * used));
             }
@@ -111,7 +113,7 @@ mod tests {
     };
 
     fn report(tokens: usize, windows: usize, quality: Gate) -> Report {
-        let text = TextInfo { name: "text".into(), tokens, bytes: 4 * tokens, windows, context: 512, bos: false };
+        let text = TextInfo { name: "text".into(), tokens, bytes: 4 * tokens, windows, blocks: windows, context: 512, bos: false };
         let machine = Machine { cpu: "c".into(), cores: 1, threads: 1, isa: "scalar".into(), os: "o".into(), version: "v".into() };
         let measures = Measures { text: Some(text), ..Measures::default() };
         Report::new("w8a16".into(), vec![quality], false, measures, machine, vec![])
@@ -135,6 +137,24 @@ mod tests {
         assert!((risk(&report(50_000, 100, quality(1.01, Outcome::Passed)), Coverage::default()) - 2.5).abs() < 1e-9);
         assert!(risk(&report(50_000, 100, quality(1.03, Outcome::Undecided)), Coverage::default()) >= 50.0);
         assert_eq!(risk(&sound, Coverage { dead_inputs: 0.05, unreached_experts: 1 }), 15.0);
+        // One more thing open at a time: each adds by itself, and is named.
+        let alone = |change: fn(&mut Report)| {
+            let mut other = report(50_000, 100, quality(1.0, Outcome::Passed));
+            change(&mut other);
+            let risk = Risk::of(&other, &measured(), Coverage::default());
+            assert_eq!(risk.reasons.len(), 1, "{risk:?}");
+            (risk.score, risk.reasons[0].what.clone())
+        };
+        let fidelity = |report: &mut Report| {
+            report.gates.push(Gate { blocking: false, ..Gate::new("fidelity.kl", 0.04, 0.03, Outcome::Failed, "") });
+        };
+        assert!(alone(fidelity).0 == 10.0 && alone(fidelity).1.contains("fidelity.kl"));
+        let undecided = |report: &mut Report| report.gates.push(Gate::new("tasks", 0.0, 0.02, Outcome::Undecided, ""));
+        assert!(alone(undecided).0 == 40.0 && alone(undecided).1.contains("tasks"));
+        let unheard = |report: &mut Report| report.gates[0].ci95 = None;
+        assert!(alone(unheard).0 == 20.0 && alone(unheard).1.contains("no interval"));
+        assert_eq!(risk(&sound, Coverage { dead_inputs: 0.05, unreached_experts: 0 }), 5.0);
+        assert_eq!(risk(&sound, Coverage { dead_inputs: 0.0, unreached_experts: 1 }), 10.0);
         let unmeasured = Risk::of(&sound, &Trinity::of(&Inputs::default()), Coverage::default());
         assert_eq!((unmeasured.score, unmeasured.reasons.len()), (65.0, 13));
     }

@@ -6,7 +6,7 @@ use crate::{
     stats::{Interval, bootstrap_ratio, quantile},
     timing::{Lane, Reading, Rounds, alternate},
 };
-use octet_kernels::{Engine, limits::streaming_read_gb_s};
+use octet_kernels::{Engine, limits::ReadBuffer};
 use octet_model::Model;
 use serde::{Deserialize, Serialize};
 use std::{ops::ControlFlow, time::Duration};
@@ -14,7 +14,7 @@ use std::{ops::ControlFlow, time::Duration};
 /// How speed is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct SpeedOptions {
-    /// Pairs of repetitions; the order within a pair alternates.
+    /// Pairs of repetitions of decoding; the order within a pair alternates. Half as many of a prompt, which is not judged.
     pub pairs: usize,
     /// Tokens in the cache when decoding starts.
     pub prompt_tokens: usize,
@@ -34,7 +34,7 @@ impl Default for SpeedOptions {
             pairs: 16,
             prompt_tokens: 64,
             prefill_tokens: 256,
-            repetition: Duration::from_millis(60),
+            repetition: Duration::from_millis(25),
             budget: Duration::from_secs(20),
             seed: 0,
         }
@@ -83,6 +83,9 @@ pub struct CacheCheck {
 /// A read this many times as fast as one from memory is served from cache.
 pub const CACHE_FACTOR: f64 = 1.25;
 
+/// Time for which each of the two reads is repeated at least.
+const CACHE_TIME: Duration = Duration::from_millis(30);
+
 /// A buffer no cache of a CPU holds.
 const LARGE_BUFFER: usize = 1 << 30;
 
@@ -106,7 +109,7 @@ pub struct Speed {
 
 /// Measures decode and prefill of both models in alternating pairs; `tokens` are any tokens of their vocabulary.
 ///
-/// `base` should be the original in 16 bits (see [`crate::SixteenBit`]), `base_bytes` its weights in bytes.
+/// `base` should be the original in 16 bits (see [`crate::SixteenBit`]), `cache` where its weights are read from.
 ///
 /// # Errors
 /// If there are no tokens, a model fails, or `progress` breaks off.
@@ -114,7 +117,7 @@ pub fn measure(
     base: &Model,
     quant: &Model,
     tokens: &[u32],
-    base_bytes: usize,
+    cache: CacheCheck,
     options: &SpeedOptions,
     progress: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<Speed> {
@@ -129,14 +132,15 @@ pub fn measure(
     let steps = lanes[0].steps_for(&prompt, options.repetition, MOST_STEPS)?.min(context - prompt.len());
     let decode = paired(&mut lanes, options, progress, &|lane| lane.decode(&prompt, 1, steps))?;
     let text = repeat(options.prefill_tokens);
-    let prefill = paired(&mut lanes, options, progress, &|lane| lane.prefill(&text))?;
+    let half = SpeedOptions { pairs: options.pairs / 2, ..*options };
+    let prefill = paired(&mut lanes, &half, progress, &|lane| lane.prefill(&text))?;
     let engine = quant.engine();
     Ok(Speed {
         decode: phase(&decode, steps, options.seed),
         prefill: phase(&prefill, text.len(), options.seed),
         threads: engine.threads(),
         isa: engine.isa().to_string(),
-        cache: check_cache(engine, base_bytes),
+        cache,
     })
 }
 
@@ -186,8 +190,8 @@ pub fn check_cache(engine: &Engine, bytes: usize) -> CacheCheck {
     if bytes == 0 || bytes > large_bytes / 2 || large_bytes < LEAST_LARGE_BUFFER {
         return unmeasured;
     }
-    let read = streaming_read_gb_s(engine, bytes);
-    let large = streaming_read_gb_s(engine, large_bytes);
+    let buffer = ReadBuffer::new(large_bytes);
+    let [read, large] = [bytes, large_bytes].map(|bytes| buffer.gb_s(engine, bytes, CACHE_TIME));
     CacheCheck { read_gb_s: Some(read), large_read_gb_s: Some(large), served_from_cache: read > CACHE_FACTOR * large, ..unmeasured }
 }
 

@@ -1,7 +1,11 @@
 //! Small statistics: quantiles and the block bootstrap.
 
+use crate::looks::Look;
 use octet_runtime::Rng;
 use serde::{Deserialize, Serialize};
+
+/// Standard errors that a 95 % interval reaches to either side, where there are many blocks.
+pub const Z_95: f64 = 1.959_964;
 
 /// Resamples of a bootstrap.
 pub const RESAMPLES: usize = 1000;
@@ -29,6 +33,13 @@ impl Interval {
     /// The interval of `f` of the estimated figure, for an increasing `f`.
     pub fn map(self, f: impl Fn(f64) -> f64) -> Self {
         Self { estimate: f(self.estimate), low: f(self.low), high: f(self.high), ..self }
+    }
+
+    /// As wide as an interval of `look` must be.
+    pub fn at(self, look: Look) -> Self {
+        let wider = student(look.reach(), self.blocks - 1) / student(Z_95, self.blocks - 1);
+        let end = |end: f64| self.estimate + wider * (end - self.estimate);
+        Self { low: end(self.low), high: end(self.high), ..self }
     }
 
     /// Lower and upper end, as reports write them.
@@ -60,7 +71,7 @@ pub fn bootstrap_ratio(blocks: &[(f64, f64)], seed: u64) -> Option<Interval> {
     let mut resampled: Vec<f64> =
         (0..RESAMPLES).map(|_| ratio((0..n).fold((0.0, 0.0), |sums, _| add(sums, &blocks[rng.below(n)])))).collect();
     resampled.sort_by(f64::total_cmp);
-    let wider = student_975(n - 1) / 1.959_964 * (n as f64 / (n - 1) as f64).sqrt();
+    let wider = student(Z_95, n - 1) / Z_95 * (n as f64 / (n - 1) as f64).sqrt();
     let end = |p: f64| estimate + (quantile(&resampled, p) - estimate) * wider;
     Some(Interval { estimate, low: end(0.025), high: end(0.975), blocks: n })
 }
@@ -76,9 +87,10 @@ pub fn quantile(sorted: &[f64], p: f64) -> f64 {
     }
 }
 
-/// The 97.5 % quantile of Student's t (Abramowitz and Stegun 1964, 26.7.5; error below 0.5 % from 4 degrees on).
-fn student_975(degrees: usize) -> f64 {
-    let (z, v) = (1.959_964f64, degrees as f64);
+/// The quantile of Student's t where the normal distribution has `z` (Abramowitz and Stegun 1964, 26.7.5; up to z = 2.6 the
+/// error is below 1 % from 7 degrees on).
+fn student(z: f64, degrees: usize) -> f64 {
+    let v = degrees as f64;
     let (z3, z5, z7) = (z.powi(3), z.powi(5), z.powi(7));
     z + (z3 + z) / (4.0 * v)
         + (5.0 * z5 + 16.0 * z3 + 3.0 * z) / (96.0 * v * v)
@@ -136,7 +148,10 @@ mod tests {
         assert_eq!(quantile(&[1.0, 2.0, 4.0], 0.75), 3.0);
         assert!(quantile(&[], 0.5).is_nan());
         for (degrees, t) in [(7, 2.364_6), (20, 2.086_0), (100, 1.984_0)] {
-            assert!((student_975(degrees) - t).abs() < 0.01, "{degrees}: {}", student_975(degrees));
+            assert!((student(Z_95, degrees) - t).abs() < 0.01, "{degrees}: {}", student(Z_95, degrees));
+        }
+        for (degrees, t) in [(7, 3.499_5), (20, 2.845_3), (100, 2.625_9)] {
+            assert!((student(Look::First.reach(), degrees) / t - 1.0).abs() < 0.01, "{degrees}");
         }
     }
 }

@@ -169,8 +169,9 @@ fn likeliest(model: &TextModel, candidates: &[Candidate]) -> Result<Option<usize
         let mut row = 0;
         for (i, candidate) in group.iter().enumerate() {
             let (start, targets) = (row + candidate.from - 1, &candidate.ids[candidate.from..]);
+            let engine = model.model.engine();
             let logits = |at: usize| &out[(start + at) * vocab..(start + at + 1) * vocab];
-            let nll = per_row(model.model.engine(), targets.len(), |at| negative_log_likelihood(logits(at), targets[at]));
+            let nll = per_row(engine, targets.len(), |at| negative_log_likelihood(engine, logits(at), targets[at]));
             let likelihood = -nll.iter().sum::<f64>() / candidate.bytes as f64;
             if likelihood > best.0 {
                 best = (likelihood, Some(first + i));

@@ -3,7 +3,7 @@
 use crate::{
     Measures,
     along::Along,
-    evaluation::Compared,
+    evaluation::{Compared, TextCompared},
     gates::{self, Gate, Thresholds},
     report::{TextInfo, TextMeasures},
     score::Comparison,
@@ -13,11 +13,11 @@ use crate::{
 /// Measures of all texts together (and of each, where there are several) with the gates that follow from them: `quality`,
 /// `quality.<text>` for every text, `quality.position`.
 pub fn verdict_of_texts(compared: &Compared, limits: &Thresholds, seed: u64) -> (Measures, Vec<Gate>) {
-    let infos: Vec<TextInfo> = compared.texts.iter().map(|(name, windows, _)| TextInfo::of(name.clone(), windows)).collect();
+    let infos: Vec<TextInfo> = compared.texts.iter().map(|text| TextInfo::of(text.name.clone(), &text.windows)).collect();
     let Some(info) = TextInfo::together(&infos) else { return (Measures::default(), vec![]) };
     let context = info.context;
     let quality = |info: TextInfo, comparison: &Comparison| {
-        let (measures, interval, point) = Measures::of_pair(info, comparison, seed);
+        let (measures, interval, point) = Measures::of_pair(info, comparison, compared.look, seed);
         (measures, gates::quality(interval, point, comparison.non_finite, comparison.tokens(), context, limits))
     };
     let pooled = compared.pooled();
@@ -25,12 +25,12 @@ pub fn verdict_of_texts(compared: &Compared, limits: &Thresholds, seed: u64) -> 
     let mut gates = vec![gate];
     if infos.len() > 1 {
         let shorts = short_names(infos.iter().map(|info| info.name.as_str()));
-        for ((info, short), (_, _, comparison)) in infos.into_iter().zip(shorts).zip(&compared.texts) {
-            let windows = comparison.windows.len();
+        for ((info, short), TextCompared { comparison, .. }) in infos.into_iter().zip(shorts).zip(&compared.texts) {
+            let blocks = comparison.windows.len();
             let (own, gate) = quality(info.clone(), comparison);
-            let thin = windows < LEAST_BLOCKS && comparison.non_finite == 0;
+            let thin = blocks < LEAST_BLOCKS && comparison.non_finite == 0;
             gates.push(if thin {
-                let why = format!("{windows} windows are too few to judge {} by itself; it counts among all texts", info.name);
+                let why = format!("{blocks} blocks are too few to judge {} by itself; it counts among all texts", info.name);
                 Gate::not_applicable(&format!("quality.{short}"), why)
             } else {
                 gates::quality_of_text(&short, gate)

@@ -1,6 +1,6 @@
 //! Evaluation text cut into windows as the WikiText protocol does it: joined text, no overlap, a stated context.
 
-use crate::{Result, stats::GOOD_BLOCKS};
+use crate::{Result, score::blocks_of, stats::GOOD_BLOCKS};
 use octet_runtime::{TextModel, Tokenizer};
 
 /// Longest window unless asked otherwise.
@@ -44,6 +44,18 @@ impl Windows {
         self.windows.iter().map(|w| w.len() - 1).sum()
     }
 
+    /// Blocks of text that an interval rests on: see [`crate::score::BLOCK`].
+    pub fn blocks(&self) -> usize {
+        self.windows.iter().map(|window| blocks_of(window.len().saturating_sub(1))).sum()
+    }
+
+    /// Every second window, the first of all among them or not.
+    pub fn every_second(&self, first: bool) -> Self {
+        let from = usize::from(!first);
+        let windows = self.windows.iter().skip(from).step_by(2).cloned().collect();
+        Self { windows, bytes: self.bytes.iter().skip(from).step_by(2).copied().collect(), ..*self }
+    }
+
     /// The first `count` windows.
     pub fn first(&self, count: usize) -> Self {
         let count = count.min(self.windows.len());
@@ -84,6 +96,18 @@ mod tests {
         let cases = [(1_000_000, 8192, 2048), (50_195, 2048, 448), (102_400, 2048, 1024), (20_000, 2048, 256), (1_000_000, 512, 512)];
         for (tokens, limit, context) in cases {
             assert_eq!(usual_context(tokens, limit), context, "{tokens} tokens, {limit}");
+        }
+    }
+
+    #[test]
+    fn every_second_window_and_the_others_are_all() {
+        for count in 0..6 {
+            let windows: Vec<Vec<u32>> = (0..count).map(|i| vec![i; 3]).collect();
+            let all = Windows { windows, bytes: (0..count as usize).collect(), context: 3, bos: None };
+            let (even, odd) = (all.every_second(true), all.every_second(false));
+            assert_eq!(even.windows.len(), count.div_ceil(2) as usize);
+            assert!(even.bytes.iter().all(|b| b % 2 == 0) && odd.bytes.iter().all(|b| b % 2 == 1));
+            assert_eq!(even.tokens() + odd.tokens(), all.tokens());
         }
     }
 

@@ -40,7 +40,7 @@ fn quality_passes_refuses_or_asks_for_text() {
     assert!(broken.note.contains("not finite"));
     let few =
         gates::quality(Some(Interval { estimate: 0.0, low: -0.001, high: 0.001, blocks: 20 }), 0.0, 0, 1000, 50, &Thresholds::default());
-    assert!(few.note.contains("20 windows and is approximate"));
+    assert!(few.note.contains("20 blocks of text and is approximate"));
 }
 
 #[test]
@@ -155,8 +155,8 @@ fn the_report_has_the_promised_fields_and_reads_back() {
         quant_nll: 251.0 + f64::from(i),
     });
     let comparison = Comparison { windows: windows.collect(), kl: vec![0.0, f32::INFINITY, 0.01], same_top: 2, ..Comparison::default() };
-    let text = TextInfo { name: "t".into(), tokens: 3000, bytes: 9000, windows: 30, context: 101, bos: false };
-    let (mut measures, paired, point) = Measures::of_pair(text, &comparison, 1);
+    let text = TextInfo { name: "t".into(), tokens: 3000, bytes: 9000, windows: 30, blocks: 30, context: 101, bos: false };
+    let (mut measures, paired, point) = Measures::of_pair(text, &comparison, octet_eval::looks::Look::Only, 1);
     assert!((point - 0.01).abs() < 1e-9 && paired.is_some());
     measures.speed = Some(speed(1.6, 1.9, false));
     measures.size = Some(sizes(4.1, 2_500_000));

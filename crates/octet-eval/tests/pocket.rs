@@ -8,6 +8,7 @@ use octet_eval::{
     gates::{self, Gate, Outcome, Status, Thresholds},
     health::{self, HealthOptions, HealthRun},
     integrity,
+    looks::Look,
     report::TextInfo,
     score,
     size::QuantizedMatrices,
@@ -146,7 +147,7 @@ fn windows(count: usize, context: usize) -> Windows {
 fn judge(quant: &TextModel, strict: bool) -> (Vec<Gate>, Measures) {
     let windows = windows(16, 96);
     let comparison = score::compare(&BASE.model, &quant.model, &windows, &mut |_, _| CONTINUE).unwrap();
-    let (measures, paired, point) = Measures::of_pair(TextInfo::of("evaluation", &windows), &comparison, 1);
+    let (measures, paired, point) = Measures::of_pair(TextInfo::of("evaluation", &windows), &comparison, Look::Only, 1);
     let limits = Thresholds { strict, ..Thresholds::default() };
     let mut gates = vec![gates::quality(paired, point, comparison.non_finite, comparison.tokens(), windows.context, &limits)];
     gates.extend(gates::fidelity(&measures.kl.unwrap(), measures.top1.unwrap(), 8.0, &limits));
@@ -231,7 +232,8 @@ fn speed_refuses_a_model_with_eight_times_the_layers() {
     let options =
         SpeedOptions { pairs: 10, prompt_tokens: 8, prefill_tokens: 32, repetition: Duration::from_millis(15), ..SpeedOptions::default() };
     let ids = text_ids();
-    let measured = speed::measure(&BASE.model, &slow.model, &ids, 0, &options, &mut || CONTINUE).unwrap();
+    let measured =
+        speed::measure(&BASE.model, &slow.model, &ids, speed::check_cache(BASE.model.engine(), 0), &options, &mut || CONTINUE).unwrap();
     let gate = gates::speed(&measured, &Thresholds::default());
     assert_eq!(gate.outcome, Outcome::Failed, "{gate:?}");
     // Even where only "not slower" is asked for.

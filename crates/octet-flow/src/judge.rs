@@ -5,18 +5,20 @@ use crate::{
     original::{Original, check_memory, health_options},
 };
 use octet_eval::{
-    EvalText, Evaluation, Measures, Report,
+    EvalText, Measures, Pair, Report, Side,
     along::Along,
     cost::{self, Pace},
+    evaluation::Compared,
     gates::{self, Gate, Thresholds},
     health,
     integrity::{Check, same_bytes, same_logits},
+    looks::{Look, Looked},
     machine::Machine,
     memory::ProcessMemory,
     report::{Cost, Memory, kernels_since},
     samples,
     size::QuantizedMatrices,
-    speed::{self, SpeedOptions},
+    speed::{self, CacheCheck, SpeedOptions},
     store::Store,
     tasks::{self, TaskFigures, TaskSet},
     torture::{same_prompts, same_tokens},
@@ -111,13 +113,12 @@ pub fn judge_folder(
     cancel: &AtomicBool,
     progress: Progress<'_>,
 ) -> Result<Judged> {
-    let held = original.evaluation.is_some();
     let mut bench = Bench { original, settings, engine, cancel, progress, parts: vec![] };
     let started = Instant::now();
     let checkpoint = Checkpoint::open(folder)?;
     check_memory(scheme, checkpoint.entries().iter().map(|e| e.bytes as u64).sum())?;
     let model = TextModel::open(folder, engine, OpenOptions::default())?;
-    let (known, forecast_seconds) = bench.forecast(&model)?;
+    let (known, [forecast_seconds, most]) = bench.forecast(&model, started)?;
     let (mut measures, mut gates) = bench.timed("texts", |bench| bench.quality(&model, &checkpoint))?;
     // Before speed is measured, whose streaming buffers are not what the models need.
     let process = ProcessMemory::now();
@@ -134,9 +135,9 @@ pub fn judge_folder(
     gates.extend(bench.timed("tasks", |bench| bench.tasks(&model, &mut measures))?);
     gates.push(bench.timed("integrity", |bench| bench.integrity(folder, &model, origin, &mut measures))?);
     measures.memory = Some(Memory { base_weights: Some(base), quant_weights: Some(quant), process });
-    let reference_cached = known && bench.original.evaluation.as_ref().is_some_and(|evaluation| evaluation.stored || held);
     let (seconds, parts) = (started.elapsed().as_secs_f64(), bench.parts);
-    measures.cost = Some(Cost { forecast_seconds: Some(forecast_seconds), seconds, reference_cached, parts });
+    let (forecast_seconds, forecast_most_seconds) = (Some(forecast_seconds), Some(most).filter(|most| *most > forecast_seconds));
+    measures.cost = Some(Cost { forecast_seconds, forecast_most_seconds, seconds, reference_cached: known, parts });
     let report = Report::new(scheme.into(), gates, false, measures, Machine::of(engine), settings.command.clone());
     Ok(Judged { report, model })
 }
@@ -180,8 +181,9 @@ impl Bench<'_, '_> {
         result
     }
 
-    /// Whether the original's side is known already, and the seconds judging will take.
-    fn forecast(&mut self, quant: &TextModel) -> Result<(bool, f64)> {
+    /// Whether the original's side is known already, and the seconds judging will take if a first look decides, and at most.
+    /// What passed since `started` is part of it.
+    fn forecast(&mut self, quant: &TextModel, started: Instant) -> Result<(bool, [f64; 2])> {
         let ids = self.settings.ids();
         let health = health_options(self.settings);
         let sequences = self.original.prompts.len();
@@ -193,21 +195,39 @@ impl Bench<'_, '_> {
         let variant = Pace::of(&quant.model, &ids, sequences)?;
         let identity = self.original.identity(self.settings)?;
         let stored = self.settings.store.as_ref().zip(identity.as_ref());
-        let known = self.original.evaluation.is_some() || Evaluation::is_stored(&self.original.windows, stored);
+        let (evaluation, limits) = (&self.original.evaluation, &self.settings.thresholds);
+        let known = evaluation.is_known(limits, stored);
         let speed = SpeedOptions::default();
-        let seconds = cost::forecast(&original, &variant, &self.original.windows, &health, &speed, known);
+        let windows = evaluation.windows();
+        let tokens = [windows.first_tokens(limits), windows.tokens()];
+        let passed = started.elapsed().as_secs_f64();
+        let seconds = tokens.map(|tokens| passed + cost::forecast(&original, &variant, tokens, &health, &speed, known));
         let reference = if known { "the original's side is known" } else { "the original included" };
-        (self.progress)(FORECAST, 0, 1, &format!("about {seconds:.0} s ({reference})"));
+        let span = if tokens[0] < tokens[1] { format!("{:.0} to {:.0} s", seconds[0], seconds[1]) } else { format!("{:.0} s", seconds[0]) };
+        (self.progress)(FORECAST, 0, 1, &format!("about {span} ({reference})"));
         Ok((known, seconds))
     }
 
     fn quality(&mut self, quant: &TextModel, checkpoint: &Checkpoint) -> Result<(Measures, Vec<Gate>)> {
         let (settings, limits) = (self.settings, &self.settings.thresholds);
-        let evaluation = self.original.evaluation(settings, self.cancel, &mut *self.progress)?;
-        let mut step = stage("perplexity", "windows", self.cancel, &mut *self.progress);
+        let identity = self.original.identity(settings)?;
+        let Original { text, evaluation, .. } = &mut *self.original;
+        let stored = settings.store.as_ref().zip(identity.as_ref());
+        let pair = Pair { original: &text.model, variant: &quant.model, stored };
+        let (cancel, progress) = (self.cancel, &mut *self.progress);
+        let mut step = |side: Side, done: usize, total: usize| {
+            let name = if side == Side::Original { "original" } else { "perplexity" };
+            progress(name, done as u64, total as u64, "windows");
+            flow(cancel)
+        };
         let before = self.engine.kernel_calls();
-        let compared = evaluation.compare(&quant.model, &mut step).map_err(interrupted)?;
-        let (mut measures, mut gates) = verdict_of_texts(&compared, limits, settings.seed);
+        let verdict = |compared: &Compared| verdict_of_texts(compared, limits, settings.seed);
+        let judged = evaluation.judge(pair, limits, verdict, &mut step);
+        let (mut measures, mut gates, compared) = judged.map_err(interrupted)?;
+        if let (true, Some(text)) = (compared.look != Look::Only, &measures.text) {
+            let of = evaluation.windows().texts.iter().map(|(_, windows)| windows.tokens()).sum();
+            measures.looked = Some(Looked { look: compared.look, tokens: text.tokens, of });
+        }
         measures.kernels = kernels_since(self.engine, &before);
         if let (Some(kl), Some(top1)) = (&measures.kl, measures.top1) {
             let bits = checkpoint.quantization().and_then(|q| q.main_scheme()).map_or(16.0, |s| f64::from(s.weights.bits.get()));
@@ -227,9 +247,16 @@ impl Bench<'_, '_> {
         Ok(gates)
     }
 
+    /// Where the original's weights are read from, measured once.
+    fn cache(&mut self) -> CacheCheck {
+        let bytes = 2 * self.original.parameters as usize;
+        self.original.cache.get_or_insert_with(|| speed::check_cache(self.engine, bytes)).clone()
+    }
+
     fn speed(&mut self, quant: &TextModel, measures: &mut Measures) -> Result<Gate> {
-        let original = &*self.original;
         let options = SpeedOptions { seed: self.settings.seed, ..SpeedOptions::default() };
+        let cache = self.cache();
+        let original = &*self.original;
         let (cancel, progress, mut done) = (self.cancel, &mut *self.progress, 0u64);
         // A pair is two phases of two models; the total is what a run within its time budget makes.
         let total = 2 * options.pairs as u64;
@@ -238,9 +265,8 @@ impl Bench<'_, '_> {
             progress("speed", done.min(total), total, "decode and prefill, both models in turn");
             flow(cancel)
         };
-        let bytes = 2 * original.parameters as usize;
         let baseline = &original.baseline().model;
-        let measured = speed::measure(baseline, &quant.model, &self.settings.ids(), bytes, &options, &mut step).map_err(interrupted)?;
+        let measured = speed::measure(baseline, &quant.model, &self.settings.ids(), cache, &options, &mut step).map_err(interrupted)?;
         let gate = gates::speed(&measured, &self.settings.thresholds);
         measures.speed = Some(measured);
         Ok(gate)

@@ -1,14 +1,12 @@
 //! The original of a verdict: opened once, run once over the texts, held against any number of variants.
 
-use crate::{
-    Error, JudgeSettings, Progress, Result, digest,
-    judge::{interrupted, stage},
-};
+use crate::{Error, JudgeSettings, Result, digest};
 use octet_eval::{
     Evaluation, EvaluationWindows, SixteenBit,
     cost::Pace,
     health::{self, HealthOptions, HealthRun},
     memory::available_memory,
+    speed::CacheCheck,
     store::Key,
 };
 use octet_formats::{Checkpoint, Folder};
@@ -16,7 +14,6 @@ use octet_kernels::Engine;
 use octet_model::ArchSpec;
 use octet_runtime::{OpenOptions, TextModel};
 use octet_tensor::Dtype;
-use std::sync::atomic::AtomicBool;
 
 /// The original, opened once for any number of variants.
 pub struct Original {
@@ -27,11 +24,12 @@ pub struct Original {
     pub(crate) sixteen: Option<TextModel>,
     /// Weights in all.
     pub(crate) parameters: u64,
-    pub(crate) windows: EvaluationWindows,
     pub(crate) prompts: Vec<Vec<u32>>,
     /// What its logits and texts depend on, once that was asked for.
     pub(crate) identity: Option<Key>,
-    pub(crate) evaluation: Option<Evaluation>,
+    pub(crate) evaluation: Evaluation,
+    /// Where its weights are read from, once that was measured.
+    pub(crate) cache: Option<CacheCheck>,
     pub(crate) health: Option<HealthRun>,
     /// Which questions it answers rightly.
     pub(crate) answers: Option<Vec<bool>>,
@@ -75,29 +73,14 @@ impl Original {
             text,
             sixteen,
             parameters,
-            windows,
             prompts,
             identity: None,
-            evaluation: None,
+            evaluation: Evaluation::new(windows),
+            cache: None,
             health: None,
             answers: None,
             pace: None,
         })
-    }
-
-    /// What the original makes of the evaluation texts: run once, or taken from the store.
-    ///
-    /// # Errors
-    /// If the model fails or `cancel` is set.
-    pub fn evaluation(&mut self, settings: &JudgeSettings, cancel: &AtomicBool, progress: Progress<'_>) -> Result<&Evaluation> {
-        if self.evaluation.is_none() {
-            let identity = self.identity(settings)?;
-            let stored = settings.store.as_ref().zip(identity.as_ref());
-            let mut step = stage("original", "windows", cancel, progress);
-            let made = Evaluation::of(&self.text.model, &self.windows, stored, &mut step).map_err(interrupted)?;
-            self.evaluation = Some(made);
-        }
-        self.evaluation.as_ref().ok_or_else(|| Error::Internal("the original was not evaluated".into()))
     }
 
     /// What stored results of the original depend on; `None` where nothing is stored.

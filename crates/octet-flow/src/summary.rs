@@ -125,9 +125,9 @@ impl Variant {
     }
 }
 
-/// What kind of variant a scheme makes.
+/// What kind of variant a scheme makes; where it names a checkpoint, that comes after the scheme.
 fn kind(scheme: &str) -> String {
-    match scheme.parse::<Scheme>() {
+    match scheme.split(' ').next().unwrap_or_default().parse::<Scheme>() {
         Ok(scheme) => {
             let how = if scheme.activations == Activations::Exact { "weight-only" } else { "dynamic" };
             format!("INT{} {how}", scheme.weights.bits.get())

@@ -175,3 +175,39 @@ fn threads_do_not_change_a_bit() {
         assert_eq!(results[0], results[2]);
     }
 }
+
+#[test]
+fn logits_are_summed_up() {
+    let mut numbers = Numbers(9);
+    for count in [1, 2, 15, 16, 17, 511, 512, 513, 4096, 50_001] {
+        let mut logits: Vec<f32> = numbers.normals(count).iter().map(|v| 4.0 * v).collect();
+        if count > 2 {
+            // Two equal largest ones, one that weighs nothing, and one that is impossible.
+            (logits[1], logits[count - 1]) = (30.0, 30.0);
+            logits[count / 2] = -90.0;
+        }
+        if count > 100 {
+            logits[7] = f32::NEG_INFINITY;
+        }
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f64> = logits.iter().map(|&v| (f64::from(v) - f64::from(largest)).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let entropy: f64 = weights.iter().map(|w| w / total).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+        for engine in engines() {
+            let sums = engine.logit_sums(&logits);
+            assert_eq!(sums.top, logits.iter().position(|&v| v == largest).unwrap(), "{count} {}", engine.isa());
+            assert!((sums.log_sum - f64::from(largest) - total.ln()).abs() < 1e-6, "{count} {}: {sums:?}", engine.isa());
+            assert!((sums.entropy - entropy).abs() < 2e-6 * (1.0 + entropy), "{count} {}: {sums:?} {entropy}", engine.isa());
+        }
+    }
+    for engine in engines() {
+        for broken in [f32::NAN, f32::INFINITY] {
+            for at in [0, 5, 16, 20] {
+                let mut logits = numbers.normals(21);
+                logits[at] = broken;
+                assert!(!engine.logit_sums(&logits).log_sum.is_finite(), "{broken} at {at} {}", engine.isa());
+            }
+        }
+        assert!(!engine.logit_sums(&[]).log_sum.is_finite());
+    }
+}

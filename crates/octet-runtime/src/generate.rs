@@ -2,7 +2,11 @@
 
 use crate::{DecodeStream, Error, Result, Sampler, SamplerConfig, StopBuffer, TextModel, rng::Rng};
 use octet_model::{Logits, Sequence, Step};
-use std::{ops::ControlFlow, time::Instant};
+use std::{
+    ops::ControlFlow,
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
 
 /// Prompt tokens that go through the model at once: bounds the scratch memory, large enough to keep the kernels busy.
 const PREFILL_CHUNK: usize = 512;
@@ -228,13 +232,33 @@ impl Batch<'_> {
             }
             let mut rows = std::mem::take(&mut self.rows);
             let seconds = started.elapsed().as_secs_f64();
-            for (run, row) in runs.iter_mut().filter(|run| run.finish.is_none()).zip(rows.chunks_exact_mut(vocab)) {
+            let mut active: Vec<_> = runs.iter_mut().filter(|run| run.finish.is_none()).zip(rows.chunks_exact_mut(vocab)).collect();
+            for (run, _) in &mut active {
                 run.position += 1;
                 run.timings.decode_tokens += 1;
                 run.timings.decode_seconds += seconds;
-                self.draw(run, row)?;
             }
+            self.draw_all(&mut active)?;
             self.rows = rows;
+        }
+        Ok(())
+    }
+
+    /// Draws the next token of every sequence, by all threads, and gives out what text they complete.
+    fn draw_all(&mut self, active: &mut [(&mut Run<'_>, &mut [f32])]) -> Result<()> {
+        let mut watched = vec![];
+        for (run, row) in &*active {
+            watched.push((self.on_event)(Event::Logits { sequence: run.index, logits: row }));
+        }
+        let slots: Vec<Mutex<_>> = active.iter_mut().map(|(run, row)| Mutex::new((&mut run.sampler, run.position, row, Ok(0)))).collect();
+        self.model.model.engine().run(slots.len(), &|task| {
+            let mut slot = slots[task].lock().unwrap_or_else(PoisonError::into_inner);
+            let (sampler, position, row, drawn) = &mut *slot;
+            *drawn = sampler.next(row, *position);
+        });
+        let drawn: Vec<Result<u32>> = slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).3).collect();
+        for (((run, _), id), watched) in active.iter_mut().zip(drawn).zip(watched) {
+            self.take(run, id?, watched)?;
         }
         Ok(())
     }
@@ -243,6 +267,11 @@ impl Batch<'_> {
     fn draw(&mut self, run: &mut Run<'_>, row: &mut [f32]) -> Result<()> {
         let watched = (self.on_event)(Event::Logits { sequence: run.index, logits: row });
         let id = run.sampler.next(row, run.position)?;
+        self.take(run, id, watched)
+    }
+
+    /// Adds a token to a sequence and gives out what text it completes.
+    fn take(&mut self, run: &mut Run<'_>, id: u32, watched: ControlFlow<()>) -> Result<()> {
         run.ids.push(id);
         let ended = !self.options.ignore_eos && self.model.generation.eos_ids.contains(&id);
         let (mut text, mut stopped) = if ended { Default::default() } else { run.stops.push(&run.stream.push(id)?) };

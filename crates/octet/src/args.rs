@@ -112,7 +112,7 @@ pub(crate) struct Quantize {
     pub(crate) model: String,
     /// Where to write [default: ./<model>-<scheme or preset>]
     pub(crate) out: Option<PathBuf>,
-    /// Several checkpoints of one training run, oldest first: the last is quantized, the others where it is refused; OUT comes last
+    /// Several checkpoints of one training run, oldest first: all are quantized and compared; OUT comes last
     pub(crate) more: Vec<String>,
     /// Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]
     #[arg(long, value_name = "S", value_delimiter = ',', conflicts_with_all = ["preset", "bits", "recipe"])]
@@ -216,6 +216,9 @@ pub(crate) struct JudgeArgs {
     /// Gate: largest accepted perplexity increase in percent (upper end of the 95 % interval)
     #[arg(long, value_name = "PERCENT", default_value_t = 2.0, allow_negative_numbers = true)]
     pub(crate) max_ppl_increase: f64,
+    /// Judge quality on all of the text even where half of it decides
+    #[arg(long)]
+    pub(crate) whole_text: bool,
     /// Gate: smallest accepted decode speed-up over 16 bits where memory is the bound
     #[arg(long, value_name = "RATIO", default_value_t = 1.5, allow_negative_numbers = true)]
     pub(crate) min_speedup: f64,

@@ -63,7 +63,7 @@ impl Progress {
         self.said = Some(Instant::now());
         let left = elapsed.mul_f64((total.saturating_sub(done)) as f64 / done as f64);
         let percent = 100 * done / total.max(1);
-        note(&format!("{}: {percent} %, {} left  {detail}", self.stage, duration(left)));
+        note(&fitting(&format!("{}: {percent} %, {} left  {detail}", self.stage, duration(left))));
     }
 }
 
@@ -71,6 +71,46 @@ fn style() -> ProgressStyle {
     // The template is a constant of ours; the default stands in should it ever fail to parse.
     ProgressStyle::with_template("{prefix:>11} [{bar:24}] {percent:>3} %  {eta:>4} left  {wide_msg}")
         .map_or_else(|_| ProgressStyle::default_bar(), |style| style.progress_chars("=> "))
+}
+
+/// Columns of a terminal that lines are made for.
+pub(crate) const WIDTH: usize = 80;
+
+/// A line cut at a word so that it fits a terminal.
+fn fitting(line: &str) -> String {
+    let mut out = String::new();
+    for word in line.split(' ') {
+        if out.chars().count() + 1 + word.chars().count() > WIDTH {
+            break;
+        }
+        out.push_str(if out.is_empty() { "" } else { " " });
+        out.push_str(word);
+    }
+    out
+}
+
+/// What a word says of a verdict, for those who see colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tone {
+    Good,
+    Bad,
+    Open,
+}
+
+/// A word in the colour of its tone, where stdout is a terminal and nobody asked for none (<https://no-color.org>).
+pub(crate) fn paint(word: &str, tone: Tone) -> String {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    painted(word, tone, std::io::stdout().is_terminal() && !set("NO_COLOR") && !dumb)
+}
+
+fn painted(word: &str, tone: Tone, colours: bool) -> String {
+    let code = match tone {
+        Tone::Good => 32,
+        Tone::Bad => 31,
+        Tone::Open => 33,
+    };
+    if colours { format!("\u{1b}[1;{code}m{word}\u{1b}[0m") } else { word.into() }
 }
 
 /// A line for people, on stderr.
@@ -142,6 +182,17 @@ mod tests {
         assert_eq!([bytes(12), bytes(4_200_000), bytes(1_503_000_000), bytes(250_000)], ["12 B", "4.2 MB", "1.5 GB", "250 kB"]);
         assert_eq!(duration(Duration::from_millis(245_300)), "4 min 05 s");
         assert_eq!(duration(Duration::from_millis(850)), "850 ms");
+    }
+
+    #[test]
+    fn lines_end_at_a_word_and_colours_only_where_they_are_seen() {
+        let long = fitting(&"progress ".repeat(20));
+        assert!(long.chars().count() <= WIDTH && long.ends_with("progress"), "{long}");
+        assert_eq!(fitting("a  b"), "a  b");
+        assert_eq!(painted("REFUSED", Tone::Bad, false), "REFUSED");
+        assert_eq!(painted("ACCEPTED", Tone::Good, true), "\u{1b}[1;32mACCEPTED\u{1b}[0m");
+        // Tests have no terminal.
+        assert_eq!(paint("FAIL", Tone::Bad), "FAIL");
     }
 
     #[test]

@@ -148,26 +148,65 @@ fn gates(out: &mut String, report: &Report) {
         let _ = writeln!(
             out,
             "<tr><td data-label=\"gate\"><b>{}</b></td><td data-label=\"outcome\" class=\"{class}\">{word}</td><td class=\"n\" data-label=\"measured\">{}</td>\
-             <td class=\"n\" data-label=\"95 % interval\">{}</td><td class=\"n\" data-label=\"limit\">{}</td><td class=\"note\">{}</td></tr>",
+             <td class=\"n\" data-label=\"95 % interval\">{}{}</td><td class=\"n\" data-label=\"limit\">{}</td><td class=\"note\">{}</td></tr>",
             escape(&gate.name),
             escape(&shown(gate.value)),
             escape(&interval),
+            whisker(gate),
             escape(&shown(gate.threshold)),
             escape(&gate.note)
         );
     }
     out.push_str("</tbody></table>");
     if let Some(text) = &report.measures.text {
+        let early = report.measures.looked.filter(|looked| looked.tokens < looked.of);
+        let early = early.map_or(String::new(), |looked| format!(" They decided; the other half of {} tokens was not run.", looked.of));
         let _ = write!(
             out,
-            "<p class=\"soft\">Judged on {} tokens of {}, in {} windows of {}.</p>",
+            "<p class=\"soft\">Judged on {} tokens of {}, in {} windows of {}.{early}</p>",
             text.tokens,
             escape(&text.name),
             text.windows,
             text.context
         );
     }
+    cost(out, report);
     out.push_str("</section>\n");
+}
+
+/// Where an interval lies: a bar for it, a stroke for the limit, a dot for what would be no difference at all.
+fn whisker(gate: &Gate) -> String {
+    let (Some([low, high]), Some(limit)) = (gate.ci95, gate.threshold) else { return String::new() };
+    let neutral = if gate.name == "tasks" { 0.0 } else { 1.0 };
+    let ends = [low, high, limit, neutral];
+    let (from, to) = (ends.iter().copied().fold(f64::INFINITY, f64::min), ends.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+    if !(to - from).is_finite() || to <= from {
+        return String::new();
+    }
+    let place = |value: f64| 4.0 + 92.0 * (value - from) / (to - from);
+    let class = if gate.outcome == Outcome::Passed { "good" } else { "bad" };
+    format!(
+        "<span class=\"iv\" aria-hidden=\"true\"><i class=\"{class}\" style=\"left:{:.1}%;width:{:.1}%\"></i><b style=\"left:{:.1}%\"></b><s style=\"left:{:.1}%\"></s></span>",
+        place(low),
+        (place(high) - place(low)).max(1.5),
+        place(limit),
+        place(neutral)
+    )
+}
+
+/// What judging took, part by part, beside its forecast.
+fn cost(out: &mut String, report: &Report) {
+    let Some(cost) = &report.measures.cost else { return };
+    let seconds = |value: f64| format!("{value:.1} s");
+    let forecast = match (cost.forecast_seconds, cost.forecast_most_seconds) {
+        (Some(least), Some(most)) => format!(", forecast were {} to {}", seconds(least), seconds(most)),
+        (Some(least), None) => format!(", forecast were {}", seconds(least)),
+        _ => String::new(),
+    };
+    let parts: Vec<String> =
+        cost.parts.iter().filter(|(_, took)| *took >= 0.05).map(|(name, took)| format!("{name} {}", seconds(*took))).collect();
+    let known = if cost.reference_cached { "; what the original makes of the texts was known" } else { "" };
+    let _ = write!(out, "<p class=\"soft\">Judging took {}{forecast} ({}{known}).</p>", seconds(cost.seconds), escape(&parts.join(", ")));
 }
 
 /// A figure of a gate in the gate's own unit.

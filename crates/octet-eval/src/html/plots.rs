@@ -208,7 +208,8 @@ fn grid(tensors: &[TensorFigures], shade: &Shade<'_>) -> Option<String> {
 /// Relative error of the weights by layer and kind; values within a factor of ten look alike.
 pub(super) fn errors(tensors: &[TensorFigures]) -> Option<String> {
     let depth = |mean: f64, low: f64, high: f64| if mean > 0.0 { (mean / low).ln() / (high / low).ln().max(10f64.ln()) } else { 0.0 };
-    let shown = |error: f64| format!("{}%", tick((error * 1e4).round() / 100.0));
+    // From 1e-6 at 8 bits to 0.3 at 2: one digit and its power say it in a narrow cell.
+    let shown = |error: f64| if error > 0.0 { format!("{error:.0e}") } else { "0".into() };
     grid(tensors, &Shade { title: "Error by layer and kind of tensor", value: |t| t.error, shown, depth })
 }
 
@@ -228,10 +229,10 @@ pub(super) fn roofline(report: &Report) -> Option<String> {
     let prompt = 256.0;
     let point = |name: &str, tok_s: f64, bytes: f64, batch: f64| (name.to_string(), operations * batch / bytes, operations * tok_s / 1e9);
     let points = [
-        (point("original decodes", speed.decode.base_tok_s, bytes[0], 1.0), "c"),
-        (point("decodes", speed.decode.quant_tok_s, bytes[1], 1.0), "a"),
-        (point("original reads", speed.prefill.base_tok_s, bytes[0], prompt), "c"),
-        (point("reads", speed.prefill.quant_tok_s, bytes[1], prompt), "a"),
+        (point("original, a token", speed.decode.base_tok_s, bytes[0], 1.0), "c"),
+        (point("a token", speed.decode.quant_tok_s, bytes[1], 1.0), "a"),
+        (point("original, a prompt", speed.prefill.base_tok_s, bytes[0], prompt), "c"),
+        (point("a prompt", speed.prefill.quant_tok_s, bytes[1], prompt), "a"),
     ];
     let intensities: Vec<f64> = points.iter().map(|(p, _)| p.1).chain([0.3, 3000.0]).collect();
     let rates: Vec<f64> = points.iter().map(|(p, _)| p.2).chain([arithmetic, read * 0.5]).collect();
@@ -246,11 +247,12 @@ pub(super) fn roofline(report: &Report) -> Option<String> {
     let low = 10f64.powf(intensities.iter().copied().fold(f64::INFINITY, f64::min).log10().floor());
     let high = 10f64.powf(intensities.iter().copied().fold(0.0, f64::max).log10().ceil());
     chart.line(&[(low, low * read), (ridge, arithmetic), (high, arithmetic)], "sb");
-    for ((name, intensity, rate), class) in points {
+    // Of a pair the label of the higher point stands above it, that of the lower below, so that they never meet.
+    let above: Vec<bool> = points.iter().enumerate().map(|(i, ((_, _, rate), _))| *rate > points[i ^ 1].0.2).collect();
+    for (((name, intensity, rate), class), above) in points.into_iter().zip(above) {
         let place = chart.at(intensity, rate);
         let told = format!("{name}: {} operations a byte, {} billion a second", figure(intensity), figure(rate));
-        // The original's labels stand above, the variant's below, so that they never meet.
-        chart.dot_labelled(place, 5.0, class, &name, &told, if class == "c" { -9.0 } else { 9.0 });
+        chart.dot_labelled(place, 5.0, class, &name, &told, if above { -9.0 } else { 9.0 });
     }
     Some(chart.finish())
 }

@@ -32,7 +32,15 @@ pub(crate) fn full() -> Report {
         loss: 1e-4,
     };
     let measures = Measures {
-        text: Some(TextInfo { name: "text & more".into(), tokens: 50_000, bytes: 200_000, windows: 100, context: 512, bos: false }),
+        text: Some(TextInfo {
+            name: "text & more".into(),
+            tokens: 50_000,
+            bytes: 200_000,
+            windows: 100,
+            blocks: 200,
+            context: 512,
+            bos: false,
+        }),
         ppl: Some(Perplexity {
             base: 10.0,
             base_ci95: None,
@@ -64,6 +72,13 @@ pub(crate) fn full() -> Report {
             },
         }),
         memory: Some(Memory { quant_weights: Some(3_100_000), ..Memory::default() }),
+        cost: Some(crate::report::Cost {
+            forecast_seconds: Some(3.1),
+            forecast_most_seconds: Some(4.4),
+            seconds: 3.9,
+            reference_cached: false,
+            parts: vec![("texts".into(), 1.6), ("speed".into(), 1.4), ("tasks".into(), 0.0)],
+        }),
         ease: Some(Ease { read_gb_s: Some(20.0), int8_gop_s: Some(1500.0), ..Ease::default() }),
         by_position: (0..10).map(|i| crate::fidelity::Tenth { tokens: 10, kl: 0.01 + 0.001 * f64::from(i), ppl_ratio: 1.01 }).collect(),
         ..Measures::default()
@@ -135,6 +150,9 @@ fn the_verdict_comes_first_then_gates_then_plots() {
     assert_eq!(html.matches("<svg ").count(), 5);
     assert!(html.contains("octet quantize 'my model' --seed 1"));
     assert!(html.contains("-0.10 % to +0.40 %"));
+    // The interval of the quality gate, and where its limit and no difference at all lie.
+    assert!(html.contains("<span class=\"iv\"") && html.matches("<s style=").count() == html.matches("<span class=\"iv\"").count());
+    assert!(html.contains("Judging took 3.9 s, forecast were 3.1 s to 4.4 s (texts 1.6 s, speed 1.4 s)."), "{html}");
 }
 
 #[test]

@@ -211,3 +211,85 @@ fn only_what_chance_does_not_explain_counts_as_degenerate() {
     assert_eq!(inputs::excess(&Health { non_finite: true, ..health(1.0, 0.3) }), Some(f64::INFINITY));
     assert_eq!(inputs::excess(&Health { prompts: 0, ..health(1.0, 0.3) }), None);
 }
+
+#[test]
+fn every_measurement_of_a_report_that_counts_changes_the_score() {
+    use crate::{
+        Measures, Report,
+        fidelity::KlFigures,
+        health::{Health, HealthFigure},
+        integrity::Check,
+        machine::Machine,
+        report::{Ease, Memory, Perplexity},
+        size::Size,
+        speed::{CacheCheck, PhaseSpeed, Speed},
+        stats::Interval,
+    };
+    let phase = |estimate: f64| PhaseSpeed {
+        base_tok_s: 100.0,
+        quant_tok_s: 100.0 * estimate,
+        ratio: Some(Interval { estimate, low: estimate, high: estimate, blocks: 8 }),
+        base_spread: Some(0.1),
+        quant_spread: Some(0.5),
+    };
+    let measures = Measures {
+        ppl: Some(Perplexity { base: 10.0, base_ci95: None, quant: Some(10.1), quant_ci95: None, ratio: Some(1.01), ratio_ci95: None }),
+        kl: Some(KlFigures { mean: 0.02, median: 0.01, p99: 0.1, max: 1.0 }),
+        top1: Some(0.92),
+        size: Some(Size {
+            quantized_weights: 1,
+            bits_per_weight: 8.1,
+            nominal_bits: 8.0,
+            folder_bytes: 530,
+            base_bytes: 1000,
+            ratio: 0.53,
+            forecast_bytes: None,
+        }),
+        speed: Some(Speed {
+            decode: phase(1.3),
+            prefill: phase(1.2),
+            threads: 1,
+            isa: "scalar".into(),
+            cache: CacheCheck { bytes: 0, read_gb_s: None, large_bytes: 0, large_read_gb_s: None, served_from_cache: false },
+        }),
+        memory: Some(Memory { quant_weights: Some(600), ..Memory::default() }),
+        ease: Some(Ease { load_ms: Some(5000.0), free_bytes: Some(800), provenance: Some(0.5), ..Ease::default() }),
+        health: Some(Health {
+            prompts: 32,
+            tokens: 256,
+            figures: vec![HealthFigure { mode: "greedy".into(), name: "repetition".into(), base: 0.3, quant: 0.31, p: 1e-3 }],
+            alpha: 1e-4,
+            non_finite: false,
+        }),
+        integrity: [true, false].map(|pass| Check { name: "c".into(), pass, note: String::new() }).into(),
+        ..Measures::default()
+    };
+    let machine = Machine { cpu: "c".into(), cores: 1, threads: 1, isa: "scalar".into(), os: "o".into(), version: "v".into() };
+    let scored = |change: &dyn Fn(&mut Measures)| {
+        let mut measures = measures.clone();
+        change(&mut measures);
+        Trinity::of(&Inputs::of(&Report::new("w8a16".into(), vec![], false, measures, machine.clone(), vec![])))
+    };
+    let plain = scored(&|_| ());
+    assert!(!plain.partial, "{:?}", plain.not_measured);
+    type Change = (&'static str, Box<dyn Fn(&mut Measures)>);
+    let changes: [Change; 14] = [
+        ("perplexity", Box::new(|m| m.ppl.as_mut().unwrap().ratio = Some(1.02))),
+        ("divergence", Box::new(|m| m.kl.as_mut().unwrap().mean = 0.03)),
+        ("agreement", Box::new(|m| m.top1 = Some(0.91))),
+        ("size", Box::new(|m| m.size.as_mut().unwrap().ratio = 0.54)),
+        ("resident weights", Box::new(|m| m.memory.as_mut().unwrap().quant_weights = Some(610))),
+        ("decoding", Box::new(|m| m.speed.as_mut().unwrap().decode.ratio.as_mut().unwrap().estimate = 1.29)),
+        ("prompts", Box::new(|m| m.speed.as_mut().unwrap().prefill.ratio.as_mut().unwrap().estimate = 1.19)),
+        ("spread", Box::new(|m| m.speed.as_mut().unwrap().decode.quant_spread = Some(0.51))),
+        ("the original's spread", Box::new(|m| m.speed.as_mut().unwrap().decode.base_spread = Some(0.09))),
+        ("texts", Box::new(|m| m.health.as_mut().unwrap().figures[0].quant = 0.32)),
+        ("chance", Box::new(|m| m.health.as_mut().unwrap().figures[0].p = 1e-2)),
+        ("loading", Box::new(|m| m.ease.as_mut().unwrap().load_ms = Some(5100.0))),
+        ("files", Box::new(|m| m.integrity[1].pass = true)),
+        ("provenance", Box::new(|m| m.ease.as_mut().unwrap().provenance = Some(0.75))),
+    ];
+    for (name, change) in changes {
+        assert_ne!(scored(&*change).score, plain.score, "{name}");
+    }
+}

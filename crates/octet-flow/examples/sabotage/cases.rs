@@ -63,6 +63,7 @@ pub(crate) fn sabotages() -> Vec<Sabotage> {
         sabotage("one layer at 2 bits", "quality", move |f| f.coarsen(projection("layers.2.", "_proj"), 2)),
         sabotage("one projection at 2 bits", "quality", move |f| f.coarsen(projection("layers.1.", "down_proj"), 2)),
         sabotage("all layers at 3 bits", "quality", move |f| f.coarsen(projection("layers.", "_proj"), 3)),
+        sabotage("all layers at 2 bits", "quality", move |f| f.coarsen(projection("layers.", "_proj"), 2)),
         sabotage("scales off by 5 %", "quality", |f| noisy_scales(f, 0.05)),
         sabotage("scales off by 10 %", "quality", |f| noisy_scales(f, 0.1)),
         sabotage("scales off by 20 %", "quality", |f| noisy_scales(f, 0.2)),

@@ -24,7 +24,7 @@ pub enum Rung {
     Calibration,
     /// Training the rounding.
     Training,
-    /// Another checkpoint of the same run.
+    /// Another checkpoint of the same run: all of them are compared before one of them walks the ladder.
     Checkpoint,
     /// The original, kept.
     Original,
@@ -64,8 +64,6 @@ pub enum Choice {
         /// Bits a weight, scales included.
         bits_per_weight: f64,
     },
-    /// What was asked, of another checkpoint of the same training run, counted from 0.
-    Checkpoint(usize),
 }
 
 /// One thing to try.
@@ -103,8 +101,8 @@ pub struct Facts {
     pub text: Result<usize, String>,
     /// Why mixed precision cannot be tried, if it cannot.
     pub no_mixed: Option<String>,
-    /// Names of other checkpoints of the same training run, in the order to try.
-    pub checkpoints: Vec<String>,
+    /// Why no other checkpoint of the same training run is tried.
+    pub no_checkpoint: String,
 }
 
 /// Most times the usual number of calibration windows.
@@ -136,25 +134,9 @@ pub fn ladder(facts: &Facts) -> Vec<Step> {
         (Rung::Int8, int8(facts)),
         (Rung::Calibration, more_calibration(facts, best.ok())),
         (Rung::Training, Err("this build does not train (QAT)".into())),
+        (Rung::Checkpoint, Err(facts.no_checkpoint.clone())),
     ];
-    let mut steps: Vec<Step> = steps.map(|(rung, what)| Step { rung, what }).into();
-    steps.extend(
-        facts.checkpoints.iter().enumerate().map(|(i, name)| Step { rung: Rung::Checkpoint, what: Ok(checkpoint(facts, i, name)) }),
-    );
-    if facts.checkpoints.is_empty() {
-        steps.push(Step { rung: Rung::Checkpoint, what: Err("no other checkpoint was given".into()) });
-    }
-    steps
-}
-
-fn checkpoint(facts: &Facts, index: usize, name: &str) -> Candidate {
-    Candidate {
-        rung: Rung::Checkpoint,
-        label: format!("{} of {name}", facts.label),
-        choice: Choice::Checkpoint(index),
-        calibration: 1,
-        why: "another checkpoint of the same run may quantize better".into(),
-    }
+    steps.map(|(rung, what)| Step { rung, what }).into()
 }
 
 /// The variants that are tried for a target score, in order.
@@ -269,7 +251,8 @@ mod tests {
     fn facts(scheme: &str) -> Facts {
         let scheme: Scheme = scheme.parse().unwrap();
         let solver = SolverChoice::Rtn { candidates: None };
-        Facts { label: scheme.short(), scheme: Some((scheme, solver)), text: Ok(3), no_mixed: Some("not now".into()), checkpoints: vec![] }
+        let (no_mixed, no_checkpoint) = (Some("not now".into()), "none was given".into());
+        Facts { label: scheme.short(), scheme: Some((scheme, solver)), text: Ok(3), no_mixed, no_checkpoint }
     }
 
     fn labels(steps: &[Step]) -> Vec<String> {
@@ -302,12 +285,6 @@ mod tests {
         assert_eq!(labels(&ladder(&recipe))[4], "w8a16 x1");
         let once = Facts { text: Ok(1), ..facts("w4a16") };
         assert_eq!(labels(&ladder(&once))[5], "(all of the calibration text is in use)");
-    }
-
-    #[test]
-    fn other_checkpoints_come_before_the_original() {
-        let facts = Facts { checkpoints: vec!["step_2".into(), "step_1".into()], ..facts("w8a16") };
-        assert_eq!(labels(&ladder(&facts))[7..], ["w8a16 of step_2 x1", "w8a16 of step_1 x1"]);
     }
 
     #[test]

@@ -172,10 +172,13 @@ impl Tools<'_> {
     /// Lets both models continue the same prompts, greedily.
     ///
     /// # Errors
-    /// If a model cannot be opened or run, or there is no prompt.
+    /// If a model cannot be opened or run, or there is nothing to compare.
     pub fn compare_outputs(&self, request: &CompareOutputs) -> Result<Compared> {
         if request.prompts.is_empty() {
             return Err(Error::Request("compare_outputs: there is no prompt; give one at least".into()));
+        }
+        if request.max_tokens == 0 {
+            return Err(Error::Request("compare_outputs: max_tokens 0 compares nothing; give 1 or more, or leave it out".into()));
         }
         let open = |name: &str| Ok::<_, Error>(TextModel::open(&self.folder(name)?, self.engine, OpenOptions::default())?);
         let (original, quantized) = (open(&request.original_model)?, open(&request.quantized_model)?);

@@ -15,7 +15,7 @@ pub(crate) struct LadderArgs {
     /// Try INT8 weight-only, INT8 dynamic, other groups, then mixed, until one is accepted with this Trinity Score
     #[arg(long, value_name = "SCORE", value_parser = points, conflicts_with_all = ["scheme", "preset", "bits", "recipe", "no_judge"])]
     pub(crate) target_score: Option<f64>,
-    /// Other checkpoints of the same training run, to be tried where this one is refused
+    /// Other checkpoints of the same training run, to be quantized and compared with this one
     #[arg(long, value_name = "MODEL", num_args = 1.., conflicts_with = "no_judge")]
     pub(crate) checkpoint: Vec<String>,
     /// Accept alone only with a score of at least 90 and a risk of at most 10; ask otherwise

@@ -1,10 +1,13 @@
 //! What the flags of `octet quantize` ask for: schemes, a preset, or a recipe.
 
+use super::start::{self, First};
 use crate::{
     Usage,
     args::{Method, Preset, Quantize},
+    ui,
 };
 use anyhow::{Context, Result};
+use octet_formats::Folder;
 use octet_model::{ArchSpec, Role};
 use octet_quant::{AwqSettings, Flags, GptqSettings, Precision, Recipe, SmoothSettings, SolverChoice, Step, TransformChoice};
 use octet_tensor::{Activations, Limit, Scheme};
@@ -96,7 +99,7 @@ fn with_outliers_aside(scheme: Scheme) -> Result<Scheme> {
 }
 
 /// What the flags ask for.
-pub(super) fn asked(args: &Quantize) -> Result<Vec<Asked>> {
+pub(super) fn asked(args: &Quantize, input: &Folder) -> Result<Vec<Asked>> {
     if let Some(path) = &args.recipe {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the recipe {}", path.display()))?;
         let recipe = Recipe::from_toml(&text).with_context(|| path.display().to_string())?;
@@ -109,7 +112,7 @@ pub(super) fn asked(args: &Quantize) -> Result<Vec<Asked>> {
         None => args.scheme.clone(),
     };
     if names.is_empty() {
-        return preset(args);
+        return preset(args, input);
     }
     let method = args.method.unwrap_or(Method::Rtn);
     let schemes = names.iter().map(|name| plain(args, name, method)).collect::<Result<Vec<_>>>()?;
@@ -145,16 +148,27 @@ fn method_of(preset: Preset) -> Method {
     }
 }
 
-/// A preset, the usual scheme of a method, or `mixed` where neither is named and the model will be judged.
-fn preset(args: &Quantize) -> Result<Vec<Asked>> {
+/// A preset, the usual scheme of a method, or where neither is named what the model's size suggests.
+fn preset(args: &Quantize, input: &Folder) -> Result<Vec<Asked>> {
     let budget = !args.bits_per_weight.is_empty();
     let unmeasured = args.fast || args.no_calibration;
     let preset = match (args.preset, args.method) {
         (Some(preset), _) => preset,
         (None, Some(Method::Rtn | Method::Gptq)) if budget => Preset::Mixed,
         (None, Some(method)) => return Ok(vec![plain(args, usual(method), method)?]),
-        (None, None) if budget || !(unmeasured || args.no_judge && args.judge.max_size.is_none()) => Preset::Mixed,
-        (None, None) => Preset::W8,
+        (None, None) if budget => Preset::Mixed,
+        (None, None) => {
+            let judged = !args.no_judge || args.judge.max_size.is_some();
+            let start = start::of(start::weights(input).unwrap_or(0));
+            match start.judged {
+                _ if unmeasured || !judged => return Ok(vec![plain(args, start::UNJUDGED, Method::Rtn)?]),
+                First::Search => Preset::Mixed,
+                First::Scheme(scheme) => {
+                    ui::note(&format!("no scheme was named: starting with {scheme} by GPTQ, since this model is {}", start.size));
+                    return Ok(vec![plain(args, scheme, Method::Gptq)?]);
+                }
+            }
+        }
     };
     if budget && preset != Preset::Mixed {
         return usage("--bits-per-weight is a budget for mixed precision, and this preset has one width for all; leave one of them out");

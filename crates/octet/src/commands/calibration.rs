@@ -6,7 +6,11 @@ use crate::{
     ui::{self, Progress},
 };
 use anyhow::{Context, Result};
-use octet_eval::memory::{ProcessMemory, available_memory};
+use octet_eval::{
+    EvalText,
+    memory::{ProcessMemory, available_memory},
+    overlap::{self, Overlap},
+};
 use octet_flow::{Calibration, Prepared};
 use octet_formats::Folder;
 use octet_quant::{Event, Samples, TensorReport};
@@ -69,6 +73,15 @@ pub(super) fn read(args: &Quantize, input: &Folder, prepared: &[Prepared], times
         memory_budget,
         restart: args.restart,
     }))
+}
+
+/// Refuses evaluation texts that were calibrated on.
+pub(super) fn check_disjoint(calibration: &Calibration, texts: &[EvalText], tokenizer: &Tokenizer) -> Result<()> {
+    for text in texts {
+        let window = overlap::window(tokenizer, &text.ids)?;
+        Overlap::between(calibration.samples.tokens(), &text.ids, window).check(&calibration.texts.join(", "), &text.name)?;
+    }
+    Ok(())
 }
 
 /// How many times as much calibration text there is as would be used; else why there is none.

@@ -4,7 +4,7 @@ use octet_eval::outputs::{Outputs, Token, Written};
 use std::{fmt::Write, io::IsTerminal};
 
 /// Columns of a terminal.
-const WIDTH: usize = 80;
+const WIDTH: usize = crate::ui::WIDTH;
 
 /// Columns of a name in front of a text.
 const INDENT: usize = 12;
@@ -100,15 +100,16 @@ fn floor(text: &str, at: usize) -> &str {
 }
 
 const STYLE: &str = "
-:root{color-scheme:light dark;--ink:#1a1c20;--paper:#fff;--soft:#667;--line:#d8dae0;--light:#ffe9b0;--strong:#ffb3a0;--same:#778}
-@media(prefers-color-scheme:dark){:root{--ink:#e8e9ec;--paper:#15171b;--soft:#99a;--line:#33363d;--light:#5a4710;--strong:#7a2a1a;--same:#899}}
+:root{color-scheme:light dark;--ink:#1a1c20;--paper:#fff;--soft:#667;--line:#d8dae0;--light:#ffe9b0;--strong:#ffb3a0;--same:#667;--cut:#0b63b0}
+@media(prefers-color-scheme:dark){:root{--ink:#e8e9ec;--paper:#15171b;--soft:#99a;--line:#33363d;--light:#5a4710;--strong:#7a2a1a;--same:#9aa;--cut:#5aa9f0}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:70rem;margin:0 auto;padding:1rem}
 h1{font-size:1.4rem}h2{font-size:1rem;margin:2rem 0 .5rem;border-top:1px solid var(--line);padding-top:1rem;overflow-wrap:anywhere}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(18rem,100%),1fr));gap:1rem}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;border:1px solid var(--line);border-radius:.4rem;padding:.7rem;font:14px/1.5 ui-monospace,monospace}
 .text b{display:block;font:600 .8rem system-ui,sans-serif;color:var(--soft)}.same{color:var(--same)}
+.at{color:var(--cut);font-weight:700}.sum{color:var(--ink)}
 mark{background:var(--light);color:inherit}mark.s{background:var(--strong)}p{color:var(--soft);margin:.4rem 0}
-@media print{body{max-width:none}}";
+@media print{body{max-width:none}.text{break-inside:avoid}h2{break-after:avoid}}";
 
 /// A page that needs nothing else.
 pub(super) fn page(base: &str, quant: &str, all: &[Outputs]) -> String {
@@ -119,22 +120,27 @@ pub(super) fn page(base: &str, quant: &str, all: &[Outputs]) -> String {
     let _ = write!(html, "<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>");
     let _ = write!(
         html,
-        "<p>Text both models share is pale. Tokens of the original's text are marked where the models diverge: \
-         <mark>{LIGHT} nats</mark> or <mark class=\"s\">{STRONG} nats</mark> and more.</p>"
+        "<p class=\"sum\">{}</p><p>Text both models share is pale; {PART} is where they part. Tokens of the original's text are marked where the models diverge: \
+         <mark>{LIGHT} nats</mark> or <mark class=\"s\">{STRONG} nats</mark> and more.</p>",
+        escape(&in_all(all))
     );
     for one in all {
         let _ = write!(html, "<h2>{}</h2><div class=\"pair\">", escape(&one.prompt));
         let shared = one.parts_at.unwrap_or(one.base.text.len());
-        let _ = write!(html, "<div class=\"text\"><b>original</b>{}</div>", marked(&one.tokens, shared));
+        let _ = write!(html, "<div class=\"text\"><b>original</b>{}</div>", marked(&one.tokens, one.parts_at));
         let other = one.quant.as_ref().map_or_else(
             || "<em>its numbers are not finite</em>".to_string(),
             |quant| {
                 let same = floor(&quant.text, shared);
-                format!("<span class=\"same\">{}</span>{}", escape(same), escape(&quant.text[same.len()..]))
+                let part = if one.parts_at.is_some() { PART } else { "" };
+                format!("<span class=\"same\">{}</span>{part}{}", escape(same), escape(&quant.text[same.len()..]))
             },
         );
         let _ = write!(html, "<div class=\"text\"><b>quantized</b>{other}</div></div>");
-        let parts = one.parts_at.map_or("the same text".into(), |at| format!("parted after {} tokens", parted_after(&one.tokens, at)));
+        let parts = one.parts_at.map_or("the same text".into(), |at| {
+            let after = parted_after(&one.tokens, at);
+            format!("parted after {after} token{}", if after == 1 { "" } else { "s" })
+        });
         let agree = one.tokens.iter().filter(|token| token.same_top).count();
         let _ = write!(
             html,
@@ -148,10 +154,31 @@ pub(super) fn page(base: &str, quant: &str, all: &[Outputs]) -> String {
     html
 }
 
+/// What marks the place where two texts part.
+const PART: &str = "<span class=\"at\" title=\"here they part\">\u{25b8}</span>";
+
+/// All prompts in a sentence.
+fn in_all(all: &[Outputs]) -> String {
+    let same = all.iter().filter(|one| one.parts_at.is_none()).count();
+    let tokens: Vec<&Token> = all.iter().flat_map(|one| &one.tokens).collect();
+    let (count, agree) = (tokens.len().max(1) as f64, tokens.iter().filter(|token| token.same_top).count());
+    let kl = tokens.iter().map(|token| token.kl).sum::<f64>() / count;
+    format!(
+        "{same} of {} prompts are continued by the same text. KL {kl:.5} nats a token, same top token {agree} of {}.",
+        all.len(),
+        tokens.len()
+    )
+}
+
 /// The original's text, its tokens marked by how far the models diverge there.
-fn marked(tokens: &[Token], shared: usize) -> String {
+fn marked(tokens: &[Token], shared: Option<usize>) -> String {
     let (mut html, mut at) = (String::new(), 0);
+    let (mut open, shared) = (shared.is_some(), shared.unwrap_or(usize::MAX));
     for token in tokens {
+        if open && at + token.text.len() > shared {
+            html.push_str(PART);
+            open = false;
+        }
         let text = escape(&token.text);
         let text = if at + token.text.len() <= shared { format!("<span class=\"same\">{text}</span>") } else { text };
         at += token.text.len();
@@ -205,6 +232,9 @@ mod tests {
         let html = page("base", "quant", &[outputs()]);
         assert!(html.contains("a &lt;b&gt; &amp;") && !html.contains("<b> &") && !html.contains("<i>"), "{html}");
         assert!(html.contains("<mark class=\"s\" title=\"KL 0.5000 nats\">thr\u{e9}e &lt;i&gt;</mark>"), "{html}");
+        // The place is marked in both texts, and in the legend.
+        assert_eq!(html.matches(PART).count(), 3, "{html}");
+        assert!(html.contains("0 of 1 prompts are continued by the same text"), "{html}");
         assert!(!html.contains("http") && !html.contains("<script"));
     }
 }

@@ -13,8 +13,9 @@ use crate::{
 use anyhow::Result;
 use octet_eval::{
     EvaluationWindows, Measures, Windows,
-    evaluation::Compared,
+    evaluation::{Compared, TextCompared},
     gates::Thresholds,
+    looks::Look,
     report::{TextInfo, kernels_since},
     score, verdict_of_texts,
     windows::DEFAULT_CONTEXT,
@@ -95,9 +96,9 @@ fn pair(
     for (name, windows) in windows {
         let comparison = score::compare(&base.model, &model.model, &windows, &mut |done, _| step(before + done, total))?;
         before += windows.windows.len();
-        texts.push((name, windows, comparison));
+        texts.push(TextCompared { name, windows, comparison });
     }
-    Ok(verdict_of_texts(&Compared { texts, long: None }, &Thresholds::default(), seed).0)
+    Ok(verdict_of_texts(&Compared { texts, long: None, look: Look::Only }, &Thresholds::default(), seed).0)
 }
 
 /// Refuses models that do not fit into the memory budget together, at the window length they are scored with.

@@ -20,6 +20,7 @@ pub(super) fn settings(judge: &JudgeArgs, strict: bool, texts: Vec<EvalText>) ->
         strict,
         max_bytes: judge.max_size.map(|size| size.0),
         task_drop: judge.max_task_drop / 100.0,
+        early_stop: !judge.whole_text,
         ..Thresholds::default()
     };
     Ok(JudgeSettings {

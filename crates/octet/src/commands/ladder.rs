@@ -4,9 +4,6 @@ use crate::ui;
 use octet_eval::{Report, report::RungReport, trinity::Trinity};
 use octet_flow::machine::Question;
 
-/// Columns of a terminal.
-const WIDTH: usize = 80;
-
 /// Every rung, two lines each: figures, and why.
 pub(super) fn rungs(tried: &[RungReport]) -> String {
     let figure = |value: Option<f64>, show: &dyn Fn(f64) -> String| value.map_or_else(|| "-".to_string(), show);
@@ -56,7 +53,7 @@ pub(super) fn question(question: &Question, report: &Report) -> String {
 pub(super) fn paragraph(text: &str, indent: usize) -> String {
     let (mut lines, mut line) = (vec![], " ".repeat(indent));
     for word in text.split_whitespace() {
-        if line.chars().count() + word.chars().count() + 1 > WIDTH && !line.trim().is_empty() {
+        if line.chars().count() + word.chars().count() + 1 > ui::WIDTH && !line.trim().is_empty() {
             lines.push(std::mem::replace(&mut line, " ".repeat(indent + 2)));
         }
         if !line.trim().is_empty() {
@@ -87,7 +84,7 @@ mod tests {
             ..RungReport::default()
         };
         let text = rungs(&[rung.clone(), RungReport { ratio: None, ..rung }]);
-        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= ui::WIDTH), "{text}");
         assert_eq!(text.lines().filter(|line| line.contains("+12.34%")).count(), 1, "{text}");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     asked::{Asked, asked, flags},
-    calibration, judging, ladder,
+    calibration, checkpoints, judging, ladder,
     mixed::{self, Mixed},
     say_json,
     stages::{self, Walk},
@@ -16,7 +16,7 @@ use crate::{
     ui::{self, Progress},
 };
 use anyhow::{Context, Result};
-use octet_eval::{Report, overlap::Overlap, report::RungReport, windows::DEFAULT_CONTEXT};
+use octet_eval::{Report, report::RungReport, windows::DEFAULT_CONTEXT};
 use octet_flow::{
     Calibration, JudgeSettings, Original, Prepared, QuantizeSettings, ReceiptFacts, Staged, Summary, TextSource, Variant,
     machine::{self, End, Facts, Policy, Question, Request},
@@ -38,11 +38,11 @@ const LEAST_EVAL_TOKENS: usize = 2048;
 
 /// Runs the command.
 pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
-    let args = &with_checkpoints(args);
+    let args = &checkpoints::named(args);
     text::check(&args.judge)?;
     let engine = crate::machine::engine(global.threads)?;
     let input = resolve::resolve(&args.model)?;
-    let asked = asked(args)?;
+    let asked = asked(args, &input)?;
     let key = args.sign.as_deref().map(SecretKey::read).transpose()?;
     let name = resolve::short_name(&args.model);
     let mut session = Session { args, global, engine, input, name, key, evaluation: vec![], progress: Progress::new() };
@@ -72,6 +72,9 @@ pub(super) struct Session<'a> {
 
 impl Session<'_> {
     fn run(&mut self, asked: &[Asked]) -> Result<Ended> {
+        if let ([one], false, false) = (asked, self.args.ladder.checkpoint.is_empty(), self.args.dry_run) {
+            return checkpoints::compare(self, one);
+        }
         let prepared = asked.iter().map(|one| self.prepare(one)).collect::<Result<Vec<_>>>()?;
         if self.args.dry_run {
             return self.dry_run(asked, &prepared);
@@ -94,21 +97,36 @@ impl Session<'_> {
         for (prepared, target) in prepared.iter().zip(targets) {
             prepared.check_target(target, self.args.force)?;
         }
-        let (evaluation, calibration) = self.texts(prepared)?;
-        self.evaluation = evaluation.as_ref().map_or(vec![], |texts| texts.sources.clone());
-        let settings = evaluation.map(|texts| judging::settings(&self.args.judge, self.args.strict, texts.texts)).transpose()?;
-        let mut original = match &settings {
-            Some(settings) => Some(Original::open(&self.input, &self.engine, settings)?),
-            None => None,
-        };
+        if self.args.no_judge {
+            let calibration = calibration::read(self.args, &self.input, prepared, 1)?;
+            let written = prepared.iter().zip(targets).map(|(prepared, target)| self.unjudged(prepared, target, calibration.as_ref()));
+            let written = written.collect::<Result<Vec<_>>>()?;
+            return self.conclude_unjudged(&written);
+        }
+        let (mut original, settings) = self.judging(prepared)?;
+        let several = targets.len() > 1;
         let mut outcomes = vec![];
         for ((asked, prepared), target) in asked.iter().zip(prepared).zip(targets) {
-            outcomes.push(match original.as_mut().zip(settings.as_ref()) {
-                Some(judging) => self.walk(asked, prepared, target, targets.len() > 1, judging)?,
-                None => self.unjudged(prepared, target, calibration.as_ref())?,
-            });
+            // Several variants are compared as they are.
+            let walking = Walking { target, several, ladder: !several, no_checkpoint: "no other checkpoint was given" };
+            outcomes.push(self.walk(asked, prepared, walking, (&mut original, &settings))?);
         }
-        self.conclude(&outcomes, original.as_ref())
+        self.conclude(&outcomes)
+    }
+
+    /// The original, opened to be judged against, and what is judged on.
+    pub(super) fn judging(&mut self, prepared: &[Prepared]) -> Result<(Original, JudgeSettings)> {
+        let texts = self.texts(prepared)?;
+        self.evaluation = texts.sources;
+        let settings = judging::settings(&self.args.judge, self.args.strict, texts.texts)?;
+        Ok((Original::open(&self.input, &self.engine, &settings)?, settings))
+    }
+
+    /// Goes on with another model.
+    pub(super) fn take_up(&mut self, model: &str) -> Result<()> {
+        self.input = resolve::resolve(model)?;
+        self.name = resolve::short_name(model);
+        Ok(())
     }
 
     pub(super) fn prepare(&self, asked: &Asked) -> Result<Prepared> {
@@ -188,27 +206,14 @@ impl Session<'_> {
         Ok(Ended::Done)
     }
 
-    /// Evaluation tokens (unless nothing is judged) and calibration windows (where they can matter), which must not overlap.
-    fn texts(&self, prepared: &[Prepared]) -> Result<(Option<Texts>, Option<Calibration>)> {
-        let Some(first) = prepared.first() else { return Ok((None, None)) };
-        let (args, vocab) = (self.args, first.spec().vocab_size());
-        let evaluation = if args.no_judge {
-            None
-        } else {
-            let judge = &args.judge;
-            text::note_context(judge, first.spec().context());
-            let given = Given { files: &judge.eval_text, field: judge.text_field.as_deref(), chat: None };
-            let tokenizer = Tokenizer::open(&self.input)?;
-            Some(text::texts(given, BuiltIn::Evaluation, &tokenizer, vocab, LEAST_EVAL_TOKENS, judge.eval_tokens)?)
-        };
-        // A run that judges reads it for each of its candidates.
-        let calibration = if args.no_judge { calibration::read(args, &self.input, prepared, 1)? } else { None };
-        if let (Some(c), Some(e)) = (&calibration, &evaluation) {
-            for text in &e.texts {
-                Overlap::between(c.samples.tokens(), &text.ids).check(&c.texts.join(", "), &text.name)?;
-            }
-        }
-        Ok((evaluation, calibration))
+    /// Tokens that variants are judged on.
+    fn texts(&self, prepared: &[Prepared]) -> Result<Texts> {
+        let spec = prepared.first().context("nothing was asked for")?.spec();
+        let judge = &self.args.judge;
+        text::note_context(judge, spec.context());
+        let given = Given { files: &judge.eval_text, field: judge.text_field.as_deref(), chat: None };
+        let tokenizer = Tokenizer::open(&self.input)?;
+        text::texts(given, BuiltIn::Evaluation, &tokenizer, spec.vocab_size(), LEAST_EVAL_TOKENS, judge.eval_tokens)
     }
 
     /// Writes one variant.
@@ -248,7 +253,7 @@ impl Session<'_> {
     }
 
     /// Writes one variant without judging it.
-    fn unjudged(&mut self, prepared: &Prepared, target: &Path, calibration: Option<&Calibration>) -> Result<Outcome> {
+    fn unjudged(&mut self, prepared: &Prepared, target: &Path, calibration: Option<&Calibration>) -> Result<PathBuf> {
         let settled = self.settle(prepared, target, calibration, None)?;
         let (prepared, decision) = settled.as_ref().map_or((prepared, None), |(settled, decision)| (settled, Some(decision)));
         let staged = self.write(prepared, target, calibration)?;
@@ -256,32 +261,36 @@ impl Session<'_> {
         let bytes = staged.bytes()?;
         let path = self.finish(staged, prepared, calibration)?;
         ui::note(&format!("wrote {} ({}), not judged", ui::path(&path), ui::bytes(bytes)));
-        Ok(Outcome { report: None, path: Some(path), sample: None, tried: vec![], question: None })
+        Ok(path)
+    }
+
+    fn conclude_unjudged(&self, paths: &[PathBuf]) -> Result<Ended> {
+        if self.global.json {
+            say_json(&serde_json::json!({ "model": self.name, "judged": false, "paths": paths }))?;
+        }
+        Ok(Ended::Done)
     }
 
     /// Makes and judges one variant, and what the ladder offers in its place if it is refused.
-    fn walk(
+    pub(super) fn walk(
         &mut self,
         asked: &Asked,
         prepared: &Prepared,
-        target: &Path,
-        several: bool,
+        walking: Walking<'_>,
         (original, settings): (&mut Original, &JudgeSettings),
     ) -> Result<Outcome> {
+        let Walking { target, several, ladder, no_checkpoint } = walking;
         let args = self.args;
-        let policy = self.policy(several);
+        let policy = self.policy(ladder);
         let scheme = match asked {
             Asked::Scheme(_, flags) if flags.transform.is_none() || args.preset.is_none() => Some((flags.scheme, flags.solver)),
             _ => None,
         };
         let text = if policy.ladder { calibration::times(args, &self.input, prepared) } else { Err("there is no ladder".into()) };
         let no_mixed = (args.no_calibration || args.fast).then(|| "it is decided by measuring on calibration text".to_string());
-        let facts = Facts { label: asked.label(), scheme, text, no_mixed, checkpoints: short_names(&args.ladder.checkpoint) };
+        let facts = Facts { label: asked.label(), scheme, text, no_mixed, no_checkpoint: no_checkpoint.into() };
         let request = Request { facts, log: hidden_log(target), restart: args.restart };
-        let (name, input) = (self.name.clone(), self.input.clone());
-        let checkpoints = &args.ladder.checkpoint;
-        let mut walk =
-            Walk { session: self, asked, target, several, original, settings, checkpoints, identity: None, sample: None, decision: None };
+        let mut walk = Walk { session: self, asked, target, several, original, settings, identity: None, sample: None, decision: None };
         let ended = machine::run(&mut walk, &request, &policy)?;
         let sample = walk.sample.take();
         if let Some(file) = &args.ladder.graph {
@@ -302,22 +311,16 @@ impl Session<'_> {
         }
         if !self.global.json {
             outcome.show(&self.name, target);
-            if self.name != name && outcome.path.is_some() {
-                ui::say(&format!("\n  {} quantizes better than {name}.", self.name));
-            }
         }
-        // Whatever follows is about what was asked for.
-        (self.name, self.input) = (name, input);
         Ok(outcome)
     }
 
     /// Who decides what.
-    fn policy(&self, several: bool) -> Policy {
+    fn policy(&self, climb: bool) -> Policy {
         let ladder = &self.args.ladder;
         let auto = (ladder.auto_score.unwrap_or(Policy::AUTO.0), ladder.auto_risk.unwrap_or(Policy::AUTO.1));
         Policy {
-            // Several variants are compared as they are.
-            ladder: !ladder.no_ladder && !several,
+            ladder: !ladder.no_ladder && climb,
             max_minutes: ladder.max_minutes,
             target_score: ladder.target_score,
             auto: ladder.review.then_some(auto),
@@ -330,7 +333,7 @@ impl Session<'_> {
     }
 
     /// Lets the winner be the one in use: of the folder it shares with the others, or of one that already knows such a thing.
-    fn put_in_use(&self, winner: &Outcome, several: bool) -> Result<()> {
+    pub(super) fn put_in_use(&self, winner: &Outcome, several: bool) -> Result<()> {
         let Some(path) = &winner.path else { return Ok(()) };
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
         if parent.join(variants::POINTER_FILE).is_file() || (several && self.args.out.is_some()) {
@@ -371,15 +374,8 @@ impl Session<'_> {
     }
 
     /// The summary of all variants, the sample of the winner, the next commands.
-    fn conclude(&self, outcomes: &[Outcome], original: Option<&Original>) -> Result<Ended> {
+    fn conclude(&self, outcomes: &[Outcome]) -> Result<Ended> {
         let reports: Vec<&Report> = outcomes.iter().filter_map(|o| o.report.as_ref()).collect();
-        if original.is_none() || reports.is_empty() {
-            if self.global.json {
-                let paths: Vec<_> = outcomes.iter().filter_map(|o| o.path.as_ref()).collect();
-                say_json(&serde_json::json!({ "model": self.name, "judged": false, "paths": paths }))?;
-            }
-            return Ok(Ended::Done);
-        }
         let place = self.target("x", outcomes.len() > 1);
         let summary = Summary::beside(&place, &self.name, outcomes.iter().filter_map(Outcome::variant).collect())?;
         let winner = outcomes.iter().filter(|o| o.path.is_some()).max_by(|a, b| a.score().total_cmp(&b.score()));
@@ -405,15 +401,28 @@ impl Session<'_> {
     }
 }
 
+/// Where a walk goes and what it may try.
+#[derive(Clone, Copy)]
+pub(super) struct Walking<'a> {
+    /// Where what was asked for will be.
+    pub(super) target: &'a Path,
+    /// Whether it is one of several.
+    pub(super) several: bool,
+    /// Whether other rungs are tried after a refusal.
+    pub(super) ladder: bool,
+    /// Why no other checkpoint is tried.
+    pub(super) no_checkpoint: &'a str,
+}
+
 /// What became of one variant.
-struct Outcome {
-    report: Option<Report>,
-    path: Option<PathBuf>,
-    sample: Option<verdict::Sample>,
+pub(super) struct Outcome {
+    pub(super) report: Option<Report>,
+    pub(super) path: Option<PathBuf>,
+    pub(super) sample: Option<verdict::Sample>,
     /// Every rung.
     tried: Vec<RungReport>,
     /// What waits for an answer.
-    question: Option<Question>,
+    pub(super) question: Option<Question>,
 }
 
 impl Outcome {
@@ -438,29 +447,6 @@ impl Outcome {
     fn score(&self) -> f64 {
         self.report.as_ref().and_then(|report| report.trinity.as_ref()).map_or(0.0, |trinity| trinity.score)
     }
-}
-
-/// The last parts of the names of models.
-fn short_names(models: &[String]) -> Vec<String> {
-    models.iter().map(|model| resolve::short_name(model)).collect()
-}
-
-/// The command as if the checkpoints had been named by flag: of several, the last is quantized first, and the last that is no
-/// checkpoint is the folder to write.
-fn with_checkpoints(args: &Quantize) -> Quantize {
-    let mut args = args.clone();
-    if args.more.is_empty() {
-        return args;
-    }
-    let first = args.out.iter().map(|out| out.display().to_string());
-    let mut all: Vec<String> = std::iter::once(args.model.clone()).chain(first).chain(args.more.drain(..)).collect();
-    let is_model =
-        |name: &String| Path::new(name).join("config.json").exists() || !Path::new(name).exists() && name == crate::builtin::NAME;
-    args.out = all.pop_if(|last| !is_model(last)).map(PathBuf::from);
-    args.model = all.pop().unwrap_or_default();
-    all.reverse();
-    args.ladder.checkpoint.extend(all);
-    args
 }
 
 /// Where the log of a run is while it goes on.

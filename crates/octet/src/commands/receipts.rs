@@ -67,7 +67,11 @@ pub(crate) fn verify(given: &Path, args: &Verify, global: &Global) -> Result<End
 /// What a person is told about a verification.
 fn verified(receipt: &Receipt, folder: &Path, found: &Verification) -> Vec<String> {
     let mut lines = vec![];
-    let word = if found.findings.is_empty() { "AS WRITTEN" } else { "CHANGED" };
+    let word = match found.findings.is_empty() {
+        true => "AS WRITTEN",
+        false if found.findings.iter().all(|finding| finding.wrong == Wrong::Signature) => "NOT SIGNED AS EXPECTED",
+        false => "CHANGED",
+    };
     lines.push(format!("\n{}: {word}\n", ui::path(folder)));
     for finding in &found.findings {
         let mark = match finding.wrong {

@@ -6,13 +6,12 @@ use super::{
     quantize::Session,
     verdict::{self, Sample},
 };
-use crate::{interrupt, resolve, ui};
+use crate::{interrupt, ui};
 use anyhow::{Context, Result};
 use octet_eval::{
     Report,
     html::{self, PAGE_FILE, Page, PageSample},
     memory::available_memory,
-    overlap::Overlap,
     report::{Ease, REPORT_FILE},
     risk::{Coverage, Risk},
     trinity::{Inputs, Trinity},
@@ -26,8 +25,11 @@ use serde_json::{Value, json};
 use std::{
     io::{BufRead, IsTerminal},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+/// How long the limit of arithmetic is measured for a report.
+const LIMIT_TIME: Duration = Duration::from_millis(30);
 
 /// One run of the command on one of the variants that were asked for.
 pub(super) struct Walk<'s, 'a> {
@@ -39,8 +41,6 @@ pub(super) struct Walk<'s, 'a> {
     pub(super) several: bool,
     pub(super) original: &'s mut Original,
     pub(super) settings: &'s JudgeSettings,
-    /// Other checkpoints of the same training run.
-    pub(super) checkpoints: &'s [String],
     /// What decisions depend on, once it was hashed.
     pub(super) identity: Option<Identity>,
     /// What both models write, of the last that was judged.
@@ -65,15 +65,6 @@ impl Walk<'_, '_> {
         numbered.into_iter().find(|path| !path.exists()).unwrap_or(first)
     }
 
-    /// Goes on with another checkpoint: what follows is made from it and judged against it.
-    fn change_checkpoint(&mut self, index: usize) -> Result<()> {
-        let name = self.checkpoints.get(index).context("no such checkpoint")?;
-        self.session.input = resolve::resolve(name)?;
-        self.session.name = resolve::short_name(name);
-        *self.original = Original::open(&self.session.input, &self.session.engine, self.settings)?;
-        Ok(())
-    }
-
     /// What the candidate asks of the machine and of whoever makes it again.
     fn ease(&self, planned: &Planned, dir: &Path, speed: Option<&octet_eval::speed::Speed>) -> Result<Ease> {
         let engine = &self.session.engine;
@@ -95,7 +86,7 @@ impl Walk<'_, '_> {
         ];
         let provenance = Some(known.iter().filter(|known| **known).count() as f64 / known.len() as f64);
         let read_gb_s = speed.and_then(|speed| speed.cache.read_gb_s.or(speed.cache.large_read_gb_s));
-        let int8_gop_s = Some(octet_kernels::limits::int8_gop_s(engine)).filter(|rate| rate.is_finite());
+        let int8_gop_s = Some(octet_kernels::limits::int8_gop_s_within(engine, LIMIT_TIME)).filter(|rate| rate.is_finite());
         Ok(Ease { load_ms, base_load_ms, free_bytes, provenance, read_gb_s, int8_gop_s })
     }
 }
@@ -124,13 +115,11 @@ impl Stages for Walk<'_, '_> {
         let (session, settings) = (&self.session, self.settings);
         let texts: Vec<String> = session.evaluation.iter().map(|text| text.sha256.clone()).collect();
         let args = session.args;
-        let others = self.checkpoints.join(" ");
         let files: Vec<String> = args.calibration.iter().map(|path| path.display().to_string()).collect();
         let entries = [
             ("octet version", env!("CARGO_PKG_VERSION").to_string()),
             ("model", octet_flow::digest::folder(&session.input)?),
             ("asked", format!("{} {:?}", self.asked.label(), args.method)),
-            ("other checkpoints", others),
             ("target score", format!("{:?}", args.ladder.target_score)),
             ("evaluation texts", texts.join(" ")),
             ("calibration", format!("{} {:?} {:?}", files.join(" "), args.calibration_samples, args.calibration_length)),
@@ -150,25 +139,19 @@ impl Stages for Walk<'_, '_> {
     }
 
     fn plan(&mut self, candidate: &Candidate) -> Result<Planned> {
-        if let Choice::Checkpoint(index) = candidate.choice {
-            self.change_checkpoint(index)?;
-        }
         let session = &mut *self.session;
         let prepared = match &candidate.choice {
-            Choice::Asked | Choice::Checkpoint(_) => session.prepare(self.asked)?,
+            Choice::Asked => session.prepare(self.asked)?,
             Choice::Scheme { scheme, solver } => session.prepare_scheme(*scheme, *solver, candidate.label.clone())?,
             Choice::Mixed { bits_per_weight } => session.prepare_mixed(self.asked, *bits_per_weight, candidate.label.clone())?,
         };
         let calibration = calibration::read(session.args, &session.input, std::slice::from_ref(&prepared), candidate.calibration)?;
         if let Some(calibration) = &calibration {
-            for text in &self.settings.texts {
-                Overlap::between(calibration.samples.tokens(), &text.ids).check(&calibration.texts.join(", "), &text.name)?;
-            }
+            calibration::check_disjoint(calibration, &self.settings.texts, &self.original.text_model().tokenizer)?;
         }
         let calibration = calibration.filter(|_| prepared.wants_calibration());
         let target = match candidate.rung {
             Rung::Asked => self.target.to_path_buf(),
-            Rung::Checkpoint => self.fallback(&self.asked.label()),
             _ => self.fallback(&candidate.label),
         };
         prepared.check_target(&target, self.session.args.force)?;

@@ -1,6 +1,6 @@
 //! The last screen: what was decided, with which numbers, and what to do next.
 
-use crate::ui;
+use crate::ui::{self, Tone};
 use anyhow::Result;
 use octet_eval::{
     Report,
@@ -53,40 +53,36 @@ pub(super) fn screen(model: &str, report: &Report, path: Option<&Path>, refusal:
 /// The verdict on one model: the word, the figures, the gates.
 pub(super) fn judged(model: &str, report: &Report) -> String {
     let word = match report.status {
-        Status::Accepted => "ACCEPTED",
-        Status::FellBack => "FELL BACK",
-        Status::Refused => "REFUSED",
-        Status::Undecided => "UNDECIDED",
+        Status::Accepted => ui::paint("ACCEPTED", Tone::Good),
+        Status::FellBack => ui::paint("FELL BACK", Tone::Good),
+        Status::Refused => ui::paint("REFUSED", Tone::Bad),
+        Status::Undecided => ui::paint("UNDECIDED", Tone::Open),
     };
     let m = &report.measures;
     let mut lines = vec![format!("\n{model} as {}: {word}", report.scheme), String::new()];
     if let (Some(ppl), Some(text)) = (&m.ppl, &m.text) {
         let change = ppl.ratio.map_or(String::new(), |r| format!("  ({:+.2} %{})", 100.0 * (r - 1.0), interval_percent(ppl.ratio_ci95)));
         lines.push(format!("  perplexity  {:.3} -> {:.3}{change}", ppl.base, ppl.quant.unwrap_or(f64::NAN)));
-        lines.push(format!("              {} tokens of {}, {} windows of {}", text.tokens, text.name, text.windows, text.context));
+        let of = m.looked.filter(|looked| looked.tokens < looked.of).map_or(String::new(), |looked| format!(" of {}", looked.of));
+        let judged = format!("{}{of} tokens of {}, {} windows of {}", text.tokens, text.name, text.windows, text.context);
+        lines.push(format!("{:FIGURES$}{}", "", wrap_at(&judged, FIGURES)));
     }
     if let (Some(kl), Some(top1)) = (&m.kl, m.top1) {
         lines.push(format!("  divergence  KL {:.5} nats (99 %: {:.4}), same top token {:.2} %", kl.mean, kl.p99, 100.0 * top1));
     }
     if let Some(size) = &m.size {
         let (now, was) = (ui::bytes(size.folder_bytes), ui::bytes(size.base_bytes));
-        lines.push(format!(
-            "  size        {now}, {:.2}x smaller than 16-bit ({was}); linears {:.2} bits a weight",
-            1.0 / size.ratio,
-            size.bits_per_weight
-        ));
+        let (ratio, bits) = (1.0 / size.ratio, size.bits_per_weight);
+        let sizes = format!("{now}, {ratio:.2}x smaller than 16-bit ({was}); linears {bits:.2} bits a weight");
+        lines.push(format!("  size        {}", wrap_at(&sizes, FIGURES)));
     }
     if let Some(speed) = &m.speed {
         let phase = |p: &octet_eval::speed::PhaseSpeed| {
             format!("{:.0} tok/s{}", p.quant_tok_s, p.ratio.map_or(String::new(), |r| format!(" ({:.2}x 16-bit)", r.estimate)))
         };
-        lines.push(format!(
-            "  speed       decode {}, prefill {}; {} threads, {}",
-            phase(&speed.decode),
-            phase(&speed.prefill),
-            speed.threads,
-            speed.isa
-        ));
+        let (decode, prefill) = (phase(&speed.decode), phase(&speed.prefill));
+        let speeds = format!("decode {decode}, prefill {prefill}; {} threads, {}", speed.threads, speed.isa);
+        lines.push(format!("  speed       {}", wrap_at(&speeds, FIGURES)));
     }
     if let Some(trinity) = &report.trinity {
         lines.push(super::ladder::score(trinity));
@@ -102,14 +98,16 @@ fn interval_percent(ci: Option<[f64; 2]>) -> String {
 }
 
 fn gate_line(gate: &Gate) -> String {
-    let word = match (gate.outcome, gate.blocking) {
-        (Outcome::Passed, _) => "pass",
-        (Outcome::Failed, true) => "FAIL",
-        (Outcome::Failed, false) => "over",
-        (Outcome::Undecided, _) => "undecided",
-        (Outcome::NotApplicable, _) => "n/a",
+    let (word, tone) = match (gate.outcome, gate.blocking) {
+        (Outcome::Passed, _) => ("pass", Some(Tone::Good)),
+        (Outcome::Failed, true) => ("FAIL", Some(Tone::Bad)),
+        (Outcome::Failed, false) => ("over", Some(Tone::Open)),
+        (Outcome::Undecided, _) => ("undecided", Some(Tone::Open)),
+        (Outcome::NotApplicable, _) => ("n/a", None),
     };
-    format!("  {word:<9} {:<16} {}", gate.name, gate_figures(gate))
+    let blanks = " ".repeat(9usize.saturating_sub(word.len()));
+    let word = tone.map_or_else(|| word.to_string(), |tone| ui::paint(word, tone));
+    format!("  {word}{blanks} {:<16} {}", gate.name, gate_figures(gate))
 }
 
 fn gate_figures(gate: &Gate) -> String {
@@ -152,6 +150,9 @@ fn wrap(text: &str) -> String {
     wrap_at(text, NOTE)
 }
 
+/// Columns in front of the figures of the verdict.
+const FIGURES: usize = 14;
+
 /// Columns in front of a gate's figures.
 const NOTE: usize = 28;
 
@@ -159,7 +160,7 @@ const NOTE: usize = 28;
 pub(super) fn wrap_at(text: &str, indent: usize) -> String {
     let (mut lines, mut line) = (vec![], String::new());
     for word in text.split(' ') {
-        if line.len() + word.len() + 1 > 80 - indent && !line.is_empty() {
+        if line.len() + word.len() + 1 > ui::WIDTH - indent && !line.is_empty() {
             lines.push(std::mem::take(&mut line));
         }
         line.push_str(if line.is_empty() { "" } else { " " });

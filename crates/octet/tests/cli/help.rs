@@ -60,7 +60,7 @@ Usage: octet quantize [OPTIONS] <MODEL> [OUT] [MORE]...
 Arguments:
   <MODEL>    A checkpoint folder, `pocket` (built in), or org/name from the local Hugging Face cache
   [OUT]      Where to write [default: ./<model>-<scheme or preset>]
-  [MORE]...  Several checkpoints of one training run, oldest first: the last is quantized, the others where it is refused; OUT comes last
+  [MORE]...  Several checkpoints of one training run, oldest first: all are quantized and compared; OUT comes last
 
 Options:
       --scheme <S>                  Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]
@@ -91,7 +91,7 @@ Options:
       --no-ladder                   Stop at the first refusal instead of trying better solvers, smaller groups, more bits, more calibration
       --max-minutes <M>             Begin no further attempt after this many minutes
       --target-score <SCORE>        Try INT8 weight-only, INT8 dynamic, other groups, then mixed, until one is accepted with this Trinity Score
-      --checkpoint <MODEL>...       Other checkpoints of the same training run, to be tried where this one is refused
+      --checkpoint <MODEL>...       Other checkpoints of the same training run, to be quantized and compared with this one
       --review                      Accept alone only with a score of at least 90 and a risk of at most 10; ask otherwise
       --auto-score <SCORE>          Least score to accept alone (with --review) [default: 90]
       --auto-risk <RISK>            Most risk to accept alone (with --review) [default: 10]
@@ -104,6 +104,7 @@ Options:
       --context <N>                 Window length in tokens [default: 2048, or less where the model or 100 windows of the text ask for it]
       --seed <N>                    Seed of everything drawn at random [default: 0]
       --max-ppl-increase <PERCENT>  Gate: largest accepted perplexity increase in percent (upper end of the 95 % interval) [default: 2]
+      --whole-text                  Judge quality on all of the text even where half of it decides
       --min-speedup <RATIO>         Gate: smallest accepted decode speed-up over 16 bits where memory is the bound [default: 1.5]
       --max-size <SIZE>             Gate: largest accepted folder, such as 100MB; mixed precision is allocated to fit
       --tasks <FILE>                Gate: questions both models answer, JSON lines with "prompt", "answer" and for multiple choice "choices"; `pocket` for the built-in ones

@@ -143,19 +143,53 @@ fn agents_call_tools_with_json() {
     assert_eq!(code, Some(3), "{err}");
     let verdict: Value = serde_json::from_str(&out).unwrap();
     assert!(verdict["accepted"] == json!(false) && verdict["summary"].as_str().unwrap().contains("quality"), "{verdict:#}");
+    let nothing = json!({ "original_model": "tiny", "quantized_model": "out", "prompts": ["abc"], "max_tokens": 0 });
+    let (code, _, err) = call("compare_outputs", nothing);
+    assert!(code == Some(1) && err.contains("max_tokens 0 compares nothing"), "{err}");
     let (code, _, err) = call("compare_outputs", json!({ "original": "tiny" }));
     assert!(code == Some(1) && err.contains("octet schema compare_outputs"), "{err}");
 }
 
-#[test]
-fn another_checkpoint_is_tried_where_the_last_is_refused() {
+/// A sandbox with the small model as the checkpoints of a run.
+fn run_of(steps: &[&str]) -> Sandbox {
     let sandbox = Sandbox::new();
     fs::create_dir(sandbox.path("run")).unwrap();
-    for step in ["step_1", "step_2"] {
+    for step in steps {
         crate::sandbox::write_tiny(&sandbox.path("run").join(step));
     }
+    sandbox
+}
+
+#[test]
+fn all_checkpoints_are_compared_and_the_best_is_in_use() {
+    let sandbox = run_of(&["step_1", "step_2"]);
+    // Random weights are worse than knowing nothing, which is what a huge epsilon in every norm comes to.
+    sandbox.edit_json("run/step_1/config.json", |config| config["rms_norm_eps"] = json!(100.0));
+    let command = format!("quantize run/step_1 run/step_2 out --scheme w8a16 {QUICK}");
+    let shown = sandbox.octet(&command).done().stdout;
+    assert!(shown.contains("Another checkpoint quantizes better: step_1"), "{shown}");
+    assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+    for name in ["step_1-w8a16", "step_2-w8a16"] {
+        sandbox.octet(&format!("verify --receipt out/{name}")).done();
+    }
+    assert!(fs::read_to_string(sandbox.path("out/current")).unwrap().starts_with("step_1-w8a16"));
+    let document = sandbox.octet(&format!("{command} --force --json")).done().json();
+    assert_eq!(document["best"], json!("step_1"), "{:#}", document["checkpoints"]);
+    let rows = document["checkpoints"].as_array().unwrap();
+    let quantized = |row: &Value| row["ppl_quantized"].as_f64().unwrap();
+    assert!(rows.len() == 2 && quantized(&rows[1]) < quantized(&rows[0]), "{rows:#?}");
+    sandbox.refuses_as(2, "quantize run/step_1 --checkpoint other/../run/step_1", &["two checkpoints are called step_1"]);
+}
+
+#[test]
+fn where_no_checkpoint_is_accepted_the_nearest_walks_the_ladder() {
+    let sandbox = run_of(&["step_1", "step_2"]);
     let ended = sandbox.octet(&format!("quantize run/step_1 run/step_2 out --scheme w8a16 --max-ppl-increase -50 {QUICK}"));
     assert_eq!(ended.code, Some(3), "{ended:?}");
-    assert!(ended.stdout.contains("another checkpoint") && ended.stdout.contains("w8a16 of step_1"), "{}", ended.stdout);
-    assert!(sandbox.path("out.refused.json").exists());
+    assert!(ended.stdout.contains("all 2 were compared as asked"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("No checkpoint was accepted"), "{}", ended.stdout);
+    for name in ["step_1-w8a16.refused.json", "step_2-w8a16.refused.json"] {
+        assert!(sandbox.path("out").join(name).exists(), "{name}");
+    }
+    assert!(!sandbox.path("out/current").exists());
 }
