@@ -34,7 +34,7 @@ pub struct BenchOptions {
 const LEAST_ROUNDS: usize = 3;
 
 /// Most tokens that a repetition of decoding makes by itself.
-const MOST_STEPS: usize = 128;
+pub const MOST_STEPS: usize = 128;
 
 /// How long a limit is measured between two repetitions.
 const PROBE: Duration = Duration::from_millis(40);

@@ -444,6 +444,8 @@ pub(crate) struct Bench {
     /// Draw the machine's roofline with all phases in it
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
     /// Replace an existing file
     #[arg(long, requires = "svg")]
     pub(crate) force: bool,

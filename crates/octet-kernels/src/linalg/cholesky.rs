@@ -150,7 +150,7 @@ fn four<S: Simd, const H: usize>(s: S, rows: &mut [Line], corner: &[Line], inver
         s.store(x, &mut rows[at + t].0);
         // What this column adds to those behind it.
         for u in t + 1..4 {
-            known[0][u] = s.fma_exact(x, s.splat(corner[at + t].0[4 * H + u]), known[0][u]);
+            known[0][u] = s.fma(x, s.splat(corner[at + t].0[4 * H + u]), known[0][u]);
         }
     });
 }

@@ -275,7 +275,7 @@ impl<const DESCENT: bool> Pass<'_, DESCENT> {
                     let h = s.splat(element(from, to));
                     for r in 0..R {
                         let error = s.load(&self.rows.errors.lines[(first + r) * padded + j * EDGE + column + from].0);
-                        acc[r][to] = s.fma_exact(error, h, acc[r][to]);
+                        acc[r][to] = s.fma(error, h, acc[r][to]);
                     }
                 }
             }
@@ -312,7 +312,7 @@ impl<const DESCENT: bool> Pass<'_, DESCENT> {
                     error
                 };
                 for to in 0..t {
-                    acc[r][to] = s.fma_exact(passed_on, s.splat(element(t, to)), acc[r][to]);
+                    acc[r][to] = s.fma(passed_on, s.splat(element(t, to)), acc[r][to]);
                 }
             }
         }

@@ -114,8 +114,8 @@ impl SetUp<'_> {
             let (mut square, mut side) = (s.splat(0.0), s.splat(0.0));
             for place in run * padded + places.start..run * padded + places.end {
                 let (k, e) = (s.load(&self.codes.lines[place].0), s.load(&self.errors.lines[place].0));
-                square = s.fma_exact(k, k, square);
-                side = s.fma_exact(k, e, side);
+                square = s.fma(k, k, square);
+                side = s.fma(k, e, side);
             }
             s.store(s.mul(square, damping), &mut self.out.products[run * block(self.out.groups, 0) + block(g, g)].0);
             s.store(s.mul(side, damping), &mut self.out.sides[run * self.out.groups + g].0);
@@ -176,7 +176,7 @@ impl SetUp<'_> {
             let side = &mut self.out.sides[run * groups + g].0;
             let mut sum = s.load(side);
             let errors = &self.errors.lines[run * padded + place..][..T];
-            unroll!(t < T, { sum = s.fma_exact(acc[r][t], s.load(&errors[t].0), sum) });
+            unroll!(t < T, { sum = s.fma(acc[r][t], s.load(&errors[t].0), sum) });
             s.store(sum, side);
             if i >= j && h <= g {
                 let product = &mut self.out.products[run * block(groups, 0) + block(g, h)].0;
@@ -184,7 +184,7 @@ impl SetUp<'_> {
                 // Twice where the block on the other side of the diagonal is in this group too.
                 let times = s.splat(if h == g && i != j { 2.0 } else { 1.0 });
                 let codes = &self.codes.lines[run * padded + place..][..T];
-                unroll!(t < T, { sum = s.fma_exact(acc[r][t], s.mul(s.load(&codes[t].0), times), sum) });
+                unroll!(t < T, { sum = s.fma(acc[r][t], s.mul(s.load(&codes[t].0), times), sum) });
                 s.store(sum, product);
             }
         });

@@ -15,7 +15,7 @@ pub(crate) fn tile<S: Simd, const R: usize, const T: usize, const H: usize>(s: S
         unroll!(r < R, { w[r] = s.load(&lanes[r][i].0) });
         unroll!(t < T, {
             let x = s.splat(x[i].0[H * T + t]);
-            unroll!(r < R, { acc[r][t] = s.fma_exact(w[r], x, acc[r][t]) });
+            unroll!(r < R, { acc[r][t] = s.fma(w[r], x, acc[r][t]) });
         });
     }
     acc
@@ -40,7 +40,7 @@ pub(crate) fn tile_down<S: Simd, const R: usize, const T: usize>(
             unroll!(r < R, { w[r] = s.load(&lanes[r][q].0) });
             unroll!(t < T, {
                 let x = s.splat(columns[t].0[q % LANES]);
-                unroll!(r < R, { acc[r][t] = s.fma_exact(w[r], x, acc[r][t]) });
+                unroll!(r < R, { acc[r][t] = s.fma(w[r], x, acc[r][t]) });
             });
         }
     }

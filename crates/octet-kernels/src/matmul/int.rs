@@ -43,10 +43,16 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
         let at = block.map(|block| ints.group_at(block, segment));
         let mut acc = [[[s.splat_i(0); T]; R]; D];
         acc[0] = minus_zeros::<S, C, R, T>(s, ints, at, &x.sums.as_chunks::<T>().0[segment]);
+        if const { in_pairs::<S>(T) } {
+            each_pair(&mut acc[0], |two| s.pair(two));
+        }
         for (i, words) in words.chunks_exact(C::OCTETS).enumerate() {
             let mut chunk = [&chunks[0][i]; R];
             unroll!(r < R, { chunk[r] = &chunks[r][i] });
             each_octet!(C, octet, add_octet::<S, C, D, R, T>(s, &mut acc, chunk, &words[octet], octet));
+        }
+        if const { in_pairs::<S>(T) } {
+            each_pair(&mut acc[0], |two| s.unpair(two));
         }
         let mut sums = [[s.splat(0.0); T]; R];
         unroll!(r < R, {
@@ -59,10 +65,25 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
         }
         unroll!(r < R, {
             let scales = ints.scales(s, at[r]);
-            unroll!(t < T, { s.store(s.fma_exact(sums[r][t], scales, s.load(&total[r][t].0)), &mut total[r][t].0) });
+            unroll!(t < T, { s.store(s.fma(sums[r][t], scales, s.load(&total[r][t].0)), &mut total[r][t].0) });
         });
     }
     total
+}
+
+/// Whether an instruction set multiplies a tile of `tokens` columns two columns at a time.
+const fn in_pairs<S: Simd>(tokens: usize) -> bool {
+    S::PAIRS && tokens.is_multiple_of(2)
+}
+
+/// Replaces the sums of every two tokens.
+#[inline(always)]
+fn each_pair<I: Copy, const R: usize, const T: usize>(acc: &mut [[I; T]; R], f: impl Fn([I; 2]) -> [I; 2]) {
+    unroll!(r < R, {
+        for two in acc[r].as_chunks_mut::<2>().0 {
+            *two = f(*two);
+        }
+    });
 }
 
 /// Sums in memory; a vector that crossed a cache line would cost twice.
@@ -108,6 +129,17 @@ fn add_octet<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
             C::prefetch(s, chunk[r], octet, PREFETCH);
         }
     });
+    if const { in_pairs::<S>(T) } {
+        unroll!(r < R, { w[r] = s.pair_codes(w[r]) });
+        let pairs = words.each_ref().map(|half| half.as_chunks::<2>().0);
+        unroll!(r < R, {
+            for (t, two) in acc[0][r].as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let a = [pairs[0][t], pairs[1][t]];
+                *two = if const { C::SMALL } { s.dot_paired::<true>(*two, w[r], a) } else { s.dot_paired::<false>(*two, w[r], a) };
+            }
+        });
+        return;
+    }
     if const { S::DOTS_IN_TWOS && C::SMALL } {
         unroll!(t < T, {
             let a = [s.quad(&words[0][t]), s.quad(&words[1][t])];

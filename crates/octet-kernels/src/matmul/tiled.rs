@@ -241,7 +241,7 @@ impl Work<'_> {
                 value = s.mul(value, s.splat(rows.scales[token * segments + segment]));
             }
             let start = if const { FIRST } { s.splat(0.0) } else { s.load(bytemuck::cast_ref(&total.0)) };
-            let mut value = s.fma_exact(value, scales, start);
+            let mut value = s.fma(value, scales, start);
             if const { !LAST } {
                 s.store(value, bytemuck::cast_mut(&mut total.0));
                 continue;

@@ -122,10 +122,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         each!(_mm256_fmadd_ps(a, b, c))
     }
     #[inline(always)]
-    fn fma_exact(self, a: F, b: F, c: F) -> F {
-        self.fma(a, b, c)
-    }
-    #[inline(always)]
     fn min(self, a: F, b: F) -> F {
         each!(_mm256_min_ps(a, b))
     }

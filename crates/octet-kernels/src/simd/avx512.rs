@@ -94,10 +94,6 @@ impl Simd for Avx512 {
         intrinsic!(_mm512_fmadd_ps(a, b, c))
     }
     #[inline(always)]
-    fn fma_exact(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        self.fma(a, b, c)
-    }
-    #[inline(always)]
     fn min(self, a: __m512, b: __m512) -> __m512 {
         intrinsic!(_mm512_min_ps(a, b))
     }

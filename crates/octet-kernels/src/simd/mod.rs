@@ -73,6 +73,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const BIAS: i32 = 0;
     /// Whether [`Simd::dot_two`] is faster than two [`Simd::dot`].
     const DOTS_IN_TWOS: bool = false;
+    /// Whether [`Simd::dot_paired`] is faster than four [`Simd::dot`].
+    const PAIRS: bool = false;
 
     /// f32 lanes.
     type F: Copy;
@@ -96,10 +98,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
-    /// a · b + c, rounded once (`Scalar` rounds twice outside of [`Simd::fma_exact`], where that would be slow).
+    /// a · b + c, rounded once on every instruction set.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// a · b + c, rounded once on every instruction set: what integer products use to be equal bit for bit.
-    fn fma_exact(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The smaller; `b` where either is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// The larger; `b` where either is NaN.
@@ -150,6 +150,31 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn dot_two(self, acc: Self::I, w: [Self::W; 2], a: [Self::A; 2]) -> Self::I {
         self.dot::<true>(self.dot::<true>(acc, w[0], a[0]), w[1], a[1])
+    }
+
+    /// Codes of an octet in the order that [`Simd::dot_paired`] takes.
+    #[inline(always)]
+    fn pair_codes(self, w: [Self::W; 2]) -> [Self::W; 2] {
+        w
+    }
+    /// Sums of two tokens in the order that [`Simd::dot_paired`] keeps.
+    #[inline(always)]
+    fn pair(self, acc: [Self::I; 2]) -> [Self::I; 2] {
+        acc
+    }
+    /// Undoes [`Simd::pair`].
+    #[inline(always)]
+    fn unpair(self, acc: [Self::I; 2]) -> [Self::I; 2] {
+        acc
+    }
+    /// [`Simd::dot`] of an octet over two tokens, whose words of inputs 0..4 come first, then those of 4..8.
+    #[inline(always)]
+    fn dot_paired<const SMALL: bool>(self, acc: [Self::I; 2], w: [Self::W; 2], a: [[[i8; 4]; 2]; 2]) -> [Self::I; 2] {
+        let of = |t: usize| {
+            let first = self.dot::<SMALL>(acc[t], w[0], self.quad(&a[0][t]));
+            self.dot::<SMALL>(first, w[1], self.quad(&a[1][t]))
+        };
+        [of(0), of(1)]
     }
 
     /// Sixteen i32.

@@ -12,7 +12,7 @@ use std::{
 pub(crate) const BASE: u8 = 0;
 /// `sdot`: four signed bytes by four signed bytes.
 pub(crate) const DOTPROD: u8 = 1;
-/// `usdot`: four unsigned bytes by four signed bytes.
+/// `usdot`: four unsigned bytes by four signed bytes, and `usmmla`: the same of eight, two rows by two tokens.
 pub(crate) const I8MM: u8 = 2;
 
 /// Proof that the CPU has NEON and what `LEVEL` names.
@@ -64,6 +64,7 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
     const FAST_SMALL_CODES: bool = LEVEL < I8MM;
     // `sdot` and the widening multiplication take signed codes.
     const BIAS: i32 = if LEVEL < I8MM { 128 } else { 0 };
+    const PAIRS: bool = LEVEL == I8MM;
     type F = F;
     type I = I;
     type W = W;
@@ -130,10 +131,6 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
     #[inline(always)]
     fn fma(self, a: F, b: F, c: F) -> F {
         each!(vfmaq_f32(c, a, b))
-    }
-    #[inline(always)]
-    fn fma_exact(self, a: F, b: F, c: F) -> F {
-        self.fma(a, b, c)
     }
     #[inline(always)]
     fn min(self, a: F, b: F) -> F {
@@ -253,6 +250,42 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
             _ => widening::<SMALL>(acc[i], signed::<SMALL>(w[i]), a),
         })
     }
+    // Paired, register i of eight belongs to rows 2 i and 2 i + 1: eight inputs of each, or sums of each by two tokens.
+    #[inline(always)]
+    fn pair_codes(self, w: [W; 2]) -> [W; 2] {
+        let word = |half: usize, i: usize| intrinsic!(vreinterpretq_s32_u8(w[half][i]));
+        let pair = |i: usize| {
+            intrinsic!(vreinterpretq_u8_s32(match i % 2 {
+                0 => vzip1q_s32(word(0, i / 2), word(1, i / 2)),
+                _ => vzip2q_s32(word(0, i / 2), word(1, i / 2)),
+            }))
+        };
+        [from_fn(pair), from_fn(|i| pair(4 + i))]
+    }
+    #[inline(always)]
+    fn pair(self, acc: [I; 2]) -> [I; 2] {
+        let pair = |i: usize| {
+            intrinsic!(match i % 2 {
+                0 => vzip1q_s32(acc[0][i / 2], acc[1][i / 2]),
+                _ => vzip2q_s32(acc[0][i / 2], acc[1][i / 2]),
+            })
+        };
+        [from_fn(pair), from_fn(|i| pair(4 + i))]
+    }
+    #[inline(always)]
+    fn unpair(self, acc: [I; 2]) -> [I; 2] {
+        let pair = |i: usize| acc[i / 4][i % 4];
+        [from_fn(|i| intrinsic!(vuzp1q_s32(pair(2 * i), pair(2 * i + 1)))), from_fn(|i| intrinsic!(vuzp2q_s32(pair(2 * i), pair(2 * i + 1))))]
+    }
+    #[inline(always)]
+    fn dot_paired<const SMALL: bool>(self, acc: [I; 2], w: [W; 2], a: [[[i8; 4]; 2]; 2]) -> [I; 2] {
+        let a = intrinsic!({
+            let words = a.map(|half| vld1_s8(half.as_flattened().as_ptr()));
+            let words = words.map(|half| vreinterpretq_s32_s8(vcombine_s8(half, half)));
+            vreinterpretq_s8_s32(vzip1q_s32(words[0], words[1]))
+        });
+        from_fn(|half| from_fn(|i| usmmla(acc[half][i], w[half][i], a)))
+    }
     #[inline(always)]
     fn pairs(self, from: &[u8; 64]) -> I {
         self.codes(from).map(|v| intrinsic!(vreinterpretq_s32_u8(v)))
@@ -310,6 +343,18 @@ fn usdot(mut acc: int32x4_t, w: uint8x16_t, a: int8x16_t) -> int32x4_t {
     intrinsic!(asm!(
         ".arch_extension i8mm",
         "usdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
+        inout(vreg) acc, in(vreg) w, in(vreg) a,
+        options(pure, nomem, nostack, preserves_flags)
+    ));
+    acc
+}
+
+/// acc + two rows of eight codes times two tokens of eight inputs: row 0 by both, row 1 by both.
+#[inline(always)]
+fn usmmla(mut acc: int32x4_t, w: uint8x16_t, a: int8x16_t) -> int32x4_t {
+    intrinsic!(asm!(
+        ".arch_extension i8mm",
+        "usmmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
         inout(vreg) acc, in(vreg) w, in(vreg) a,
         options(pure, nomem, nostack, preserves_flags)
     ));

@@ -1,4 +1,7 @@
 //! Lanes in plain Rust: the specification.
+//!
+//! Every operation rounds as those of the other instruction sets do, a fused multiply-add once, and sums have one order, so
+//! that what is computed here is computed to the bit everywhere.
 
 use super::{LANES, Op, Simd};
 use half::f16;
@@ -12,6 +15,20 @@ type F = [f32; LANES];
 #[inline(always)]
 fn map2(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
     std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+/// a · b + c, rounded once.
+#[inline(always)]
+fn fused(a: &F, b: &F, c: &F) -> F {
+    std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+}
+
+/// [`fused`] where the CPU has the instruction: without, every lane is a call of the system's library.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "fma")]
+#[inline(never)]
+fn fused_fast(a: &F, b: &F, c: &F) -> F {
+    fused(a, b, c)
 }
 
 impl Simd for Scalar {
@@ -69,11 +86,12 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn fma(self, a: F, b: F, c: F) -> F {
-        self.add(self.mul(a, b), c)
-    }
-    #[inline(always)]
-    fn fma_exact(self, a: F, b: F, c: F) -> F {
-        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("fma") {
+            // SAFETY: the CPU was just seen to have the feature.
+            return unsafe { fused_fast(&a, &b, &c) };
+        }
+        fused(&a, &b, &c)
     }
     #[inline(always)]
     fn min(self, a: F, b: F) -> F {

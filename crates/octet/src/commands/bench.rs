@@ -1,6 +1,6 @@
 //! `octet bench`: how fast models run, and how near that is to what this machine can do.
 
-use super::{bench_show, say_json};
+use super::{bench_budget, bench_show, say_json};
 use crate::{
     Ended,
     args::{Bench, Global},
@@ -52,8 +52,8 @@ pub(crate) struct Figures {
 const PREFILL: [usize; 3] = [128, 512, 2048];
 const CONTEXTS: [usize; 2] = [0, 2048];
 const BATCHES: [usize; 2] = [1, 8];
-/// Room that is kept for the decoded tokens behind a default context.
-const ROOM: usize = 128;
+/// Room that is kept for the decoded tokens behind a default context: a repetition makes no more by itself.
+pub(super) const MOST_STEPS: usize = octet_eval::bench::MOST_STEPS;
 /// More sequences than this are a typing error.
 const MOST_BATCH: usize = 256;
 /// Prompt of the first token.
@@ -68,6 +68,7 @@ pub(crate) fn bench(args: &Bench, global: &Global) -> Result<Ended> {
         resolve::resolve(name)?;
     }
     let engine = machine::engine(global.threads)?;
+    bench_budget::check(args, engine.threads())?;
     let mut progress = Progress::new();
     let (mut loaded, alone) = (vec![], resident_now().unwrap_or(0));
     for (index, name) in args.models.iter().enumerate() {
@@ -125,8 +126,8 @@ fn check(args: &Bench) -> Result<()> {
 }
 
 /// What to measure on models that can see `longest` tokens. What was asked for must fit; defaults are cut to fit.
-fn options(args: &Bench, longest: usize) -> Result<BenchOptions> {
-    let steps = args.decode.unwrap_or(if args.context.is_empty() { ROOM } else { 4 });
+pub(super) fn options(args: &Bench, longest: usize) -> Result<BenchOptions> {
+    let steps = args.decode.unwrap_or(if args.context.is_empty() { MOST_STEPS } else { 4 });
     let asked = args.prefill.iter().map(|&tokens| ("--prefill", tokens)).chain(args.context.iter().map(|&c| ("--context", c + steps)));
     if let Some((flag, tokens)) = asked.chain(args.decode.map(|steps| ("--decode", steps))).find(|(_, tokens)| *tokens > longest) {
         bail!("{flag} needs a context of {tokens} tokens, and the shortest of these models has {longest}; give less");

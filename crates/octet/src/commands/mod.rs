@@ -2,6 +2,7 @@
 
 mod asked;
 mod bench;
+mod bench_budget;
 mod bench_show;
 mod calibration;
 mod checkpoints;
