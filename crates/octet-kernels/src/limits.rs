@@ -2,6 +2,8 @@
 
 use crate::{
     Engine,
+    matmul::Line,
+    memory::Lines,
     simd::{LANES, Level, Op, Simd, unroll},
 };
 use std::{
@@ -24,13 +26,15 @@ pub fn streaming_read_gb_s(engine: &Engine, bytes: usize) -> f64 {
 }
 
 /// A buffer to read from again and again, so that the roof can be measured between other measurements.
-pub struct ReadBuffer(Vec<[u8; 64]>);
+pub struct ReadBuffer(Lines);
 
 impl ReadBuffer {
     /// A buffer of `bytes` bytes (at least one line of a cache), all of them in memory.
     pub fn new(bytes: usize) -> Self {
+        let mut lines = Lines::zeroed((bytes / size_of::<Line>()).max(1));
         // Not zero, so that the pages exist.
-        Self(vec![[1; 64]; (bytes / 64).max(1)])
+        lines.fill(Line([1; 64]));
+        Self(lines)
     }
 
     /// GB/s of reading its first `bytes` bytes (or all, if it has fewer) with all threads: the best of several passes,
@@ -50,7 +54,7 @@ impl ReadBuffer {
     }
 }
 
-struct Read<'a>(&'a [[u8; 64]]);
+struct Read<'a>(&'a [Line]);
 
 impl Op for Read<'_> {
     type Output = f32;
@@ -59,7 +63,7 @@ impl Op for Read<'_> {
     fn run<S: Simd>(self, s: S) -> f32 {
         let mut acc = [s.splat(0.0); 8];
         for lines in self.0.as_chunks::<8>().0 {
-            unroll!(i < 8, { acc[i] = s.add(acc[i], s.load_bytes(&lines[i])) });
+            unroll!(i < 8, { acc[i] = s.add(acc[i], s.load_bytes(&lines[i].0)) });
         }
         let mut all = acc[0];
         unroll!(i < 8, { all = s.add(all, acc[i]) });

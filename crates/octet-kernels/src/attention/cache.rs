@@ -11,7 +11,7 @@
 //!
 //! `pack` is how many codes a dot product takes at once: 2 of 16 bits, 4 of 8 bits, and 1 for floats.
 
-use crate::{matmul::Line, simd::LANES};
+use crate::{matmul::Line, memory::Lines, simd::LANES};
 
 /// Tokens of a chunk.
 pub(super) const CHUNK: usize = 64;
@@ -134,30 +134,21 @@ impl Layout {
     }
 }
 
-/// Zeroed memory that starts on a cache line; the system hands its pages out when they are first touched.
-pub(super) struct Chunk {
-    words: Vec<u64>,
-    start: usize,
-}
+/// Keys and values of [`CHUNK`] tokens; the system hands the pages out when they are first touched.
+pub(super) struct Chunk(Lines);
 
 impl Chunk {
-    const WORDS: usize = size_of::<Line>() / size_of::<u64>();
-
     fn zeroed(lines: usize) -> Self {
-        let words = vec![0u64; (lines + 1) * Self::WORDS];
-        let start = words.as_ptr().align_offset(align_of::<Line>()).min(Self::WORDS);
-        Self { words, start }
+        Self(Lines::zeroed(lines))
     }
 
     #[inline(always)]
     fn lines(&self) -> &[Line] {
-        let end = self.words.len() - Self::WORDS + self.start;
-        bytemuck::cast_slice(&self.words[self.start..end])
+        &self.0
     }
 
     pub(super) fn lines_mut(&mut self) -> &mut [Line] {
-        let end = self.words.len() - Self::WORDS + self.start;
-        bytemuck::cast_slice_mut(&mut self.words[self.start..end])
+        &mut self.0
     }
 }
 

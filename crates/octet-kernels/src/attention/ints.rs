@@ -21,6 +21,8 @@ const LARGEST_SUM: f32 = 65_000.0;
 const LEAST: f32 = 1e-35;
 /// Words that sixteen numbers become, all planes together.
 const WORDS: usize = 8;
+/// Words that the weights of a line are apart: one length for both widths, so that a tile's lines are one array.
+const ROW: usize = KEYS / 2;
 
 /// Codes of a cache and the integers they are multiplied by.
 pub(super) trait Codes: Copy {
@@ -164,7 +166,7 @@ struct Rows<'a> {
     q_scale: &'a mut [f32],
     /// `[rows, KEYS]`: scores, then weights.
     scores: &'a mut [[[f32; LANES]; KEYS / LANES]],
-    /// Weights as integers, `[lines][KEYS / pack]`.
+    /// Weights as integers, `[lines][ROW]`.
     weights: &'a mut [i32],
     /// Where sums of weighed values start, `[lines]`.
     start: &'a mut [i32],
@@ -203,7 +205,7 @@ pub(super) fn attend<S: Simd, C: Codes>(s: S, task: Attend<'_>) {
         lines * shape.groups,
         count,
         count * KEYS,
-        lines * KEYS / C::PACK,
+        lines * ROW,
         lines,
         count * shape.chunks * LANES,
         count * Tile::STATE,
@@ -292,8 +294,12 @@ impl Rows<'_> {
                         let word = group * shape.group + part * LANES / C::PACK;
                         for (plane, words) in words.chunks_exact(WORDS / C::PLANES).enumerate() {
                             sums[plane] = s.add_i(sums[plane], lanes[plane]);
-                            let at = first * C::PLANES * shape.words + word * lines + t * C::PLANES + plane;
-                            self.q[at..].iter_mut().step_by(lines).zip(&words[..q.len().div_ceil(C::PACK)]).for_each(|(q, &w)| *q = w);
+                            // Counted by hand: an iterator with a step divides before it begins.
+                            let mut at = first * C::PLANES * shape.words + word * lines + t * C::PLANES + plane;
+                            for &word in &words[..q.len().div_ceil(C::PACK)] {
+                                self.q[at] = word;
+                                at += lines;
+                            }
                         }
                     }
                     for (plane, sums) in sums.into_iter().enumerate().take(C::PLANES) {
@@ -313,12 +319,12 @@ impl Rows<'_> {
         let inverse = if scale < LEAST { 0.0 } else { 1.0 / scale };
         self.state[row].scale = scale;
         let mut sums = [s.splat_i(0); 2];
-        let (words, planes) = (KEYS / C::PACK, WORDS / C::PLANES);
+        let planes = WORDS / C::PLANES;
         for (block, weights) in self.scores[row][..blocks].iter().enumerate() {
             let (codes, lanes) = C::split(s, s.mul(s.load(weights), s.splat(inverse)));
             for (plane, codes) in codes.chunks_exact(planes).enumerate() {
                 sums[plane] = s.add_i(sums[plane], lanes[plane]);
-                self.weights[(row * C::PLANES + plane) * words + block * planes..][..planes].copy_from_slice(codes);
+                self.weights[(row * C::PLANES + plane) * ROW + block * planes..][..planes].copy_from_slice(codes);
             }
         }
         for (plane, sums) in sums.into_iter().enumerate().take(C::PLANES) {
@@ -458,8 +464,8 @@ impl Rows<'_> {
     ) {
         // Vectors past the last repeat it: they are added to one place, which is written last of all with the same sum.
         let at: [usize; R] = std::array::from_fn(|r| (chunk + r).min(chunks - 1));
-        let (line, words) = (row * C::PLANES, KEYS / C::PACK);
-        let weights = &self.weights[line * words..(line + T) * words];
+        let line = row * C::PLANES;
+        let Some(weights) = self.weights[line * ROW..].as_chunks::<ROW>().0.first_chunk::<T>() else { return };
         let mut acc = [[s.splat_i(0); T]; R];
         unroll!(t < T, {
             unroll!(r < R, { acc[r][t] = s.splat_i(self.start[line + t]) });
@@ -467,10 +473,8 @@ impl Rows<'_> {
         for block in 0..run.blocks() {
             let values = run.cache.values(run.kv_head, run.block(block));
             let next = run.after_values(block);
-            let mut words: [&[i32]; T] = [&[]; T];
-            unroll!(t < T, { words[t] = &weights[t * (KEYS / C::PACK) + block * (LANES / C::PACK)..][..LANES / C::PACK] });
-            for word in 0..LANES / C::PACK {
-                let values = &values[word * chunks..(word + 1) * chunks];
+            let first = block * (LANES / C::PACK);
+            for (word, values) in values.chunks_exact(chunks).take(LANES / C::PACK).enumerate() {
                 let mut lines = [C::line(s, &values[at[0]]); R];
                 unroll!(r < R, {
                     lines[r] = C::line(s, &values[at[r]]);
@@ -479,7 +483,7 @@ impl Rows<'_> {
                     }
                 });
                 unroll!(t < T, {
-                    let weight = C::word(s, words[t][word]);
+                    let weight = C::word(s, weights[t][first + word]);
                     unroll!(r < R, { acc[r][t] = C::dot(s, acc[r][t], lines[r], weight) });
                 });
             }

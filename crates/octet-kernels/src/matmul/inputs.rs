@@ -297,16 +297,18 @@ fn quantize<S: Simd>(s: S, x: &[f32], scale: f32, out: &mut [[i8; 4]], stride: u
     let live = scale > 0.0;
     let (scales, inverse) = (s.splat(scale), 1.0 / scale);
     let mut sum = s.splat_i(0);
+    let quick = live && inverse.is_finite();
+    let mut together = [0i8; RUN * LANES];
     for (x, out) in x.chunks(RUN * LANES).zip(out.chunks_mut(stride * RUN * LANES / 4)) {
-        if live
-            && inverse.is_finite()
-            && stride == 1
-            && let Some(of_run) = quantize_run(s, x, s.splat(inverse), out.as_flattened_mut())
-        {
+        let codes = if stride == 1 { out.as_flattened_mut() } else { &mut together[..] };
+        if quick && let Some(of_run) = quantize_run(s, x, s.splat(inverse), codes) {
             sum = s.add_i(sum, of_run);
+            if stride > 1 {
+                spread(&together, out, stride);
+            }
             continue;
         }
-        let clear = live && inverse.is_finite() && rounds_clearly(s, x, s.splat(inverse));
+        let clear = quick && rounds_clearly(s, x, s.splat(inverse));
         for (x, out) in x.chunks(LANES).zip(out.chunks_mut(stride * LANES / 4)) {
             let mut codes = [0i8; LANES];
             if live {
@@ -331,6 +333,17 @@ fn quantize<S: Simd>(s: S, x: &[f32], scale: f32, out: &mut [[i8; 4]], stride: u
     out.iter_mut().step_by(stride).skip(written).for_each(|word| *word = [0; 4]);
     // A segment's sum is below 2²⁴, so every sum of lanes is exact.
     s.sum(s.to_f(sum)) as i32
+}
+
+/// Puts words of four codes `stride` words apart.
+#[inline(always)]
+fn spread(codes: &[i8; RUN * LANES], out: &mut [[i8; 4]], stride: usize) {
+    // Counted by hand: an iterator with a step divides before it begins.
+    let mut at = 0;
+    for word in codes.as_chunks::<4>().0 {
+        out[at] = *word;
+        at += stride;
+    }
 }
 
 /// Quantizes a whole run to codes that lie together and returns their sums, in one pass; `None` where the run is not whole

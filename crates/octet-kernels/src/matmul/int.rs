@@ -184,10 +184,13 @@ impl IntProduct<'_> {
     /// All tiles of blocks `blocks`, whose codes are `lines`: a tile's tokens stay in the first-level cache while the
     /// blocks pass, and what is written of a token lies together.
     #[inline(always)]
-    fn panels<S: Simd, C: Codes, const R: usize>(&self, s: S, blocks: Range<usize>, lines: &[Line]) {
-        let panels = Panels { first: blocks.start, count: blocks.len(), lines };
+    fn panels<S: Simd, C: Codes, const R: usize>(&self, s: S, blocks: Range<usize>, lines: &[Line], next: &[Line]) {
+        let mut panels = Panels { first: blocks.start, count: blocks.len(), lines, next: &[] };
         let digits = self.inputs.is_digits();
+        let passes = tiles(self.tokens.len(), self.inputs.widest()).count().max(1);
+        let mut ahead = next.chunks(next.len().div_ceil(passes).max(1));
         for (start, width) in tiles(self.tokens.len(), self.inputs.widest()) {
+            panels.next = ahead.next().unwrap_or_default();
             let token = self.tokens.start + start;
             match width {
                 4 if digits => self.pass::<S, C, 1, R, 12, 4>(s, &panels, token),
@@ -219,13 +222,14 @@ impl IntProduct<'_> {
 
     #[inline(always)]
     fn direct<S: Simd, C: Codes>(&self, s: S) {
-        self.panels::<S, C, 1>(s, self.blocks.clone(), self.ints.lines(self.blocks.clone()));
+        self.panels::<S, C, 1>(s, self.blocks.clone(), self.ints.lines(self.blocks.clone()), &[]);
     }
 
     #[inline(always)]
     fn blocked<S: Simd, C: Codes>(&mut self, s: S) {
         let (mut scratch, blocks) = (std::mem::take(&mut self.scratch.0), self.blocks.clone());
         let mut lines = self.ints.lines(blocks.clone());
+        let next = self.ints.lines(blocks.end..self.ints.blocks().min(blocks.end + blocks.len()));
         if self.ints.bits < 8 {
             let unpacked = 2 * blocks.len() * self.ints.segments.all_octets();
             scratch.resize(scratch.len().max(unpacked), Line::ZERO);
@@ -233,9 +237,9 @@ impl IntProduct<'_> {
             lines = &scratch[..unpacked];
         }
         if const { S::INT_TILE.0 == 2 } {
-            self.panels::<S, C, 2>(s, blocks, lines);
+            self.panels::<S, C, 2>(s, blocks, lines, next);
         } else {
-            self.panels::<S, C, 1>(s, blocks, lines);
+            self.panels::<S, C, 1>(s, blocks, lines, next);
         }
         self.scratch.0 = scratch;
     }
@@ -266,6 +270,8 @@ struct Panels<'a> {
     first: usize,
     count: usize,
     lines: &'a [Line],
+    /// Part of the weights that the next task will read: asked for while this one computes, as they come from memory.
+    next: &'a [Line],
 }
 
 /// The tiles of `N` tokens, `T` columns and `R` blocks each; a block past the last repeats it and is not written.
@@ -285,7 +291,11 @@ impl<C: Codes, const D: usize, const R: usize, const T: usize, const N: usize> O
         let Self { product, panels, token, .. } = self;
         let x = product.inputs.code_tile(token * (T / N), T);
         let n = panels.lines.len() / panels.count;
+        let mut ahead = panels.next.chunks(panels.next.len().div_ceil(panels.count.div_ceil(R)).max(1));
         for first in (0..panels.count).step_by(R) {
+            for line in ahead.next().unwrap_or_default() {
+                s.prefetch(&line.0, 0);
+            }
             let of: [usize; R] = std::array::from_fn(|r| (first + r).min(panels.count - 1));
             let block = of.map(|i| panels.first + i);
             let total = tile::<S, C, D, R, T>(s, product.ints, block, of.map(|i| &panels.lines[i * n..(i + 1) * n]), x);

@@ -40,7 +40,9 @@ use std::{cell::Cell, ops::Range};
 /// Most tokens for which weights are read straight from memory; above it, a panel is unpacked once for all of them.
 const DIRECT_TOKENS: usize = 8;
 /// Bytes of weights of a task of the direct path: enough to be worth handing out.
-const TASK_BYTES: Range<usize> = 32 << 10..512 << 10;
+const TASK_BYTES: Range<usize> = 48 << 10..512 << 10;
+/// Tasks a thread of the direct path, where that leaves enough for each: what the last one makes the others wait is short.
+const DIRECT_TASKS: usize = 12;
 /// Bytes of panels of a task of the panel path: they are read again for every tile of tokens and should stay in the
 /// second-level cache.
 const PANEL_BYTES: usize = 1 << 20;
@@ -253,7 +255,7 @@ impl Engine {
         let (blocks_a_task, tokens_a_task) = if direct {
             let block_bytes = (weights.resident_bytes() / blocks).max(1);
             let range = TASK_BYTES.start.div_ceil(block_bytes)..TASK_BYTES.end.div_ceil(block_bytes);
-            ((blocks / (4 * self.threads())).clamp(range.start, range.end), tokens)
+            ((blocks / (DIRECT_TASKS * self.threads())).clamp(range.start, range.end), tokens)
         } else {
             self.blocked_tasks(blocks, LANES * bytes * cols, tokens, tile)
         };
