@@ -2,6 +2,7 @@
 //!
 //! Format: <https://github.com/huggingface/safetensors#format>.
 
+mod flush;
 mod header;
 mod writer;
 

@@ -1,6 +1,6 @@
 //! Writing safetensors files piece by piece: the header first, tensors in any order, nothing held in memory.
 
-use super::{INDEX, MAX_HEADER, SINGLE};
+use super::{INDEX, MAX_HEADER, SINGLE, flush::Flusher};
 use crate::{Error, Result, staging::available_bytes};
 use octet_tensor::Dtype;
 use serde_json::{Map, Value, json};
@@ -42,6 +42,7 @@ struct Shard {
     path: PathBuf,
     file: File,
     bytes: u64,
+    flusher: Option<Flusher>,
 }
 
 type NamedSlots = Vec<(String, Slot)>;
@@ -139,7 +140,10 @@ impl Writer {
     /// # Errors
     /// If the disk fails.
     pub fn sync(&self) -> Result<()> {
-        self.files.iter().try_for_each(|shard| shard.file.sync_data().map_err(failed(&shard.path, shard.bytes)))
+        self.files.iter().try_for_each(|shard| {
+            let flushed = shard.file.sync_data().and_then(|()| shard.flusher.as_ref().map_or(Ok(()), Flusher::check));
+            flushed.map_err(failed(&shard.path, shard.bytes))
+        })
     }
 
     /// Bytes that files with these tensors take, headers included (the index of a sharded checkpoint, well below a
@@ -167,7 +171,12 @@ impl Writer {
         if !slot.mark(start, end) {
             return fail(&format!("some of its bytes {start}..{end} were written before"));
         }
-        self.files[slot.file].write(slot.offset + start, bytes)
+        let shard = &mut self.files[slot.file];
+        shard.write(slot.offset + start, bytes)?;
+        if let Some(flusher) = &mut shard.flusher {
+            flusher.wrote(bytes.len());
+        }
+        Ok(())
     }
 
     /// Checks that every byte of every tensor was written, writes the index and brings all to disk.
@@ -182,8 +191,9 @@ impl Writer {
             let what = format!("only {written} of its {} bytes were written ({} tensors are incomplete)", slot.bytes, missing.len());
             return Err(Error::Writer { name: name.to_string(), what });
         }
-        for shard in &self.files {
-            shard.file.sync_all().map_err(failed(&shard.path, shard.bytes))?;
+        for shard in &mut self.files {
+            let flushed = shard.flusher.as_mut().map_or(Ok(()), Flusher::finish);
+            flushed.and_then(|()| shard.file.sync_all()).map_err(failed(&shard.path, shard.bytes))?;
         }
         self.write_index()
     }
@@ -202,12 +212,14 @@ impl Shard {
         if !same {
             return Err(Error::Writer { name: path.display().to_string(), what: "was made for other tensors; begin anew".into() });
         }
-        Ok(Self { path, file, bytes })
+        let flusher = Flusher::new(&file, bytes);
+        Ok(Self { path, file, bytes, flusher })
     }
 
     fn create(path: PathBuf, header: &[u8], bytes: u64) -> Result<Self> {
         let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(failed(&path, bytes))?;
-        let mut shard = Self { path, file, bytes };
+        let flusher = Flusher::new(&file, bytes);
+        let mut shard = Self { path, file, bytes, flusher };
         shard.write(0, header)?;
         shard.file.set_len(bytes).map_err(failed(&shard.path, bytes))?;
         Ok(shard)
