@@ -275,7 +275,10 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
     #[inline(always)]
     fn unpair(self, acc: [I; 2]) -> [I; 2] {
         let pair = |i: usize| acc[i / 4][i % 4];
-        [from_fn(|i| intrinsic!(vuzp1q_s32(pair(2 * i), pair(2 * i + 1)))), from_fn(|i| intrinsic!(vuzp2q_s32(pair(2 * i), pair(2 * i + 1))))]
+        [
+            from_fn(|i| intrinsic!(vuzp1q_s32(pair(2 * i), pair(2 * i + 1)))),
+            from_fn(|i| intrinsic!(vuzp2q_s32(pair(2 * i), pair(2 * i + 1)))),
+        ]
     }
     #[inline(always)]
     fn dot_paired<const SMALL: bool>(self, acc: [I; 2], w: [W; 2], a: [[[i8; 4]; 2]; 2]) -> [I; 2] {
