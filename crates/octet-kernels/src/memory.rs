@@ -84,10 +84,12 @@ impl Part {
 impl Drop for Part {
     /// Gives the pages back to the system, though the region may live on.
     fn drop(&mut self) {
-        let bytes = (self.lines * size_of::<Line>()).next_multiple_of(PAGE);
-        // SAFETY: the pages are this part's alone, and nobody reads them again.
         #[cfg(target_os = "linux")]
-        let _ = unsafe { self.region.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.start, bytes) };
+        {
+            let bytes = (self.lines * size_of::<Line>()).next_multiple_of(PAGE);
+            // SAFETY: the pages are this part's alone, and nobody reads them again.
+            let _ = unsafe { self.region.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.start, bytes) };
+        }
     }
 }
 

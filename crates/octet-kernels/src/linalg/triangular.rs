@@ -99,7 +99,7 @@ impl Substitute<'_> {
                 s.store(z, &mut self.rows.lines[slot].0);
                 for u in t + 1..FEW {
                     let l = self.block(i, i)[run * EDGE + at + t].0[FEW * H + u];
-                    known[r][u] = s.fma_exact(z, s.splat(l), known[r][u]);
+                    known[r][u] = s.fma(z, s.splat(l), known[r][u]);
                 }
             }
         }
@@ -124,7 +124,7 @@ impl Substitute<'_> {
                 let y = s.mul(s.sub(s.load(&self.rows.lines[slot].0), known[r][t]), inverse);
                 s.store(y, &mut self.rows.lines[slot].0);
                 for u in 0..t {
-                    known[r][u] = s.fma_exact(y, s.splat(corner[t][u]), known[r][u]);
+                    known[r][u] = s.fma(y, s.splat(corner[t][u]), known[r][u]);
                 }
             }
         }
