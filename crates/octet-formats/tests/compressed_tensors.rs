@@ -18,8 +18,8 @@ fn random(rows: usize, cols: usize, scheme: Scheme, dtype: Dtype, seed: u64) -> 
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 33) as i32
     };
-    let width = weights.bits.max_code() - weights.bits.min_code() + 1;
-    let mut code = move || (next().rem_euclid(width) + weights.bits.min_code()) as i8;
+    let width = 1 << weights.bits.get();
+    let mut code = move || weights.code(next().rem_euclid(width) as u8);
     let codes: Vec<i8> = (0..rows * cols).map(|_| code()).collect();
     let groups = rows * weights.groups(cols);
     let scales = (0..groups).map(|_| dtype.round((f32::from(code()) + 0.3) / 77.0)).collect();
@@ -76,6 +76,7 @@ fn every_scheme() -> Vec<Scheme> {
             }
         }
     }
+    all.extend(["w4ta16-g32", "w4ta8-pc", "w4ta8-g64-ag32"].map(|text| text.parse().unwrap()));
     all
 }
 

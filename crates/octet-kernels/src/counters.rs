@@ -37,6 +37,8 @@ kernels! {
     W8A8 = "w8a8",
     /// Codes of four bits, int8 activations.
     W4A8 = "w4a8",
+    /// Levels of a table, int8 activations.
+    W4tA8 = "w4ta8",
     /// Codes of two bits, int8 activations.
     W2A8 = "w2a8",
     /// Codes of three bits, int8 activations.
@@ -49,6 +51,8 @@ kernels! {
     W8A16 = "w8a16",
     /// Codes of four bits, float activations.
     W4A16 = "w4a16",
+    /// Levels of a table, float activations.
+    W4tA16 = "w4ta16",
     /// Codes of two bits, float activations.
     W2A16 = "w2a16",
     /// Codes of three bits, float activations.

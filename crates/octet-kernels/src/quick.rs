@@ -200,9 +200,9 @@ impl Op for EncodeGroups<'_> {
         for &group in self.which {
             let weights = self.row.group(group);
             let (scale, half) = (self.scales[group], self.row.half);
-            let candidate = Candidate { inverse: 1.0 / scale, scale, low: -half, high: half - 1.0 };
+            let candidate = Candidate { inverse: 1.0 / scale, scale, low: -half, high: half - 1.0, table: false };
             let codes = &mut self.codes[group * self.row.size..][..weights.len()];
-            let one = Encode { weights, candidate, zero: 0, codes }.run(s);
+            let one = Encode::<false> { weights, candidate, zero: 0, codes }.run(s);
             found.error += one.error;
             found.weight += one.weight;
             found.max = found.max.max(one.max);

@@ -9,6 +9,7 @@ use crate::{
     Engine,
     simd::{LANES, Op, Simd},
 };
+use octet_tensor::LEVELS;
 
 /// Candidates looked at in one pass.
 pub const CANDIDATES: usize = LANES;
@@ -27,6 +28,8 @@ pub struct Candidates {
     pub low: [f32; CANDIDATES],
     /// Largest code minus zero point.
     pub high: [f32; CANDIDATES],
+    /// Whether codes are the nearest of [`LEVELS`] instead, whatever the range.
+    pub table: bool,
 }
 
 /// One of [`Candidates`].
@@ -40,6 +43,8 @@ pub struct Candidate {
     pub low: f32,
     /// Largest code minus zero point.
     pub high: f32,
+    /// Whether the code is the nearest of [`LEVELS`] instead, whatever the range.
+    pub table: bool,
 }
 
 /// Sums over a group with its codes fixed, for closed-form best scales (k: code minus zero point, h: importance).
@@ -74,12 +79,18 @@ impl Engine {
     /// Σ h·(w − q)² of finite `weights` under each of sixteen candidates; `importance` h is empty (all ones) or as long
     /// as `weights`.
     pub fn candidate_errors(&self, weights: &[f32], importance: &[f32], candidates: &Candidates) -> [f64; CANDIDATES] {
-        self.vectorize(Errors { weights, importance, candidates })
+        if candidates.table {
+            return self.vectorize(Errors::<true> { weights, importance, candidates });
+        }
+        self.vectorize(Errors::<false> { weights, importance, candidates })
     }
 
     /// The moments of finite `weights` under one candidate; `importance` as in [`Engine::candidate_errors`].
     pub fn code_moments(&self, weights: &[f32], importance: &[f32], candidate: Candidate) -> CodeMoments {
-        self.vectorize(Moments { weights, importance, candidate })
+        if candidate.table {
+            return self.vectorize(Moments::<true> { weights, importance, candidate });
+        }
+        self.vectorize(Moments::<false> { weights, importance, candidate })
     }
 
     /// Smallest and largest of finite `weights` (0 and 0 of none).
@@ -92,7 +103,11 @@ impl Engine {
     /// # Panics
     /// If `codes` is shorter than `weights`.
     pub fn encode_weights(&self, weights: &[f32], candidate: Candidate, zero: i8, codes: &mut [i8]) -> EncodeError {
-        self.vectorize(Encode { weights, candidate, zero, codes: &mut codes[..weights.len()] })
+        let codes = &mut codes[..weights.len()];
+        if candidate.table {
+            return self.vectorize(Encode::<true> { weights, candidate, zero, codes });
+        }
+        self.vectorize(Encode::<false> { weights, candidate, zero, codes })
     }
 }
 
@@ -104,6 +119,24 @@ const ROUND: f32 = 12_582_912.0;
 pub(crate) fn code<S: Simd>(s: S, w: S::F, inverse: S::F, low: S::F, high: S::F) -> S::F {
     let clamped = s.min(s.max(s.mul(w, inverse), low), high);
     s.sub(s.add(clamped, s.splat(ROUND)), s.splat(ROUND))
+}
+
+/// The level of the table that is nearest.
+#[inline(always)]
+pub(crate) fn level<S: Simd>(s: S, w: S::F, inverse: S::F) -> S::F {
+    let x = s.mul(w, inverse);
+    let mut level = s.splat(f32::from(LEVELS[0]));
+    for pair in LEVELS.windows(2) {
+        let (below, above) = (f32::from(pair[0]), f32::from(pair[1]));
+        level = s.select_less(s.splat(0.5 * (below + above)), x, s.splat(above), level);
+    }
+    level
+}
+
+/// [`code`] or [`level`].
+#[inline(always)]
+fn nearest<S: Simd, const TABLE: bool>(s: S, w: S::F, inverse: S::F, low: S::F, high: S::F) -> S::F {
+    if const { TABLE } { level(s, w, inverse) } else { code(s, w, inverse, low, high) }
 }
 
 #[inline(always)]
@@ -126,13 +159,13 @@ fn total<S: Simd>(s: S, v: S::F) -> f64 {
     f64::from(s.sum(v))
 }
 
-struct Errors<'a> {
+struct Errors<'a, const TABLE: bool> {
     weights: &'a [f32],
     importance: &'a [f32],
     candidates: &'a Candidates,
 }
 
-impl Op for Errors<'_> {
+impl<const TABLE: bool> Op for Errors<'_, TABLE> {
     type Output = [f64; CANDIDATES];
 
     #[inline(always)]
@@ -148,8 +181,8 @@ impl Op for Errors<'_> {
             if importance.is_empty() {
                 for &[a, b] in pairs {
                     let (a, b) = (s.splat(a), s.splat(b));
-                    let ea = s.sub(a, s.mul(scale, code(s, a, inverse, low, high)));
-                    let eb = s.sub(b, s.mul(scale, code(s, b, inverse, low, high)));
+                    let ea = s.sub(a, s.mul(scale, nearest::<S, TABLE>(s, a, inverse, low, high)));
+                    let eb = s.sub(b, s.mul(scale, nearest::<S, TABLE>(s, b, inverse, low, high)));
                     even = s.add(even, s.mul(ea, ea));
                     odd = s.add(odd, s.mul(eb, eb));
                 }
@@ -157,8 +190,8 @@ impl Op for Errors<'_> {
                 let h = &importance[i * BLOCK..][..block.len()];
                 for (&[a, b], &[ha, hb]) in pairs.iter().zip(h.as_chunks::<2>().0) {
                     let (a, b) = (s.splat(a), s.splat(b));
-                    let ea = s.sub(a, s.mul(scale, code(s, a, inverse, low, high)));
-                    let eb = s.sub(b, s.mul(scale, code(s, b, inverse, low, high)));
+                    let ea = s.sub(a, s.mul(scale, nearest::<S, TABLE>(s, a, inverse, low, high)));
+                    let eb = s.sub(b, s.mul(scale, nearest::<S, TABLE>(s, b, inverse, low, high)));
                     even = s.add(even, s.mul(s.splat(ha), s.mul(ea, ea)));
                     odd = s.add(odd, s.mul(s.splat(hb), s.mul(eb, eb)));
                 }
@@ -166,7 +199,7 @@ impl Op for Errors<'_> {
             if let &[a] = rest {
                 let h = importance.get(i * BLOCK + block.len() - 1).copied().unwrap_or(1.0);
                 let a = s.splat(a);
-                let e = s.sub(a, s.mul(scale, code(s, a, inverse, low, high)));
+                let e = s.sub(a, s.mul(scale, nearest::<S, TABLE>(s, a, inverse, low, high)));
                 even = s.add(even, s.mul(s.splat(h), s.mul(e, e)));
             }
             for (total, sum) in totals.iter_mut().zip(stored(s, s.add(even, odd))) {
@@ -177,13 +210,13 @@ impl Op for Errors<'_> {
     }
 }
 
-struct Moments<'a> {
+struct Moments<'a, const TABLE: bool> {
     weights: &'a [f32],
     importance: &'a [f32],
     candidate: Candidate,
 }
 
-impl Op for Moments<'_> {
+impl<const TABLE: bool> Op for Moments<'_, TABLE> {
     type Output = CodeMoments;
 
     #[inline(always)]
@@ -201,7 +234,7 @@ impl Op for Moments<'_> {
                     None => padded(&[1.0; LANES][..weights.len()]),
                 };
                 let (w, h) = (s.load(&padded(weights)), s.load(&h));
-                let k = code(s, w, inverse, low, high);
+                let k = nearest::<S, TABLE>(s, w, inverse, low, high);
                 let (hk, hw) = (s.mul(h, k), s.mul(h, w));
                 let [sh, sk, skk, sw, swk, sww] = sums;
                 sums = [
@@ -245,19 +278,19 @@ impl Op for Range<'_> {
     }
 }
 
-pub(crate) struct Encode<'a> {
+pub(crate) struct Encode<'a, const TABLE: bool> {
     pub(crate) weights: &'a [f32],
     pub(crate) candidate: Candidate,
     pub(crate) zero: i8,
     pub(crate) codes: &'a mut [i8],
 }
 
-impl Op for Encode<'_> {
+impl<const TABLE: bool> Op for Encode<'_, TABLE> {
     type Output = EncodeError;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> EncodeError {
-        let Candidate { inverse, scale, low, high } = self.candidate;
+        let Candidate { inverse, scale, low, high, .. } = self.candidate;
         let (inverse, scale, low, high) = (s.splat(inverse), s.splat(scale), s.splat(low), s.splat(high));
         let mut found = EncodeError::default();
         let (zeros, mut max) = (s.splat(0.0), s.splat(0.0));
@@ -268,7 +301,7 @@ impl Op for Encode<'_> {
             macro_rules! one {
                 ($weights:expr) => {{
                     let w = s.load($weights);
-                    let k = code(s, w, inverse, low, high);
+                    let k = nearest::<S, TABLE>(s, w, inverse, low, high);
                     let e = s.sub(w, s.mul(scale, k));
                     error = s.add(error, s.mul(e, e));
                     weight = s.add(weight, s.mul(w, w));
@@ -315,11 +348,11 @@ mod tests {
 
     fn candidates() -> Candidates {
         let scale: [f32; CANDIDATES] = std::array::from_fn(|j| (0.2 + 0.03 * j as f32) * if j % 2 == 0 { 1.0 } else { -1.0 });
-        Candidates { scale, inverse: scale.map(|s| 1.0 / s), low: [-8.0; CANDIDATES], high: [7.0; CANDIDATES] }
+        Candidates { scale, inverse: scale.map(|s| 1.0 / s), low: [-8.0; CANDIDATES], high: [7.0; CANDIDATES], table: false }
     }
 
     fn one(all: &Candidates, j: usize) -> Candidate {
-        Candidate { inverse: all.inverse[j], scale: all.scale[j], low: all.low[j], high: all.high[j] }
+        Candidate { inverse: all.inverse[j], scale: all.scale[j], low: all.low[j], high: all.high[j], table: all.table }
     }
 
     fn engines() -> impl Iterator<Item = Engine> {
@@ -353,6 +386,27 @@ mod tests {
                 }
                 let range = w.iter().fold((w[0], w[0]), |(a, b), &v| (a.min(v), b.max(v)));
                 assert_eq!(engine.weight_range(&w), range);
+            }
+        }
+    }
+
+    #[test]
+    fn levels_are_the_nearest_of_the_table() {
+        let scale: [f32; CANDIDATES] = std::array::from_fn(|j| (0.01 + 0.003 * j as f32) * if j % 2 == 0 { 1.0 } else { -1.0 });
+        let all = Candidates { scale, inverse: scale.map(|s| 1.0 / s), table: true, ..Candidates::default() };
+        let w = weights(200);
+        for engine in engines() {
+            let errors = engine.candidate_errors(&w, &[], &all);
+            for j in 0..CANDIDATES {
+                let nearest = |w: f32| LEVELS.into_iter().map(|l| (w - scale[j] * f32::from(l)).abs()).fold(f32::INFINITY, f32::min);
+                let expected: f64 = w.iter().map(|&w| f64::from(nearest(w)).powi(2)).sum();
+                assert!((errors[j] - expected).abs() <= 1e-5 * expected, "{}", engine.isa());
+                let mut codes = vec![0; w.len()];
+                let found = engine.encode_weights(&w, one(&all, j), 0, &mut codes);
+                assert!((found.error - expected).abs() <= 1e-5 * expected, "{}", engine.isa());
+                assert!(codes.iter().all(|code| LEVELS.contains(code)));
+                let kk: f64 = codes.iter().map(|&c| f64::from(c).powi(2)).sum();
+                assert!((engine.code_moments(&w, &[], one(&all, j)).kk - kk).abs() <= 1e-5 * kk);
             }
         }
     }

@@ -89,7 +89,7 @@ fn other_widths_with_int8_activations() {
 
 #[test]
 fn float_activations() {
-    suite(&["w8a16", "w8a16-g32-asym", "w4a16", "w4a16-g32-asym", "w4a16-pc"], 2e-6);
+    suite(&["w8a16", "w4ta16-g32", "w4ta16", "w8a16-g32-asym", "w4a16", "w4a16-g32-asym", "w4a16-pc"], 2e-6);
 }
 
 #[test]
@@ -143,9 +143,12 @@ fn extremes_do_not_saturate() {
         "w6a8-g32-ag32",
         "w3a8-pc",
         "w2a8-asym",
+        "w4ta8-pc",
+        "w4ta8-g32-ag32",
     ] {
         let scheme = scheme(text);
-        let (low, high) = (scheme.weights.bits.min_code() as i8, scheme.weights.bits.max_code() as i8);
+        let (low, high) = scheme.weights.range();
+        let (low, high) = (low as i8, high as i8);
         let (rows, cols) = (16, 4096);
         for (code, zero) in [(low, high), (high, low), (low, low), (high, high), (high, 0), (low, 0)] {
             let groups = rows * scheme.weights.groups(cols);

@@ -25,8 +25,8 @@ fn model(config: &str, scheme: Scheme, threads: usize) -> Model {
     let mut random = Random::new(2);
     for site in spec.linear_sites() {
         let w = scheme.weights;
-        let (low, range) = (w.bits.min_code(), 1usize << w.bits.get());
-        let codes = (0..site.rows * site.cols).map(|_| (low + random.below(range) as i32) as i8).collect();
+        let range = 1usize << w.bits.get();
+        let codes = (0..site.rows * site.cols).map(|_| w.code(random.below(range) as u8)).collect();
         let scale = 3.5 / range as f32 / (site.cols as f32).sqrt();
         let scales = vec![scale; site.rows * w.groups(site.cols)];
         let zeros = if w.is_asymmetric() { vec![0; scales.len()] } else { vec![] };

@@ -89,6 +89,37 @@ fn dtypes() -> impl Strategy<Value = Dtype> {
     prop::sample::select(vec![Dtype::F32, Dtype::F16, Dtype::Bf16])
 }
 
+/// What the table is for.
+#[test]
+fn a_table_leaves_less_error_of_normal_weights_than_even_steps() {
+    let weights = gauss(11, 64 * 256);
+    let error = |text: &str| {
+        let case = Case { weights: &weights, cols: 256, scheme: scheme(text), scale_dtype: Dtype::F16, importance: None };
+        let (q, sums) = case.solve(Rtn::USUAL);
+        let found = squared_error(&weights, &q.dequantize(), None);
+        assert!((found - sums.error).abs() <= 1e-4 * found, "reported {} is {found}", sums.error);
+        found
+    };
+    for size in ["g32", "g64", "g128", "pc"] {
+        let (even, table) = (error(&format!("w4a16-{size}")), error(&format!("w4ta16-{size}")));
+        assert!(table < 0.95 * even, "{size}: {table} of {even}");
+    }
+}
+
+/// A table has no level of zero.
+#[test]
+fn zeros_stay_next_to_nothing_in_a_table() {
+    let mut weights = vec![0.0; 96];
+    weights[40] = 1e-30;
+    weights[70] = 1.0;
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        let case = Case { weights: &weights, cols: 96, scheme: scheme("w4ta16-g32"), scale_dtype: dtype, importance: None };
+        let found = case.solve(Rtn::USUAL).0.dequantize();
+        assert!(found[..64].iter().all(|w| w.abs() < 1e-6), "{dtype:?}");
+        assert!((found[70] - 1.0).abs() < 0.01 && found[71].abs() < 0.05, "{dtype:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
 

@@ -29,6 +29,6 @@ pub use fp8::e4m3_to_f32;
 pub use matrix::{Matrix, QuantRows, StoredQuant};
 pub use qmatrix::QMatrix;
 pub use quantize::{ActivationCodes, quantize_activations, round_code};
-pub use scheme::{Activations, Bits, Granularity, Limit, Scheme, SchemeError, Symmetry, WeightScheme};
+pub use scheme::{Activations, Bits, Granularity, LEVELS, Limit, Scheme, SchemeError, Symmetry, WeightScheme};
 pub use source::WeightSource;
 pub use tensor::Tensor;

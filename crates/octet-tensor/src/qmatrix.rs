@@ -1,10 +1,10 @@
 //! A quantized matrix in memory: one code a byte, its scales and zero points.
 
-use crate::{Dtype, Error, Result, WeightScheme};
+use crate::{Dtype, Error, LEVELS, Result, WeightScheme};
 
 /// A quantized matrix `[rows, cols]`: w\[r, k\] = scale\[r, k / group\] · (code\[r, k\] − zero\[r, k / group\]).
 ///
-/// Codes and zero points are signed (−2^(b−1) … 2^(b−1) − 1), one a byte. A scale may be negative: with a
+/// Codes of a table ([`crate::Symmetry::Table`]) are its levels. Codes and zero points are signed (−2^(b−1) … 2^(b−1) − 1), one a byte. A scale may be negative: with a
 /// symmetric code range that reaches one further down than up, its sign decides which end gets the extra code.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QMatrix {
@@ -38,7 +38,10 @@ impl QMatrix {
         if codes.len() != rows * cols || scales.len() != rows * groups || zeros.len() != zeros_needed {
             return fail(format!("has {} codes, {} scales and {} zero points", codes.len(), scales.len(), zeros.len()));
         }
-        let (low, high) = (scheme.bits.min_code(), scheme.bits.max_code());
+        let (low, high) = scheme.range();
+        if scheme.is_table() && codes.iter().any(|&code| LEVELS[usize::from(scheme.index(code))] != code) {
+            return fail("a code is no level of the table".into());
+        }
         if scheme.bits.get() < 8 && (outside(&codes, low as i8, high as i8) || outside(&zeros, low as i8, high as i8)) {
             return fail(format!("a code is outside {low}..={high}"));
         }
@@ -144,6 +147,9 @@ mod tests {
         assert!(QMatrix::new(1, 2, s, vec![0, 8], vec![1.0], Dtype::F16, vec![]).is_err());
         assert!(QMatrix::new(1, 2, s, vec![0, 7], vec![f32::NAN], Dtype::F16, vec![]).is_err());
         assert!(QMatrix::new(1, 2, s, vec![0, 7], vec![1.0], Dtype::F16, vec![0]).is_err());
+        let table = scheme("w4ta16-pc");
+        assert!(QMatrix::new(1, 2, table, vec![-127, 113], vec![1.0], Dtype::F16, vec![]).is_ok());
+        assert!(QMatrix::new(1, 2, table, vec![-127, 0], vec![1.0], Dtype::F16, vec![]).is_err());
         assert!(QMatrix::new(2, 2, s, vec![0, 7], vec![1.0], Dtype::F16, vec![]).is_err());
     }
 }

@@ -44,7 +44,23 @@ pub enum Symmetry {
     Symmetric,
     /// w = scale · (code − zero point).
     Asymmetric,
+    /// w = scale · level, one of the sixteen [`LEVELS`]: four bits.
+    Table,
 }
+
+/// The levels that a stored code of four bits stands for where weights are in a table: close to what leaves the least error of normally
+/// distributed weights under a scale that was searched for (the table of GGUF's IQ4_NL).
+pub const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// The place in [`LEVELS`] of every code's byte; 0 for what is none.
+const INDICES: [u8; 256] = {
+    let (mut all, mut index) = ([0; 256], 0);
+    while index < LEVELS.len() {
+        all[LEVELS[index] as u8 as usize] = index as u8;
+        index += 1;
+    }
+    all
+};
 
 /// How many weights share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,6 +102,35 @@ impl WeightScheme {
     /// Whether weights carry zero points.
     pub fn is_asymmetric(&self) -> bool {
         self.symmetry == Symmetry::Asymmetric
+    }
+
+    /// Whether codes are levels of a table.
+    pub fn is_table(&self) -> bool {
+        self.symmetry == Symmetry::Table
+    }
+
+    /// The code that is stored as the unsigned number `index` of as many bits.
+    pub fn code(&self, index: u8) -> i8 {
+        match self.symmetry {
+            Symmetry::Table => LEVELS[usize::from(index) % LEVELS.len()],
+            _ => (i32::from(index) + self.bits.min_code()) as i8,
+        }
+    }
+
+    /// The unsigned number that `code` is stored as; of what is no level of a table, 0.
+    pub fn index(&self, code: i8) -> u8 {
+        match self.symmetry {
+            Symmetry::Table => INDICES[usize::from(code as u8)],
+            _ => (i32::from(code) - self.bits.min_code()) as u8,
+        }
+    }
+
+    /// The smallest and the largest code.
+    pub fn range(&self) -> (i32, i32) {
+        match self.symmetry {
+            Symmetry::Table => (i32::from(LEVELS[0]), i32::from(LEVELS[LEVELS.len() - 1])),
+            _ => (self.bits.min_code(), self.bits.max_code()),
+        }
     }
 
     /// Bits a weight costs in rows of `cols` inputs, scales of `scale_bits` and zero points of the codes' width included.
@@ -141,7 +186,7 @@ pub enum Activations {
 
 /// A quantization scheme such as `w4a16-g128-sym`: weights and activations.
 ///
-/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]`. Defaults: 4 bits and fewer group 128,
+/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]`, or `w4ta…` without `-sym` and `-asym` for a table. Defaults: 4 bits and fewer group 128,
 /// more bits per channel; symmetric; `a8` per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scheme {
@@ -163,11 +208,16 @@ pub struct SchemeError {
 
 impl fmt::Display for WeightScheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let table = if self.is_table() { "t" } else { "" };
         match self.granularity {
-            Granularity::PerChannel => write!(f, "w{}-pc", self.bits.get())?,
-            Granularity::Group(size) => write!(f, "w{}-g{size}", self.bits.get())?,
+            Granularity::PerChannel => write!(f, "w{}{table}-pc", self.bits.get())?,
+            Granularity::Group(size) => write!(f, "w{}{table}-g{size}", self.bits.get())?,
         }
-        f.write_str(if self.is_asymmetric() { "-asym" } else { "-sym" })
+        f.write_str(match self.symmetry {
+            Symmetry::Symmetric => "-sym",
+            Symmetry::Asymmetric => "-asym",
+            Symmetry::Table => "",
+        })
     }
 }
 
@@ -206,14 +256,18 @@ impl FromStr for Scheme {
         let mut parts = lower.split('-');
         let head = parts.next().unwrap_or_default();
         let (bits, acts) = head.strip_prefix('w').and_then(|h| h.split_once('a')).ok_or_else(|| fail("it must start like w8a16".into()))?;
+        let (bits, table) = bits.strip_suffix('t').map_or((bits, false), |bits| (bits, true));
         let bits = bits.parse().ok().and_then(Bits::new).ok_or_else(|| fail(format!("{bits:?} is not a width of 2 to 8 bits")))?;
         let mut activations = match acts {
             "16" => Activations::Exact,
             "8" => Activations::Int8PerToken,
             other => return Err(fail(format!("activations are a16 or a8, not a{other}"))),
         };
+        if table && bits != Bits::B4 {
+            return Err(fail("a table has four bits: w4t".into()));
+        }
         let default_group = if bits.get() <= 4 { group(128) } else { Some(Granularity::PerChannel) };
-        let (mut granularity, mut symmetry) = (None, None);
+        let (mut granularity, mut symmetry) = (None, table.then_some(Symmetry::Table));
         for part in parts {
             let fresh = match part {
                 "pc" => granularity.replace(Granularity::PerChannel).is_none(),
@@ -279,6 +333,10 @@ mod tests {
         assert_eq!(parse("w8a16").short(), "w8a16");
         assert_eq!(parse("w4a16-g32-asym").short(), "w4a16-g32-asym");
         assert_eq!(parse("w4a16-pc").short(), "w4a16-pc");
+        assert_eq!(parse("w4ta16").to_string(), "w4ta16-g128");
+        assert_eq!(parse("w4ta8-g32-ag32").to_string(), "w4ta8-g32-ag32");
+        assert_eq!(parse("w4ta16-g128").short(), "w4ta16");
+        assert_eq!(parse("w4ta16-pc"), parse(&parse("w4ta16-pc").short()));
     }
 
     #[test]
@@ -286,6 +344,9 @@ mod tests {
         for text in [
             "",
             "w9a16",
+            "w3ta16",
+            "w4ta16-sym",
+            "w4ta16-asym",
             "w4",
             "w4a4",
             "w4a16-g48",
@@ -308,6 +369,20 @@ mod tests {
     fn cost_counts_scales_and_zero_points() {
         assert_eq!(parse("w4a16-g128-sym").weights.bits_per_weight(256, 16), 4.125);
         assert_eq!(parse("w4a16-g32-asym").weights.bits_per_weight(64, 16), 4.0 + 20.0 / 32.0);
+    }
+
+    #[test]
+    fn codes_and_what_they_are_stored_as_are_one_to_one() {
+        for text in ["w4ta16", "w4a16", "w3a16", "w8a16", "w2a16-g32-asym"] {
+            let weights = parse(text).weights;
+            let (low, high) = weights.range();
+            for index in 0..=(1u32 << weights.bits.get()) - 1 {
+                let code = weights.code(index as u8);
+                assert!((low..=high).contains(&i32::from(code)), "{text}");
+                assert_eq!(u32::from(weights.index(code)), index, "{text}");
+            }
+        }
+        assert!(LEVELS.is_sorted());
     }
 
     proptest! {

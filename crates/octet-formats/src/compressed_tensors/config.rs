@@ -1,6 +1,6 @@
 //! Writing `quantization_config`.
 
-use super::is_one_byte;
+use super::{TABLE_FORMAT, TABLE_LEVELS, is_one_byte};
 use octet_tensor::{Activations, Granularity, Scheme, WeightScheme};
 use serde_json::{Value, json};
 
@@ -65,7 +65,11 @@ fn by_scheme(modules: impl Iterator<Item = (String, Scheme)>) -> Vec<(Scheme, Ve
 }
 
 fn format_of(scheme: Scheme) -> &'static str {
-    if is_one_byte(scheme) { "int-quantized" } else { "pack-quantized" }
+    match () {
+        () if scheme.weights.is_table() => TABLE_FORMAT,
+        () if is_one_byte(scheme) => "int-quantized",
+        () => "pack-quantized",
+    }
 }
 
 fn group(scheme: Scheme, targets: &[String]) -> Value {
@@ -85,9 +89,13 @@ fn weights(weights: WeightScheme) -> Value {
     };
     let zp_dtype = weights.is_asymmetric().then_some("torch.int8");
     let symmetric = !weights.is_asymmetric();
-    args(
+    let mut args = args(
         json!({"num_bits": weights.bits.get(), "symmetric": symmetric, "strategy": strategy, "group_size": group_size, "dynamic": false, "zp_dtype": zp_dtype}),
-    )
+    );
+    if weights.is_table() {
+        args["observer_kwargs"] = json!({TABLE_LEVELS: octet_tensor::LEVELS});
+    }
+    args
 }
 
 fn activations(activations: Activations) -> Value {

@@ -47,7 +47,13 @@ pub fn encode_rows(module: &str, q: &QMatrix, first_row: usize, rows_total: usiz
     } else {
         let row_bytes = 4 * bits::words(q.cols(), bits);
         let mut stream = Vec::with_capacity(q.rows() * row_bytes);
-        for row in q.codes().chunks(q.cols().max(1)) {
+        let mut numbers = vec![];
+        for mut row in q.codes().chunks(q.cols().max(1)) {
+            if scheme.weights.is_table() {
+                numbers.clear();
+                numbers.extend(row.iter().map(|&level| (i32::from(scheme.weights.index(level)) + bits.min_code()) as i8));
+                row = &numbers;
+            }
             bits::pack(row, bits, &mut stream);
         }
         pieces.push(piece("weight_packed", first_row * row_bytes, stream));

@@ -16,6 +16,13 @@ pub(crate) use read::{int8, mxfp4, nvfp4, own_order, packed};
 
 use octet_tensor::{Activations, Scheme};
 
+/// octet's own format: as `pack-quantized`, but what is packed are the numbers of a table's levels. Other readers refuse a format that
+/// they do not know.
+pub(crate) const TABLE_FORMAT: &str = "octet-table";
+
+/// octet's own argument of the weights: the levels.
+pub(crate) const TABLE_LEVELS: &str = "levels";
+
 /// Whether codes of a scheme are stored one a byte (`int-quantized`) rather than as a bit stream (`pack-quantized`).
 ///
 /// Only 8-bit weights under integer activations are: that is the form in which other engines run W8A8.

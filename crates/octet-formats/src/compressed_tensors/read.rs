@@ -133,6 +133,10 @@ impl Stored {
         for (codes, stream) in codes.chunks_mut(self.cols.max(1)).zip(streams.chunks(4 * words.max(1))) {
             bits::unpack(stream, self.scheme.weights.bits, codes);
         }
+        let weights = self.scheme.weights;
+        if weights.is_table() {
+            codes.iter_mut().for_each(|code| *code = weights.code((i32::from(*code) - weights.bits.min_code()) as u8));
+        }
         codes
     }
 

@@ -1,7 +1,10 @@
 //! One `QuantizationArgs` object of compressed-tensors.
 
-use crate::{Error, Result, compressed_tensors::OUTLIER_LIMIT};
-use octet_tensor::{Activations, Bits, Granularity, Limit, Symmetry, WeightScheme};
+use crate::{
+    Error, Result,
+    compressed_tensors::{OUTLIER_LIMIT, TABLE_LEVELS},
+};
+use octet_tensor::{Activations, Bits, Granularity, LEVELS, Limit, Symmetry, WeightScheme};
 use serde::Deserialize;
 use serde_json::Value;
 use std::num::NonZeroUsize;
@@ -83,6 +86,16 @@ impl Args {
         };
         let symmetry = if self.symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
         Ok(WeightScheme { bits, symmetry, granularity })
+    }
+
+    /// Weights that are levels of octet's table.
+    pub(super) fn levels(&self, key: &str) -> Result<WeightScheme> {
+        let weights = self.weights(key)?;
+        let levels = self.observer_kwargs.get(TABLE_LEVELS).and_then(|levels| Vec::<i8>::deserialize(levels).ok());
+        if levels.as_deref() != Some(&LEVELS[..]) || weights.bits != Bits::B4 || weights.symmetry != Symmetry::Symmetric {
+            return bad(key, "is another table than the one of this version; make the folder again from the original");
+        }
+        Ok(WeightScheme { symmetry: Symmetry::Table, ..weights })
     }
 
     /// FP8 weights.

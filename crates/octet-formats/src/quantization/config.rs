@@ -4,7 +4,7 @@ use super::{
     Target,
     args::{Args, bad},
 };
-use crate::{Error, Result, awq, gptq, mlx, npz, torchao};
+use crate::{Error, Result, awq, compressed_tensors::TABLE_FORMAT, gptq, mlx, npz, torchao};
 use octet_tensor::{Activations, Scheme};
 use serde::Deserialize;
 use serde_json::Value;
@@ -198,14 +198,16 @@ fn read_group(name: &str, group: &Value, top_format: &str) -> Result<(Vec<Target
         return bad(&key("output_activations"), "is set; octet does not run quantized outputs");
     }
     let weights = Args::read(&key("weights"), weights)?;
+    let format = group.get("format").and_then(Value::as_str).unwrap_or(top_format);
     let scheme = || -> Result<Scheme> {
         let activations = given("input_activations").map(|value| Args::read(&key("input_activations"), value));
         let activations = activations.transpose()?.map(|args| args.activations(&key("input_activations")));
-        Ok(Scheme { weights: weights.weights(&key("weights"))?, activations: activations.transpose()?.unwrap_or(Activations::Exact) })
+        let own = &key("weights");
+        let weights = if format == TABLE_FORMAT { weights.levels(own)? } else { weights.weights(own)? };
+        Ok(Scheme { weights, activations: activations.transpose()?.unwrap_or(Activations::Exact) })
     };
-    let format = group.get("format").and_then(Value::as_str).unwrap_or(top_format);
     let layout = match format {
-        "pack-quantized" => Layout::Packed(scheme()?),
+        "pack-quantized" | TABLE_FORMAT => Layout::Packed(scheme()?),
         "int-quantized" => Layout::Int8(scheme()?),
         // The activations of an FP8 model are left exact: it is a source of float weights.
         "float-quantized" => Layout::Float8(weights.float8(&key("weights"))?),

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Candidate, Engine,
-    search::code,
+    search::{code, level},
     simd::{LANES, Op, Simd, unroll},
 };
 
@@ -54,6 +54,8 @@ pub struct Rounding<'a> {
     pub grids: &'a [RowGrids],
     /// The group of each place.
     pub group_of: &'a [u32],
+    /// Whether codes are levels of the table.
+    pub table: bool,
 }
 
 impl Engine {
@@ -125,8 +127,8 @@ impl Rounding<'_> {
     }
 
     fn reborrow(&mut self) -> Rounding<'_> {
-        let Rounding { weights, grids, group_of, .. } = *self;
-        Rounding { weights, errors: self.errors, codes: self.codes, grids, group_of }
+        let Rounding { weights, grids, group_of, table, .. } = *self;
+        Rounding { weights, errors: self.errors, codes: self.codes, grids, group_of, table }
     }
 }
 
@@ -294,7 +296,11 @@ impl<const DESCENT: bool> Pass<'_, DESCENT> {
                 let wanted = s.add(w, s.mul(acc[r][t], inverse));
                 let scale = s.load(&grid.scale.0);
                 let value = if self.feedback { wanted } else { w };
-                let k = code(s, value, s.load(&grid.inverse.0), s.load(&grid.low.0), s.load(&grid.high.0));
+                let of_grid = s.load(&grid.inverse.0);
+                let k = match self.rows.table {
+                    true => level(s, value, of_grid),
+                    false => code(s, value, of_grid, s.load(&grid.low.0), s.load(&grid.high.0)),
+                };
                 s.round_codes(s.add(k, s.load(&grid.zero.0)), &mut self.rows.codes[(first + r) * cols + place]);
                 let rounded = s.mul(scale, k);
                 let error = s.sub(w, rounded);

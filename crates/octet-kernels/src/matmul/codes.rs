@@ -4,11 +4,11 @@
 //! two lines an octet, those of four bits one. Other widths are cut into planes, as [`planes`] says: the low four (or
 //! two) bits of all codes first, the one or two bits above them in lines of their own, merged in registers.
 //!
-//! A 16-entry table of int8 values (NF4 and the like) is one more `Codes`: nibbles whose [`Codes::load`] sends both
-//! words through a byte shuffle ([`Simd`] needs one method for it) and is not `SMALL`, its values stored + 128.
+//! Levels of a table are nibbles that [`Codes::load`] sends through a byte shuffle; they are unsigned with 128 added.
 
 use super::layout::Line;
 use crate::simd::{Simd, unroll};
+use octet_tensor::LEVELS;
 
 /// Octets that are stored together where codes are cut into planes.
 pub(crate) const CHUNK: usize = 4;
@@ -89,6 +89,19 @@ pub(crate) trait Codes {
 pub(crate) struct Bytes<const SMALL: bool>;
 /// Two codes a byte.
 pub(crate) struct Nibbles;
+/// Two numbers of levels a byte.
+pub(crate) struct Table;
+/// What is added to levels to make them unsigned.
+pub(crate) const LEVEL_OFFSET: u8 = 128;
+/// The levels made unsigned.
+pub(crate) const UNSIGNED_LEVELS: [u8; 16] = {
+    let (mut all, mut index) = ([0; 16], 0);
+    while index < all.len() {
+        all[index] = (LEVELS[index] as u8).wrapping_add(LEVEL_OFFSET);
+        index += 1;
+    }
+    all
+};
 /// Codes of two, three, five or six bits.
 pub(crate) struct Planes<const BITS: usize>;
 
@@ -124,6 +137,26 @@ impl Codes for Nibbles {
     #[inline(always)]
     fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize) -> [S::W; 2] {
         s.nibbles(&chunk.0)
+    }
+    #[inline(always)]
+    fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {
+        s.prefetch(&chunk.0, ahead);
+    }
+}
+
+impl Codes for Table {
+    type Chunk = Line;
+    const OCTETS: usize = 1;
+    const SMALL: bool = false;
+
+    #[inline(always)]
+    fn chunks(lines: &[Line]) -> &[Self::Chunk] {
+        lines
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize) -> [S::W; 2] {
+        let [low, high] = s.nibbles(&chunk.0);
+        [s.levels(low, &UNSIGNED_LEVELS), s.levels(high, &UNSIGNED_LEVELS)]
     }
     #[inline(always)]
     fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {

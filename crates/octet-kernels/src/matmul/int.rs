@@ -5,7 +5,7 @@
 
 use super::{
     Scratch,
-    codes::{Bytes, Codes, Nibbles, Planes, each_octet, unpack},
+    codes::{Bytes, Codes, Nibbles, Planes, Table, each_octet, unpack},
     digits::DIGITS,
     inputs::{CodeTile, Prepared, tiles},
     ints::Ints,
@@ -250,6 +250,7 @@ impl IntProduct<'_> {
         match self.ints.bits {
             2 => unpack::<S, Planes<2>>(s, packed, out),
             3 => unpack::<S, Planes<3>>(s, packed, out),
+            4 if self.ints.table => unpack::<S, Table>(s, packed, out),
             4 => unpack::<S, Nibbles>(s, packed, out),
             5 => unpack::<S, Planes<5>>(s, packed, out),
             _ => unpack::<S, Planes<6>>(s, packed, out),
@@ -328,6 +329,7 @@ impl Op for IntProduct<'_> {
         match self.ints.bits {
             2 if self.direct => return self.direct::<S, Planes<2>>(s),
             3 if self.direct => return self.direct::<S, Planes<3>>(s),
+            4 if self.direct && self.ints.table => return self.direct::<S, Table>(s),
             4 if self.direct => return self.direct::<S, Nibbles>(s),
             5 if self.direct => return self.direct::<S, Planes<5>>(s),
             6 if self.direct => return self.direct::<S, Planes<6>>(s),

@@ -3,7 +3,7 @@
 //! Codes are stored unsigned (code + 2^(bits − 1)), sixteen rows interleaved: a line of 64 bytes holds four consecutive
 //! inputs of each of 16 rows, so that lanes are rows and a product needs no horizontal sums. Codes of two to six bits are
 //! stored densely, in planes of such lines (`codes.rs`); codes of seven bits take a byte. Zero points are stored unsigned likewise; a symmetric matrix has the same
-//! one, 2^(bits − 1), everywhere. The zero point never enters the inner loop: Σ (code − zero) · a = Σ code · a − zero · Σ a.
+//! one, 2^(bits − 1), everywhere (128 where codes are levels of a table, of which only the numbers are stored). The zero point never enters the inner loop: Σ (code − zero) · a = Σ code · a − zero · Σ a.
 
 use super::{
     codes::{self, CHUNK},
@@ -27,6 +27,8 @@ pub(crate) struct Ints {
     pub(crate) cols: usize,
     /// Bits a stored code takes.
     pub(crate) bits: usize,
+    /// Whether codes are numbers of levels.
+    pub(crate) table: bool,
     /// Whether every stored code is at most 63.
     pub(crate) small: bool,
     /// What was added to codes to make them unsigned: the zero point of symmetric weights.
@@ -114,8 +116,9 @@ impl Ints {
             rows,
             cols,
             bits,
-            small: scheme.bits.get() <= 6,
-            offset: 1 << (scheme.bits.get() - 1),
+            table: scheme.is_table(),
+            small: scheme.bits.get() <= 6 && !scheme.is_table(),
+            offset: if scheme.is_table() { codes::LEVEL_OFFSET } else { 1 << (scheme.bits.get() - 1) },
             segments,
             segments_a_group: if group >= cols { segments.count().max(1) } else { group / segments.size() },
             groups,
@@ -142,12 +145,16 @@ impl Ints {
             let first = task * blocks_a_task;
             let last = blocks.min(first + blocks_a_task);
             let outcome = stored.read_rows(first * LANES..self.rows.min(last * LANES)).and_then(|q| {
+                // Numbers of levels are packed as if they were signed codes of four bits.
+                let numbers: Vec<i8> =
+                    if self.table { q.codes().iter().map(|&level| q.scheme().index(level) as i8 - 8).collect() } else { vec![] };
+                let (codes, offset) = if self.table { (&numbers[..], 8) } else { (q.codes(), self.offset) };
                 for block in first..last {
                     // SAFETY: a block belongs to one task, so no two parts that are alive overlap; likewise below.
                     let lines = unsafe { shared_lines.part(block * lines_a_block..(block + 1) * lines_a_block) };
-                    let row = |lane| q.codes().chunks_exact(self.cols).nth((block - first) * LANES + lane).unwrap_or_default();
+                    let row = |lane| codes.chunks_exact(self.cols).nth((block - first) * LANES + lane).unwrap_or_default();
                     let rows = std::array::from_fn(row);
-                    engine.vectorize(PackBlock { rows, segments: self.segments, bits: self.bits, offset: self.offset, lines });
+                    engine.vectorize(PackBlock { rows, segments: self.segments, bits: self.bits, offset, lines });
                     let at = block * groups..(block + 1) * groups;
                     if let Some(zeros) = &shared_zeros {
                         // SAFETY: as above.
@@ -253,6 +260,9 @@ impl Ints {
                 *code |= (bytes[position % 4] >> bit & (0xff >> (8 - bits))) << first;
             }
         }
+        if self.table {
+            codes = codes.map(|code| codes::UNSIGNED_LEVELS[usize::from(code)]);
+        }
         let zeros = self.zeros(at);
         std::array::from_fn(|lane| {
             let zero = zeros.map_or(self.offset, |zeros| zeros[lane]);
@@ -274,6 +284,9 @@ impl Ints {
                 for &(first, bits) in codes::planes(self.bits) {
                     let (line, bit) = codes::place(first, bits, word);
                     code |= (lines[chunk * self.bits + line].0[lane * 4 + position % 4] >> bit & (0xff >> (8 - bits))) << first;
+                }
+                if self.table {
+                    code = codes::UNSIGNED_LEVELS[usize::from(code)];
                 }
                 out[k] = scale * (i32::from(code) - i32::from(zero)) as f32;
             }

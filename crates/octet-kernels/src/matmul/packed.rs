@@ -174,6 +174,7 @@ impl PackedLinear {
             Body::Int { ints, .. } => match ints.bits {
                 2 => Kernel::W2A8,
                 3 => Kernel::W3A8,
+                4 if ints.table => Kernel::W4tA8,
                 4 => Kernel::W4A8,
                 5 => Kernel::W5A8,
                 6 => Kernel::W6A8,
@@ -182,6 +183,7 @@ impl PackedLinear {
             Body::Exact(ints) => match ints.bits {
                 2 => Kernel::W2A16,
                 3 => Kernel::W3A16,
+                4 if ints.table => Kernel::W4tA16,
                 4 => Kernel::W4A16,
                 5 => Kernel::W5A16,
                 6 => Kernel::W6A16,

@@ -194,6 +194,10 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    fn levels(self, w: __m512i, table: &[u8; 16]) -> __m512i {
+        intrinsic!(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), w))
+    }
+    #[inline(always)]
     fn store_codes(self, w: __m512i, to: &mut [u8; 64]) {
         intrinsic!(_mm512_storeu_si512(to.as_mut_ptr().cast(), w));
     }

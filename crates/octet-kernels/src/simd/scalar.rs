@@ -159,6 +159,10 @@ impl Simd for Scalar {
         [from.map(|b| b & 15), from.map(|b| b >> 4)]
     }
     #[inline(always)]
+    fn levels(self, w: [u8; 64], table: &[u8; 16]) -> [u8; 64] {
+        w.map(|b| table[usize::from(b & 15)])
+    }
+    #[inline(always)]
     fn store_codes(self, w: [u8; 64], to: &mut [u8; 64]) {
         *to = w;
     }

@@ -47,8 +47,8 @@ pub fn scheme(text: &str) -> Scheme {
 /// A random matrix of a scheme; scales of both signs, exact in F16, BF16 and F32 alike.
 pub fn quantized(rows: usize, cols: usize, scheme: Scheme, dtype: Dtype, numbers: &mut Numbers) -> QMatrix {
     let w = scheme.weights;
-    let (low, range) = (w.bits.min_code(), 1usize << w.bits.get());
-    let mut code = |_| (low + numbers.below(range) as i32) as i8;
+    let range = 1usize << w.bits.get();
+    let mut code = |_| w.code(numbers.below(range) as u8);
     let codes = (0..rows * cols).map(&mut code).collect();
     let groups = rows * w.groups(cols);
     let zeros = if w.is_asymmetric() { (0..groups).map(&mut code).collect() } else { vec![] };

@@ -54,8 +54,8 @@ pub(crate) fn quantized(spec: &ArchSpec, scheme: &str) -> MemorySource {
     let (mut source, mut random, scheme) = (weights(spec), Random::new(8), scheme.parse::<Scheme>().unwrap());
     for site in spec.linear_sites() {
         let w = scheme.weights;
-        let (low, range) = (w.bits.min_code(), 1usize << w.bits.get());
-        let codes = (0..site.rows * site.cols).map(|_| (low + random.below(range) as i32) as i8).collect();
+        let range = 1usize << w.bits.get();
+        let codes = (0..site.rows * site.cols).map(|_| w.code(random.below(range) as u8)).collect();
         let scales = vec![3.5 / range as f32 / (site.cols as f32).sqrt(); site.rows * w.groups(site.cols)];
         let zeros = if w.is_asymmetric() { vec![0; scales.len()] } else { vec![] };
         let q = QMatrix::new(site.rows, site.cols, w, codes, scales, Dtype::F32, zeros).unwrap();

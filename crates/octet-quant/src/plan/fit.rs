@@ -20,6 +20,9 @@ pub(crate) fn misfit(site: &Site, scheme: WeightScheme, portable: bool) -> Optio
     if portable && linear.role == Role::Embedding {
         return Some("it is an embedding, and other readers of compressed-tensors know Linear modules only".into());
     }
+    if portable && scheme.is_table() {
+        return Some("other readers of compressed-tensors have no tables".into());
+    }
     if portable && !linear.cols.is_multiple_of(size) {
         return Some(format!("its {} inputs are no multiple of the group of {size}, which other readers need", linear.cols));
     }

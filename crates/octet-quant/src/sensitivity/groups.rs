@@ -35,13 +35,17 @@ pub struct Menu {
 
 impl Menu {
     /// Bits and group sizes that pay for themselves somewhere: 2 to 8 bits, exact activations.
-    pub const USUAL: [&str; 16] = [
+    pub const USUAL: [&str; 20] = [
         "w2a16-g32-asym",
         "w2a16-g64-asym",
         "w3a16-g32",
         "w3a16-g64",
         "w3a16-g128",
         "w3a16-g256",
+        "w4ta16-g32",
+        "w4ta16-g64",
+        "w4ta16-g128",
+        "w4ta16-g256",
         "w4a16-g32",
         "w4a16-g64",
         "w4a16-g128",

@@ -22,7 +22,8 @@ impl Choice {
         if self.is_void() {
             return Candidate::default();
         }
-        Candidate { inverse: 1.0 / self.scale, scale: self.scale, low: grid.low - self.zero, high: grid.high - self.zero }
+        let (low, high) = (grid.low - self.zero, grid.high - self.zero);
+        Candidate { inverse: 1.0 / self.scale, scale: self.scale, low, high, table: grid.table }
     }
 }
 
@@ -43,7 +44,7 @@ impl Choices {
 
     /// All of them as kernels want them.
     pub(super) fn candidates(&self, grid: &Grid) -> Candidates {
-        let mut all = Candidates::default();
+        let mut all = Candidates { table: grid.table, ..Candidates::default() };
         for j in 0..CANDIDATES {
             let scale = self.scale[j];
             let inverse = 1.0 / scale;
@@ -67,6 +68,9 @@ pub(super) struct Grid {
     /// Asymmetric: offsets of the zero point from where the range asks for it.
     offsets: Vec<V>,
     asymmetric: bool,
+    table: bool,
+    /// Steps of a code from zero to the farther end.
+    steps: f32,
     low: f32,
     high: f32,
 }
@@ -78,14 +82,15 @@ pub(super) const SMALLEST_SPAN: [f32; 9] = [0.0, 0.0, 0.40, 0.50, 0.58, 0.66, 0.
 impl Grid {
     /// A grid of at least `count` choices, rounded up to a multiple of sixteen.
     pub(super) fn new(scheme: WeightScheme, count: usize) -> Self {
-        let (low, high) = (scheme.bits.min_code() as f32, scheme.bits.max_code() as f32);
+        let (low, high) = (scheme.range().0 as f32, scheme.range().1 as f32);
+        let steps = -scheme.bits.min_code() as f32;
         let smallest = SMALLEST_SPAN[scheme.bits.get() as usize];
         let count = count.max(1).next_multiple_of(CANDIDATES);
         let asymmetric = scheme.is_asymmetric();
         let shapes = if asymmetric { asymmetric_shapes(count, smallest, high - low) } else { symmetric_shapes(count, smallest, -low) };
         let blocks = shapes.as_chunks::<CANDIDATES>().0;
         let (spans, offsets) = blocks.iter().map(|block| (block.map(|shape| shape.0), block.map(|shape| shape.1))).unzip();
-        Self { spans, offsets, asymmetric, low, high }
+        Self { spans, offsets, asymmetric, table: scheme.is_table(), steps, low, high }
     }
 
     /// The choices for a group between `low` and `high`, sixteen at a time.
@@ -120,7 +125,7 @@ impl Grid {
     pub(super) fn around(&self, best: Choice, m: &CodeMoments, rounding: Rounding) -> Choices {
         let fitted = if m.kk > 0.0 { (m.wk / m.kk) as f32 } else { best.scale };
         // About the change that moves the outermost weight by an eighth of a step.
-        let step = 1.0 / (8.0 * -self.low);
+        let step = 1.0 / (8.0 * self.steps);
         if !self.asymmetric {
             let scale = std::array::from_fn(|j| fitted * (1.0 + alternating(j) * step));
             return Choices { scale: rounding.round(scale), zero: [0.0; CANDIDATES] };

@@ -48,7 +48,11 @@ impl Solver for Rtn {
             return Err(Error::Importance { module: job.module.into(), expected: job.shape.1, found });
         }
         let usual = RtnRows { job, grid: Grid::new(job.scheme, self.candidates), refinements: self.refinements };
-        let quick = self.candidates <= QUICK && self.refinements == 0 && job.importance.is_none() && !job.scheme.is_asymmetric();
+        let quick = self.candidates <= QUICK
+            && self.refinements == 0
+            && job.importance.is_none()
+            && !job.scheme.is_asymmetric()
+            && !job.scheme.is_table();
         Ok(if quick { Box::new(QuickRows::new(job, usual)) } else { Box::new(usual) })
     }
 }
@@ -62,6 +66,10 @@ pub(super) struct RtnRows<'a> {
 /// What a group of zeros, or one too small for its scale's type, is given beside codes of zero: a scale every
 /// reader takes, exact in F16 and too small to stand out.
 const ZERO_GROUP_SCALE: f32 = 1.0 / 16384.0;
+
+/// The level nearest to zero, and the scale of a group of zeros in a table: the smallest that F16 holds.
+const SMALLEST_LEVEL: i8 = 1;
+const TABLE_ZERO_SCALE: f32 = 1.0 / 16_777_216.0;
 
 /// Weights within 2^±40 are searched as they are; beyond, squares could leave the range of f32.
 pub(super) const SAFE_EXPONENT: i32 = 40;
@@ -90,8 +98,7 @@ impl RtnRows<'_> {
         let limits = self.job.engine.weight_range(weights);
         let extreme = limits.1.max(-limits.0);
         if extreme == 0.0 {
-            codes.fill(0);
-            return Choice { scale: ZERO_GROUP_SCALE, zero: 0.0 };
+            return self.nothing(codes);
         }
         let exponent = exponent(extreme);
         if exponent == 0 {
@@ -131,10 +138,16 @@ impl RtnRows<'_> {
             max_error: f64::from(found.max) * unit,
         });
         if best.is_void() {
-            codes.fill(0);
-            return Choice { scale: ZERO_GROUP_SCALE, zero: 0.0 };
+            return self.nothing(codes);
         }
         Choice { scale: (f64::from(best.scale) * unit) as f32, zero: best.zero }
+    }
+
+    /// What stands for zeros. A table has no level of zero, but a smallest one and a scale that makes nothing of it.
+    fn nothing(&self, codes: &mut [i8]) -> Choice {
+        let table = self.job.scheme.is_table();
+        codes.fill(if table { SMALLEST_LEVEL } else { 0 });
+        Choice { scale: if table { TABLE_ZERO_SCALE } else { ZERO_GROUP_SCALE }, zero: 0.0 }
     }
 
     /// The choice with the least error, and that error; the first of equals.

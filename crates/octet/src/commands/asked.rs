@@ -15,8 +15,9 @@ use octet_tensor::{Activations, Limit, Scheme};
 /// Scale candidates that make a search quick.
 const QUICK_CANDIDATES: usize = 8;
 
-/// The best plain 4 bits measured on small models.
-const W4: &str = "w4a16-g32";
+/// The best 4 bits measured on small models: for octet alone, and for other readers.
+const W4: &str = "w4ta16-g32";
+const W4_PORTABLE: &str = "w4a16-g32";
 
 /// The schemes of attention and MLP where they differ.
 const ATTENTION: &str = "w8a16";
@@ -194,7 +195,7 @@ fn preset(args: &Quantize, input: &Folder) -> Result<Vec<Asked>> {
             Asked::Scheme(name, flags) => Ok(vec![Asked::Scheme(format!("smooth-{name}"), flags)]),
             other => Ok(vec![other]),
         },
-        Preset::W4 => one(W4),
+        Preset::W4 => one(if args.portable { W4_PORTABLE } else { W4 }),
         Preset::Fast => match plain(args, "w8a16", Method::Rtn)? {
             Asked::Scheme(name, flags) => Ok(vec![Asked::Scheme(name, Flags { solver: rounding(Some(QUICK_CANDIDATES)), ..flags })]),
             other => Ok(vec![other]),

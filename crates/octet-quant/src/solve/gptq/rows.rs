@@ -26,16 +26,18 @@ pub(super) struct State {
     pub(super) weights: RowPanels,
     pub(super) errors: RowPanels,
     pub(super) codes: Vec<[i8; LANES]>,
+    /// Whether codes are levels of a table.
+    table: bool,
 }
 
 impl State {
-    fn new(weights: RowPanels) -> Self {
+    fn new(weights: RowPanels, table: bool) -> Self {
         let (rows, cols) = (weights.rows(), weights.cols());
-        Self { errors: RowPanels::zeros(rows, cols), codes: vec![[0; LANES]; weights.runs() * cols], weights }
+        Self { errors: RowPanels::zeros(rows, cols), codes: vec![[0; LANES]; weights.runs() * cols], weights, table }
     }
 
     pub(super) fn rounding<'a>(&'a mut self, grids: &'a [RowGrids], group_of: &'a [u32]) -> Rounding<'a> {
-        Rounding { weights: &self.weights, errors: &mut self.errors, codes: &mut self.codes, grids, group_of }
+        Rounding { weights: &self.weights, errors: &mut self.errors, codes: &mut self.codes, grids, group_of, table: self.table }
     }
 
     /// Takes a row from `other`, which has the same places.
@@ -52,7 +54,7 @@ impl State {
     fn reordered(&self, from: &[u32]) -> Self {
         let cols = self.weights.cols().max(1);
         let codes = self.codes.chunks_exact(cols).flat_map(|codes| from.iter().map(|&p| codes[p as usize])).collect();
-        Self { weights: self.weights.reordered(from), errors: self.errors.reordered(from), codes }
+        Self { weights: self.weights.reordered(from), errors: self.errors.reordered(from), codes, table: self.table }
     }
 }
 
@@ -130,11 +132,11 @@ impl<'a> Work<'a> {
     /// rounding to nearest and of dropping the weights.
     fn round(&self, weights: RowPanels, grids: &[RowGrids], sums: &mut ErrorSums) -> (State, Vec<f64>) {
         let (engine, rows) = (self.engine(), weights.rows());
-        let mut state = State::new(weights.clone());
+        let mut state = State::new(weights.clone(), self.job.scheme.is_table());
         let nothing = vec![RowGrids::VOID; grids.len()];
         let whole = engine.round_rows(self.factor, &mut state.rounding(&nothing, &self.factor_groups), true);
         sums.weighted_weight = self.undamped(whole[..rows].iter().sum(), &state);
-        let mut nearest = State::new(weights);
+        let mut nearest = State::new(weights, self.job.scheme.is_table());
         let nearest_losses = engine.round_rows(self.factor, &mut nearest.rounding(grids, &self.factor_groups), false);
         sums.nearest_error = self.undamped(nearest_losses[..rows].iter().sum(), &nearest);
         let mut losses = engine.round_rows(self.factor, &mut state.rounding(grids, &self.factor_groups), true);
@@ -167,10 +169,10 @@ impl<'a> Work<'a> {
 
     /// What codes and a scale mean; a scale too small to have an inverse means zeros.
     pub(super) fn candidate(&self, scale: f32, zero: i8) -> Candidate {
-        let (inverse, bits, zero) = (1.0 / scale, self.job.scheme.bits, f32::from(zero));
+        let (inverse, (low, high), zero) = (1.0 / scale, self.job.scheme.range(), f32::from(zero));
         match inverse.is_finite() {
-            true => Candidate { inverse, scale, low: bits.min_code() as f32 - zero, high: bits.max_code() as f32 - zero },
-            false => Candidate::default(),
+            true => Candidate { inverse, scale, low: low as f32 - zero, high: high as f32 - zero, table: self.job.scheme.is_table() },
+            false => Candidate { table: self.job.scheme.is_table(), ..Candidate::default() },
         }
     }
 
