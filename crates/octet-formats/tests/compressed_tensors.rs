@@ -76,7 +76,7 @@ fn every_scheme() -> Vec<Scheme> {
             }
         }
     }
-    all.extend(["w4ta16-g32", "w4ta8-pc", "w4ta8-g64-ag32"].map(|text| text.parse().unwrap()));
+    all.extend(["w4ta16-g32", "w4ta8-pc", "w4ta8-g64-ag32"].map(|text| text.parse::<Scheme>().unwrap()));
     all
 }
 

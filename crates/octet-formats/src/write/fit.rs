@@ -91,6 +91,9 @@ impl Format {
         if !widths.contains(&bits) {
             return Err(format!("has {bits}-bit codes; {} has {}", self.name(), listed(widths)));
         }
+        if given.scheme.weights.is_table() {
+            return Err(format!("has levels of a table; {} has even steps", self.name()));
+        }
         if given.ordered && self != Self::Gptq {
             return Err(format!("has inputs in activation order; {} has no place for it", self.name()));
         }
