@@ -313,13 +313,22 @@ impl<const TABLE: bool> Op for Encode<'_, TABLE> {
                 *codes = one!(weights);
             }
             if !rest.is_empty() {
-                // Padding with zeros adds nothing to any sum.
+                // Padding with zeros adds nothing to any sum, unless no level is zero.
+                let before = (error, max);
                 last.copy_from_slice(&one!(&padded(rest))[..rest.len()]);
+                if const { TABLE } {
+                    (error, max) = before;
+                    for (&w, &level) in rest.iter().zip(&*last) {
+                        let e = w - self.candidate.scale * f32::from(level);
+                        found.error += f64::from(e * e);
+                        found.max = found.max.max(e.abs());
+                    }
+                }
             }
             found.error += total(s, error);
             found.weight += total(s, weight);
         }
-        found.max = stored(s, max).into_iter().fold(0.0, f32::max);
+        found.max = stored(s, max).into_iter().fold(found.max, f32::max);
         found
     }
 }
