@@ -1,6 +1,7 @@
 //! For every gate of a verdict a written model on which it fires, judged as `octet quantize` judges; and one on which none does.
 //!
-//! `size.linears` needs scales in 32 bits, which nothing here writes: a test of octet-eval has a model with such.
+//! `size.linears` needs scales in 32 bits, which nothing here writes: a test of octet-eval has a model with such. For
+//! `quality.position` no damage to the built-in model is late in the context: it is tested on comparisons that break late.
 //! The graded tables of docs/judging.md are made of the same damage by the program in `examples/sabotage`, on more text.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -37,11 +38,11 @@ fn pocket() -> Folder {
 /// Good 8 bits, to be damaged.
 static GOOD: LazyLock<Files> = LazyLock::new(|| Files::quantized(&pocket(), "w8a16", &ENGINE).unwrap());
 
-/// Tokens that are enough for most gates.
-const LITTLE: usize = 4_200;
+/// Tokens of all texts.
+const TOKENS: usize = 4_200;
 
-/// What a verdict rests on: little text in short windows, or enough of it for long ones.
-fn settings(tokens: usize, limits: Thresholds) -> JudgeSettings {
+/// What a verdict rests on: little text, in short windows.
+fn settings(limits: Thresholds) -> JudgeSettings {
     let folder = pocket();
     let text = std::fs::read_to_string(folder.path().unwrap().join("text/evaluation.jsonl")).unwrap();
     let tokenizer = Tokenizer::open(&folder).unwrap();
@@ -50,7 +51,7 @@ fn settings(tokens: usize, limits: Thresholds) -> JudgeSettings {
         let lines: Vec<&str> = text.lines().filter(|line| line.contains(&mark)).collect();
         let text = Text::parse(kind.into(), lines.join("\n"), true, ReadOptions::default()).unwrap();
         let mut ids = text.tokens(&tokenizer, 4096, 1).unwrap();
-        ids.truncate(tokens / 3);
+        ids.truncate(TOKENS / 3);
         EvalText { name: kind.into(), ids }
     };
     JudgeSettings {
@@ -59,8 +60,8 @@ fn settings(tokens: usize, limits: Thresholds) -> JudgeSettings {
         thresholds: limits,
         seed: 0,
         tasks: None,
-        // Fourteen texts that are all worse have p = 2^-14, which is below the health gate's limit.
-        health_prompts: 14,
+        // A figure that is worse in nearly all of twenty texts is below the health gate's limit.
+        health_prompts: 20,
         store: None,
         command: vec![],
     }
@@ -68,16 +69,12 @@ fn settings(tokens: usize, limits: Thresholds) -> JudgeSettings {
 
 /// What the original makes of little text, once for all tests.
 static ORIGINAL: LazyLock<Mutex<Original>> =
-    LazyLock::new(|| Mutex::new(Original::open(&pocket(), &ENGINE, &settings(LITTLE, Thresholds::default())).unwrap()));
+    LazyLock::new(|| Mutex::new(Original::open(&pocket(), &ENGINE, &settings(Thresholds::default())).unwrap()));
 
 fn judge(files: &Files, origin: Origin, settings: &JudgeSettings) -> octet_flow::Result<Report> {
     let mut original = ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner);
-    judge_against(&mut original, files, origin, settings)
-}
-
-fn judge_against(original: &mut Original, files: &Files, origin: Origin, settings: &JudgeSettings) -> octet_flow::Result<Report> {
     let never = std::sync::atomic::AtomicBool::new(false);
-    let judged = judge_folder(original, &files.folder("variant"), "w8a16", origin, settings, &ENGINE, &never, &mut |_, _, _, _| {});
+    let judged = judge_folder(&mut original, &files.folder("variant"), "w8a16", origin, settings, &ENGINE, &never, &mut |_, _, _, _| {});
     Ok(judged?.report)
 }
 
@@ -99,7 +96,7 @@ fn damaged(name: &str) -> (Files, Origin) {
 #[track_caller]
 fn fires(name: &str, gates: &[&str], limits: Thresholds) {
     let (files, origin) = damaged(name);
-    let report = judge(&files, origin, &settings(LITTLE, limits)).unwrap();
+    let report = judge(&files, origin, &settings(limits)).unwrap();
     assert_eq!(report.status, Status::Refused, "{name}");
     for gate in gates {
         assert!(fired(&report).contains(gate), "{name}: {gate} among {:?}", fired(&report));
@@ -108,7 +105,7 @@ fn fires(name: &str, gates: &[&str], limits: Thresholds) {
 
 #[test]
 fn nothing_fires_on_good_8_bits() {
-    let report = judge(&GOOD, Origin::Octet { forecast: Some(GOOD.bytes()) }, &settings(LITTLE, Thresholds::default())).unwrap();
+    let report = judge(&GOOD, Origin::Octet { forecast: Some(GOOD.bytes()) }, &settings(Thresholds::default())).unwrap();
     // On a busy machine speed is what it is; every other gate is independent of that.
     assert!(fired(&report).iter().all(|gate| *gate == "speed"), "{:?}", fired(&report));
 }
@@ -116,17 +113,9 @@ fn nothing_fires_on_good_8_bits() {
 #[test]
 fn quality_of_all_texts_and_of_one_and_fidelity() {
     let strict = Thresholds { strict: true, ..Thresholds::default() };
-    fires("head scaled by 1.3", &["quality", "quality.docs", "fidelity.kl", "fidelity.top1"], strict);
-}
-
-#[test]
-fn quality_along_the_context() {
-    let (files, origin) = damaged("attention reaches back 448 tokens only");
-    // Long windows of 768 tokens; the short ones see no difference.
-    let settings = settings(12_400, Thresholds::default());
-    let mut original = Original::open(&pocket(), &ENGINE, &settings).unwrap();
-    let report = judge_against(&mut original, &files, origin, &settings).unwrap();
-    assert!(fired(&report).contains(&"quality.position") && !fired(&report).contains(&"quality"), "{:?}", fired(&report));
+    fires("head scaled by 1.3", &["quality", "quality.docs", "fidelity.kl"], strict);
+    // A scaled head puts the same token first; noise does not.
+    fires("all layers at 2 bits", &["quality", "fidelity.kl", "fidelity.top1"], strict);
 }
 
 #[test]
@@ -154,7 +143,7 @@ fn integrity() {
 #[test]
 fn a_truncated_file_does_not_open() {
     let (files, origin) = damaged("weights cut short by a tenth");
-    let Err(error) = judge(&files, origin, &settings(LITTLE, Thresholds::default())) else { panic!("it opened") };
+    let Err(error) = judge(&files, origin, &settings(Thresholds::default())) else { panic!("it opened") };
     assert!(error.to_string().contains("model.safetensors"), "{error}");
 }
 
@@ -164,7 +153,7 @@ fn tasks() {
     let some: Vec<&str> = text.lines().step_by(4).collect();
     let tasks = Some(TaskSet::parse("pocket", &some.join("\n")).unwrap());
     let (files, origin) = damaged("all layers at 2 bits");
-    let report = judge(&files, origin, &JudgeSettings { tasks, ..settings(LITTLE, Thresholds::default()) }).unwrap();
+    let report = judge(&files, origin, &JudgeSettings { tasks, ..settings(Thresholds::default()) }).unwrap();
     let gate = report.gates.iter().find(|gate| gate.name == "tasks").unwrap();
     assert_eq!(gate.outcome, Outcome::Failed, "{gate:?}");
 }

@@ -58,10 +58,10 @@ pub(crate) fn sabotages() -> Vec<Sabotage> {
     vec![
         sabotage("head scaled by 1.15", "quality", |f| norm(f, 1.15)),
         sabotage("head scaled by 1.3", "quality", |f| norm(f, 1.3)),
-        sabotage("head scaled by 0.8", "quality", |f| norm(f, 0.8)),
+        sabotage("head scaled by 0.8", "quality.hardware", |f| norm(f, 0.8)),
         sabotage("head scaled by 8: sampling as good as greedy", "health", |f| norm(f, 8.0)),
         sabotage("one layer at 2 bits", "quality", move |f| f.coarsen(projection("layers.2.", "_proj"), 2)),
-        sabotage("one projection at 2 bits", "quality", move |f| f.coarsen(projection("layers.1.", "down_proj"), 2)),
+        sabotage("one projection at 2 bits", "quality.commands", move |f| f.coarsen(projection("layers.1.", "down_proj"), 2)),
         sabotage("all layers at 3 bits", "quality", move |f| f.coarsen(projection("layers.", "_proj"), 3)),
         sabotage("all layers at 2 bits", "quality", move |f| f.coarsen(projection("layers.", "_proj"), 2)),
         sabotage("scales off by 5 %", "quality", |f| noisy_scales(f, 0.05)),
@@ -71,7 +71,7 @@ pub(crate) fn sabotages() -> Vec<Sabotage> {
         sabotage("rope base 3,000 instead of 10,000", "quality", |f| rope(f, 3_000.0)),
         sabotage("attention reaches back 1,024 tokens only", "quality.position", |f| window(f, 1024)),
         sabotage("attention reaches back 448 tokens only", "quality.position", |f| window(f, 448)),
-        sabotage("a scale that is not a number", "quality", |f| {
+        sabotage("a scale that is not a number", "open", |f| {
             f.scale(|name| name == "model.layers.1.mlp.down_proj.weight_scale", || f32::NAN)
         }),
         sabotage("one merge of the tokenizer changed", "integrity", merge),
