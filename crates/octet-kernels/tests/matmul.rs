@@ -144,7 +144,7 @@ fn extremes_do_not_saturate() {
         "w3a8-pc",
         "w2a8-asym",
         "w4ta8-pc",
-        "w4ta8-g32-ag32",
+        "w4ta8-g128",
     ] {
         let scheme = scheme(text);
         let (low, high) = scheme.weights.range();
