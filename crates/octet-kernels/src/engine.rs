@@ -8,6 +8,7 @@ use crate::{
     matmul::Inputs,
     pool::Pool,
     simd::{Level, Op},
+    training::Panels,
 };
 use std::{
     num::NonZeroUsize,
@@ -28,6 +29,7 @@ struct Inner {
     counters: Counters,
     inputs: Mutex<Inputs>,
     partials: Mutex<Partials>,
+    panels: Mutex<Panels>,
 }
 
 /// An engine that cannot be made.
@@ -64,7 +66,15 @@ impl Engine {
             return Err(EngineError::TooManyThreads { threads: threads.get() });
         }
         let pool = Pool::new(threads)?;
-        Ok(Self(Arc::new(Inner { isa, level, pool, counters: Counters::default(), inputs: Mutex::default(), partials: Mutex::default() })))
+        Ok(Self(Arc::new(Inner {
+            isa,
+            level,
+            pool,
+            counters: Counters::default(),
+            inputs: Mutex::default(),
+            partials: Mutex::default(),
+            panels: Mutex::default(),
+        })))
     }
 
     /// The instruction set kernels run on.
@@ -123,5 +133,14 @@ impl Engine {
 
     pub(crate) fn return_partials(&self, partials: Partials) {
         *self.0.partials.lock().unwrap_or_else(PoisonError::into_inner) = partials;
+    }
+
+    /// Takes the buffers of the operands of a product; give them back with [`Engine::return_panels`].
+    pub(crate) fn take_panels(&self) -> Panels {
+        std::mem::take(&mut *self.0.panels.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn return_panels(&self, panels: Panels) {
+        *self.0.panels.lock().unwrap_or_else(PoisonError::into_inner) = panels;
     }
 }

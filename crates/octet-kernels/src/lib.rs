@@ -26,6 +26,7 @@ mod quick;
 mod rope;
 mod search;
 mod simd;
+mod training;
 
 pub use attention::{AppendJob, AttentionJob, KvCache, KvDtype};
 pub use elementwise::ActivationFn;
@@ -38,3 +39,4 @@ pub use norm::Norm;
 pub use quick::{GroupedRow, QUICK, ScaleFit};
 pub use rope::Heads;
 pub use search::{CANDIDATES, Candidate, Candidates, CodeMoments, EncodeError};
+pub use training::{AttentionGradient, AttentionShape, Likeness, MatrixView, NormGradient};

@@ -36,7 +36,8 @@ pub enum Slot {
 }
 
 impl Slot {
-    pub(crate) const COUNT: usize = 10;
+    /// How many there are.
+    pub const COUNT: usize = 10;
 }
 
 /// A small tensor that is used as f32: a norm's weight, a bias, learned positions.
@@ -202,7 +203,10 @@ impl<L, P> Node<L, P> {
     }
 
     /// The same node with every linear and small tensor replaced.
-    pub(crate) fn try_map<L2, P2, E>(
+    ///
+    /// # Errors
+    /// The first that a replacement gives.
+    pub fn try_map<L2, P2, E>(
         &self,
         linear: &mut dyn FnMut(&L) -> Result<L2, E>,
         param: &mut dyn FnMut(&P) -> Result<P2, E>,

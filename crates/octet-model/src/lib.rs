@@ -19,7 +19,7 @@ pub mod fuse;
 pub mod gguf;
 pub mod graph;
 mod graph_build;
-mod load;
+pub mod load;
 mod memory;
 mod model;
 mod phases;

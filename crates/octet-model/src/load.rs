@@ -85,7 +85,10 @@ impl Loader<'_> {
 }
 
 /// The matrix `[rows, cols]` of a linear, however it is stored.
-pub(crate) fn matrix(source: &dyn WeightSource, linear: &Linear) -> Result<Matrix, LoadError> {
+///
+/// # Errors
+/// If it is missing or misshapen.
+pub fn matrix(source: &dyn WeightSource, linear: &Linear) -> Result<Matrix, LoadError> {
     let site = &linear.site;
     let name = || format!("{}.weight", site.module);
     let matrix = match source.matrix(&site.module)? {
@@ -105,7 +108,10 @@ pub(crate) fn matrix(source: &dyn WeightSource, linear: &Linear) -> Result<Matri
 }
 
 /// A norm, bias or table of positions in the shape the model needs.
-fn tensor(source: &dyn WeightSource, param: &Param) -> Result<Tensor, LoadError> {
+///
+/// # Errors
+/// If it is missing or misshapen.
+pub fn tensor(source: &dyn WeightSource, param: &Param) -> Result<Tensor, LoadError> {
     let tensor = source.tensor(&param.name)?.ok_or_else(|| Error::Missing { name: param.name.clone() })?;
     if tensor.shape() == param.shape { Ok(tensor) } else { Err(tensor.wrong_shape(format!("{:?}", param.shape)).into()) }
 }

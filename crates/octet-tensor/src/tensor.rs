@@ -1,7 +1,7 @@
 //! A named tensor: shared bytes, an element type and a shape.
 
 use crate::{Bytes, Dtype, Error, Result, fp8};
-use half::f16;
+use half::{bf16, f16};
 use std::ops::Range;
 
 /// A named, row-major tensor over shared bytes (little endian, any alignment); cloning copies no data.
@@ -35,6 +35,20 @@ impl Tensor {
     pub fn from_f32(name: impl Into<String>, shape: Vec<usize>, values: &[f32]) -> Result<Self> {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Self::new(name, Dtype::F32, shape, Bytes::new(bytes))
+    }
+
+    /// A tensor of `values` rounded to `dtype`, a floating-point type of 16 bits or more; F32 in the place of any other.
+    ///
+    /// # Errors
+    /// If the shape does not hold `values.len()` elements.
+    pub fn rounded(name: impl Into<String>, dtype: Dtype, shape: Vec<usize>, values: &[f32]) -> Result<Self> {
+        let bytes: Vec<u8> = match dtype {
+            Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+            Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            Dtype::F64 => values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect(),
+            _ => return Self::from_f32(name, shape, values),
+        };
+        Self::new(name, dtype, shape, Bytes::new(bytes))
     }
 
     /// The name the checkpoint gives it.

@@ -5,18 +5,32 @@ use anyhow::Result;
 use std::{collections::BTreeSet, fs};
 
 /// The octet crates each crate may depend on (`ARCHITECTURE.md` has the picture).
-const EDGES: [(&str, &[&str]); 11] = [
+const EDGES: [(&str, &[&str]); 12] = [
     ("octet-tensor", &[]),
     ("octet-kernels", &["octet-tensor"]),
     ("octet-formats", &["octet-tensor"]),
     ("octet-model", &["octet-tensor", "octet-kernels"]),
     ("octet-runtime", &["octet-tensor", "octet-kernels", "octet-formats", "octet-model"]),
     ("octet-quant", &["octet-tensor", "octet-kernels", "octet-model"]),
+    ("octet-tune", &["octet-tensor", "octet-kernels", "octet-model"]),
     ("octet-eval", &["octet-tensor", "octet-kernels", "octet-model", "octet-runtime"]),
-    ("octet-flow", &["octet-tensor", "octet-kernels", "octet-formats", "octet-model", "octet-runtime", "octet-quant", "octet-eval"]),
+    (
+        "octet-flow",
+        &["octet-tensor", "octet-kernels", "octet-formats", "octet-model", "octet-runtime", "octet-quant", "octet-tune", "octet-eval"],
+    ),
     (
         "octet",
-        &["octet-tensor", "octet-kernels", "octet-formats", "octet-model", "octet-runtime", "octet-quant", "octet-eval", "octet-flow"],
+        &[
+            "octet-tensor",
+            "octet-kernels",
+            "octet-formats",
+            "octet-model",
+            "octet-runtime",
+            "octet-quant",
+            "octet-tune",
+            "octet-eval",
+            "octet-flow",
+        ],
     ),
     ("octet-testkit", &["octet-tensor", "octet-formats"]),
     ("xtask", &["octet-tensor", "octet-formats", "octet-model", "octet-quant", "octet-testkit"]),

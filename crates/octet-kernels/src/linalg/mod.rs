@@ -11,7 +11,7 @@ mod feedback;
 mod gram;
 mod rows;
 mod scales;
-mod tile;
+pub(crate) mod tile;
 mod triangular;
 
 pub use cholesky::Factor;

@@ -1,0 +1,232 @@
+//! Quantized matrices that learn: scales, and codes and zero points rounded straight through.
+
+use crate::{Adam, TuneError, parallel::each};
+use octet_kernels::Engine;
+use octet_tensor::{Dtype, QMatrix, WeightScheme};
+
+/// Weights of a piece of work, about.
+const PIECE: usize = 1 << 15;
+
+/// How far from the edge of its code a latent begins at least, so that no code changes before anything is learnt.
+const EDGE: f32 = 0.49;
+
+/// How fast each part of a quantized matrix learns; zero for what stays as it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Learning {
+    /// Of the scales, relative to each at the start.
+    pub scales: f32,
+    /// Of the codes, in codes.
+    pub codes: f32,
+    /// Of the zero points, in codes.
+    pub zeros: f32,
+    /// Where latents begin: at 0 in the middle of their code, at 1 at the original weight as far as the code reaches. A code
+    /// that a solver chose against the nearest one is worth keeping until gradients agree that it is not.
+    pub near: f32,
+}
+
+/// A quantized matrix w = scale · (code − zero) that learns from the gradient of w.
+///
+/// A scale is its first value times 1 + θ, rounded to its stored type; a code is its latent rounded to the nearest, and
+/// the latent takes the code's gradient (Bengio et al., arXiv 1308.3432; learned step sizes: Esser et al., arXiv 1902.08153). Codes
+/// of a table stay as they are.
+#[derive(Clone)]
+pub struct QuantParam {
+    /// The parameter of the network.
+    pub number: usize,
+    shape: (usize, usize),
+    scheme: WeightScheme,
+    dtype: Dtype,
+    base: Vec<f32>,
+    state: State,
+    moments: [Adam; 3],
+}
+
+/// What is learnt.
+#[derive(Clone, Default, PartialEq)]
+pub(crate) struct State {
+    /// θ of every scale.
+    pub(crate) scales: Vec<f32>,
+    /// Codes before they are rounded; empty where they stay.
+    pub(crate) latents: Vec<f32>,
+    /// Zero points before they are rounded; empty where there are none, or they stay.
+    pub(crate) zeros: Vec<f32>,
+    /// Codes as they are.
+    pub(crate) codes: Vec<i8>,
+    /// Zero points as they are.
+    pub(crate) zero_codes: Vec<i8>,
+}
+
+impl QuantParam {
+    /// Begins with `matrix`, whose unrounded codes are near `original`, the weights it stands for.
+    ///
+    /// # Errors
+    /// If the original has another size.
+    pub fn new(number: usize, matrix: &QMatrix, original: &[f32], learning: Learning) -> Result<Self, TuneError> {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        if original.len() != rows * cols {
+            let what = format!("{} weights for a {rows}x{cols} matrix", original.len());
+            return Err(octet_tensor::Error::Malformed { name: "the original of a quantized matrix".into(), what }.into());
+        }
+        let mut state = State {
+            scales: vec![0.0; matrix.scales().len()],
+            latents: vec![],
+            zeros: vec![],
+            codes: matrix.codes().to_vec(),
+            zero_codes: matrix.zeros().to_vec(),
+        };
+        // Levels of a table are no even steps that a latent could be rounded to.
+        if learning.codes > 0.0 && !matrix.scheme().is_table() {
+            let size = matrix.scheme().group_size(cols);
+            state.latents = Vec::with_capacity(original.len());
+            for (row, values) in original.chunks_exact(cols.max(1)).enumerate() {
+                for (col, &value) in values.iter().enumerate() {
+                    let (scale, zero) = matrix.group(row, col / size);
+                    let code = f32::from(matrix.codes()[row * cols + col]);
+                    let exact = if scale == 0.0 { code } else { value / scale + zero as f32 };
+                    state.latents.push(code + learning.near * (exact - code).clamp(-EDGE, EDGE));
+                }
+            }
+        }
+        if learning.zeros > 0.0 {
+            state.zeros = state.zero_codes.iter().map(|&zero| f32::from(zero)).collect();
+        }
+        let moments = [state.scales.len(), state.latents.len(), state.zeros.len()].map(Adam::new);
+        let (shape, scheme, dtype) = ((rows, cols), matrix.scheme(), matrix.scale_dtype());
+        Ok(Self { number, shape, scheme, dtype, base: matrix.scales().to_vec(), state, moments })
+    }
+
+    /// Numbers that are learnt.
+    pub fn learnt(&self) -> usize {
+        self.state.scales.len() + self.state.latents.len() + self.state.zeros.len()
+    }
+
+    /// How the weights are represented.
+    pub fn scheme(&self) -> WeightScheme {
+        self.scheme
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub(crate) fn set_state(&mut self, state: State) {
+        self.state = state;
+    }
+
+    /// What is learnt and its moments, as runs of numbers.
+    pub(crate) fn runs_mut(&mut self) -> Vec<&mut Vec<f32>> {
+        let State { scales, latents, zeros, .. } = &mut self.state;
+        let moments = self.moments.iter_mut().flat_map(|adam| [&mut adam.first, &mut adam.second]);
+        [scales, latents, zeros].into_iter().chain(moments).collect()
+    }
+
+    /// The scale of every group, as it is stored.
+    fn scales(&self) -> Vec<f32> {
+        self.base.iter().zip(&self.state.scales).map(|(base, theta)| self.dtype.round(base * (1.0 + theta))).collect()
+    }
+
+    fn piece_rows(&self) -> usize {
+        (PIECE / self.shape.1.max(1)).max(1)
+    }
+
+    /// The matrix as it is now.
+    ///
+    /// # Errors
+    /// If a scale grew beyond its stored type.
+    pub fn matrix(&self) -> Result<QMatrix, TuneError> {
+        let (rows, cols) = self.shape;
+        let State { codes, zero_codes, .. } = &self.state;
+        Ok(QMatrix::new(rows, cols, self.scheme, codes.clone(), self.scales(), self.dtype, zero_codes.clone())?)
+    }
+
+    /// Writes the weights as they are now.
+    pub fn write(&self, engine: &Engine, values: &mut [f32]) {
+        let (scales, rows) = (self.scales(), self.piece_rows());
+        let (cols, groups, size) = (self.shape.1, self.scheme.groups(self.shape.1), self.scheme.group_size(self.shape.1));
+        let pieces = values.chunks_mut(rows * cols).enumerate().collect();
+        each(engine, pieces, |(piece, values)| {
+            let first = *piece * rows;
+            for (row, values) in values.chunks_exact_mut(cols).enumerate() {
+                let row = first + row;
+                let codes = self.state.codes[row * cols..(row + 1) * cols].chunks(size);
+                for (group, (values, codes)) in values.chunks_mut(size).zip(codes).enumerate() {
+                    let at = row * groups + group;
+                    let (scale, zero) = (scales[at], self.state.zero_codes.get(at).map_or(0.0, |&zero| f32::from(zero)));
+                    values.iter_mut().zip(codes).for_each(|(value, &code)| *value = scale * (f32::from(code) - zero));
+                }
+            }
+        });
+    }
+
+    /// Learns from the gradient of the weights, which is changed; `step` counts from 1.
+    pub fn learn(&mut self, engine: &Engine, gradient: &mut [f32], rates: Learning, step: usize) {
+        let scales = self.scales();
+        let (along, across) = self.fold(engine, gradient, &scales, rates.codes > 0.0 && !self.state.latents.is_empty());
+        let [of_scales, of_codes, of_zeros] = &mut self.moments;
+        if rates.scales > 0.0 {
+            let gradients: Vec<f32> = along.iter().zip(&self.base).map(|(sum, base)| sum * base).collect();
+            of_scales.step(engine, &mut self.state.scales, &gradients, rates.scales, step);
+        }
+        if rates.zeros > 0.0 && !self.state.zeros.is_empty() {
+            let gradients: Vec<f32> = across.iter().zip(&scales).map(|(sum, scale)| -sum * scale).collect();
+            of_zeros.step(engine, &mut self.state.zeros, &gradients, rates.zeros, step);
+        }
+        if rates.codes > 0.0 && !self.state.latents.is_empty() {
+            of_codes.step(engine, &mut self.state.latents, gradient, rates.codes, step);
+        }
+        self.round(engine);
+    }
+
+    /// Codes and zero points are what their latents round to.
+    pub(crate) fn round(&mut self, engine: &Engine) {
+        let mut state = std::mem::take(&mut self.state);
+        self.rounded(engine, &mut state);
+        self.state = state;
+    }
+
+    /// As [`QuantParam::round`], of any state of this matrix.
+    pub(crate) fn rounded(&self, engine: &Engine, state: &mut State) {
+        let bits = self.scheme.bits;
+        for (latents, codes) in [(&mut state.latents, &mut state.codes), (&mut state.zeros, &mut state.zero_codes)] {
+            round(engine, latents, codes, bits.min_code() as f32, bits.max_code() as f32);
+        }
+    }
+
+    /// Σ gradient · (code − zero) and Σ gradient of every group; the gradient becomes that of the codes where wanted.
+    fn fold(&self, engine: &Engine, gradient: &mut [f32], scales: &[f32], of_codes: bool) -> (Vec<f32>, Vec<f32>) {
+        let rows = self.piece_rows();
+        let (cols, groups, size) = (self.shape.1, self.scheme.groups(self.shape.1), self.scheme.group_size(self.shape.1));
+        let (mut along, mut across) = (vec![0.0; scales.len()], vec![0.0; scales.len()]);
+        let sums = along.chunks_mut(rows * groups).zip(across.chunks_mut(rows * groups));
+        let pieces = gradient.chunks_mut(rows * cols).zip(sums).enumerate().collect();
+        each(engine, pieces, |(piece, (gradient, (along, across)))| {
+            let first = *piece * rows;
+            for (row, gradient) in gradient.chunks_exact_mut(cols).enumerate() {
+                let codes = self.state.codes[(first + row) * cols..(first + row + 1) * cols].chunks(size);
+                for (group, (gradient, codes)) in gradient.chunks_mut(size).zip(codes).enumerate() {
+                    let (at, here) = ((first + row) * groups + group, row * groups + group);
+                    let zero = self.state.zero_codes.get(at).map_or(0.0, |&zero| f32::from(zero));
+                    along[here] = gradient.iter().zip(codes).map(|(g, &code)| g * (f32::from(code) - zero)).sum();
+                    across[here] = gradient.iter().sum();
+                    if of_codes {
+                        gradient.iter_mut().for_each(|g| *g *= scales[at]);
+                    }
+                }
+            }
+        });
+        (along, across)
+    }
+}
+
+/// Keeps latents within the range of codes and rounds them.
+fn round(engine: &Engine, latents: &mut [f32], codes: &mut [i8], low: f32, high: f32) {
+    // Adding and taking off 1.5 · 2²³ rounds a small number to the nearest, without a call.
+    const MAGIC: f32 = 12_582_912.0;
+    let pieces = latents.chunks_mut(PIECE).zip(codes.chunks_mut(PIECE)).collect();
+    each(engine, pieces, |(latents, codes)| {
+        for (latent, code) in latents.iter_mut().zip(codes.iter_mut()) {
+            *latent = latent.clamp(low - EDGE, high + EDGE);
+            *code = ((*latent + MAGIC) - MAGIC) as i8;
+        }
+    });
+}

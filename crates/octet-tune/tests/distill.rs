@@ -1,0 +1,157 @@
+//! Distillation of tiny models: it pays, it is deterministic, and it goes on where it was put down.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use octet_kernels::{Engine, Isa};
+use octet_model::ArchSpec;
+use octet_tensor::{Dtype, Matrix, QMatrix, Scheme, StoredQuant, WeightSource};
+use octet_testkit::{MemorySource, Random, TINY_GEMMA3, TINY_QWEN3};
+use octet_tune::{Distiller, Keep, Learning, Network, Progress, Settings, Text, TuneError, Watch, needs};
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+const SETTINGS: Settings = Settings {
+    steps: 60,
+    batch_tokens: 128,
+    learning: Learning { scales: 1e-2, codes: 2e-2, zeros: 0.0, near: 0.5 },
+    norms: 2e-3,
+    seed: 1,
+    keep: Keep::All,
+};
+
+fn engine(threads: usize) -> Engine {
+    Engine::new(Isa::best(), NonZeroUsize::new(threads).unwrap()).unwrap()
+}
+
+/// A model and the same with its matrices rounded to nearest.
+fn models(config: &str, scheme: &str) -> (ArchSpec, MemorySource, MemorySource) {
+    let spec = ArchSpec::from_config(&serde_json::from_str(config).unwrap()).unwrap();
+    let shapes = spec.linear_sites().into_iter().map(|site| (format!("{}.weight", site.module), vec![site.rows, site.cols]));
+    let original = MemorySource::random(shapes.chain(spec.other_tensors()), 3);
+    let (scheme, mut quantized) = (scheme.parse::<Scheme>().unwrap(), original.clone());
+    for site in spec.linear_sites() {
+        let mut values = vec![0.0; site.rows * site.cols];
+        original.matrix(&site.module).unwrap().unwrap().read_rows_f32(0..site.rows, &mut values).unwrap();
+        let size = scheme.weights.group_size(site.cols);
+        let (low, high) = (scheme.weights.bits.min_code() as f32, scheme.weights.bits.max_code() as f32);
+        let (mut codes, mut scales) = (vec![], vec![]);
+        for group in values.chunks(site.cols).flat_map(|row| row.chunks(size)) {
+            let largest = group.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            let scale = Dtype::F16.round(largest / high);
+            scales.push(scale);
+            codes.extend(group.iter().map(|v| (v / scale).round().clamp(low, high) as i8));
+        }
+        let q = QMatrix::new(site.rows, site.cols, scheme.weights, codes, scales, Dtype::F16, vec![]).unwrap();
+        quantized.insert_matrix(&site.module, Matrix::Quant(StoredQuant::new(&*site.module, Arc::new((q, scheme)))));
+    }
+    (spec, original, quantized)
+}
+
+fn windows(vocab: usize, count: usize, seed: u64) -> Vec<Vec<u32>> {
+    let mut random = Random::new(seed);
+    (0..count).map(|_| (0..32).map(|_| random.below(vocab) as u32).collect()).collect()
+}
+
+/// Stops after some steps and keeps the state; counts steps.
+#[derive(Default)]
+struct Stop<'a> {
+    after: usize,
+    cancel: Option<&'a AtomicBool>,
+    state: Vec<u8>,
+    steps: usize,
+}
+
+impl Watch for Stop<'_> {
+    fn progress(&mut self, at: Progress) {
+        self.steps += 1;
+        if let (Some(cancel), true) = (self.cancel, at.done == self.after) {
+            cancel.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn save(&mut self, last: bool, state: &mut dyn FnMut() -> Vec<u8>) {
+        if last {
+            self.state = state();
+        }
+    }
+}
+
+type Learnt = (Vec<(String, QMatrix)>, Vec<Vec<u8>>);
+
+fn learnt(distiller: &Distiller<'_>) -> Learnt {
+    let matrices = distiller.matrices().unwrap().into_iter().map(|(name, q)| (name.to_string(), q)).collect();
+    (matrices, distiller.tensors().unwrap().iter().map(|tensor| tensor.bytes().to_vec()).collect())
+}
+
+#[test]
+fn text_that_was_not_learnt_from_gains_and_threads_change_nothing() {
+    for (config, scheme, gain) in [(TINY_QWEN3, "w3a16-g32", 0.75), (TINY_GEMMA3, "w4a16-pc", 0.9)] {
+        let (spec, original, quantized) = models(config, scheme);
+        let network = Network::new(&spec).unwrap();
+        let (text, held, test) = (windows(64, 60, 1), windows(64, 8, 2), windows(64, 16, 3));
+        let [text, held, test] = [&text, &held, &test].map(|text| text.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let run = |threads, keep| {
+            let engine = engine(threads);
+            let settings = Settings { keep, ..SETTINGS };
+            let mut distiller = Distiller::new(&engine, &network, &original, &quantized, settings).unwrap();
+            let before = distiller.divergence(&test);
+            let outcome = distiller.run(&Text { windows: &text, held: &held }, &AtomicBool::new(false), &mut Stop::default()).unwrap();
+            assert!(outcome.after < outcome.before && outcome.best > 0);
+            (before, distiller.divergence(&test), learnt(&distiller))
+        };
+        let (before, after, result) = run(1, Keep::All);
+        assert!(after < gain * before, "{scheme}: {before} to {after}");
+        assert!(run(2, Keep::Blocks).2 == result, "{scheme}: other threads, other bits");
+    }
+}
+
+#[test]
+fn what_was_put_down_goes_on_to_the_same_result() {
+    let (spec, original, quantized) = models(TINY_QWEN3, "w4a16-g32");
+    let (network, engine) = (Network::new(&spec).unwrap(), engine(2));
+    let settings = Settings { steps: 12, ..SETTINGS };
+    let (text, held) = (windows(64, 9, 4), windows(64, 2, 5));
+    let (text, held): (Vec<&[u32]>, Vec<&[u32]>) = (text.iter().map(Vec::as_slice).collect(), held.iter().map(Vec::as_slice).collect());
+    let text = Text { windows: &text, held: &held };
+    let fresh = || Distiller::new(&engine, &network, &original, &quantized, settings).unwrap();
+    let mut whole = fresh();
+    let expected = whole.run(&text, &AtomicBool::new(false), &mut Stop::default()).unwrap();
+    let cancel = AtomicBool::new(false);
+    let mut stop = Stop { after: 7, cancel: Some(&cancel), ..Stop::default() };
+    let error = fresh().run(&text, &cancel, &mut stop).unwrap_err();
+    assert!(matches!(error, TuneError::Interrupted { done: 7, total: 12 }), "{error}");
+    let mut again = fresh();
+    again.resume(&stop.state).unwrap();
+    let mut watch = Stop::default();
+    assert_eq!(again.run(&text, &AtomicBool::new(false), &mut watch).unwrap(), expected);
+    assert_eq!(watch.steps, 1 + 12 - 7, "finished steps are not taken again");
+    assert!(learnt(&again) == learnt(&whole));
+    for broken in [&stop.state[..stop.state.len() - 1], &stop.state[..40], b"octune00", &[stop.state.clone(), vec![0]].concat()] {
+        assert!(matches!(fresh().resume(broken), Err(TuneError::State { .. })));
+    }
+}
+
+#[test]
+fn nothing_to_learn_is_said() {
+    let (spec, original, quantized) = models(TINY_QWEN3, "w4a16-g32");
+    let (network, engine) = (Network::new(&spec).unwrap(), engine(1));
+    let error = Distiller::new(&engine, &network, &original, &original, SETTINGS).err().unwrap();
+    assert!(matches!(error, TuneError::NothingToLearn));
+    let mut distiller = Distiller::new(&engine, &network, &original, &quantized, SETTINGS).unwrap();
+    let window: &[u32] = &[1, 2, 3];
+    let error = distiller.run(&Text { windows: &[window], held: &[] }, &AtomicBool::new(false), &mut Stop::default()).unwrap_err();
+    assert!(error.to_string().contains("at least 2 windows") && error.to_string().contains("has 1"), "{error}");
+}
+
+#[test]
+fn a_small_budget_runs_blocks_again() {
+    let (spec, ..) = models(TINY_QWEN3, "w4a16-g32");
+    let rich = needs(&spec, &SETTINGS, 32, 4, u64::MAX);
+    let poor = needs(&spec, &SETTINGS, 32, 4, rich.bytes - 1);
+    assert_eq!((rich.keep, poor.keep), (Keep::All, Keep::Blocks));
+    assert!(poor.bytes < rich.bytes && poor.work > rich.work);
+}
