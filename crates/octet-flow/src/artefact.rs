@@ -102,8 +102,9 @@ fn specs(plan: &Plan) -> Vec<TensorSpec> {
     let mut specs = vec![];
     for line in plan.lines() {
         match (&line.action, &line.shape[..]) {
-            (Action::Quantize { scheme, scale_dtype, .. }, &[rows, cols]) => {
+            (Action::Quantize { scheme, scale_dtype, solver }, &[rows, cols]) => {
                 specs.extend(compressed_tensors::tensor_specs(&line.name, rows, cols, *scheme, *scale_dtype));
+                specs.extend(solver.orders_groups().then(|| compressed_tensors::order_spec(&line.name, cols)));
             }
             (Action::Keep { dtype, .. }, _) => specs.push(TensorSpec { name: stored_name(line), dtype: *dtype, shape: stored_shape(line) }),
             _ => {}
@@ -135,7 +136,10 @@ pub(crate) fn config(original: &Value, plan: &Plan) -> Value {
     if let Some(fields) = config.as_object_mut() {
         fields.remove("quantization_config");
         if !modules.is_empty() {
-            fields.insert("quantization_config".into(), compressed_tensors::quantization_config(&modules, &kept));
+            let ordered = |line: &&Line| matches!(line.action, Action::Quantize { solver, .. } if solver.orders_groups());
+            let ordered = plan.lines().iter().filter(ordered).map(|line| line.name.clone()).collect();
+            let config = compressed_tensors::quantization_config_with_order(&modules, &ordered, &kept);
+            fields.insert("quantization_config".into(), config);
         }
     }
     config

@@ -23,6 +23,9 @@ use std::{collections::BTreeSet, path::Path, sync::atomic::AtomicBool};
 /// Hidden states while they are on disk, in the work folder.
 const SPILL: &str = "hidden.f32";
 
+/// So many times the usual number of windows are drawn at the most so that experts are reached.
+const MOST_TOPPING_UP: usize = 8;
+
 /// What a calibration runs on, and how.
 #[derive(Clone, Debug)]
 pub struct Calibration {
@@ -78,6 +81,14 @@ impl Calibration {
 }
 
 impl Prepared {
+    /// Windows by `draw` (told how many times the usual number), as many as it takes to reach every expert, within reason.
+    ///
+    /// # Errors
+    /// If weights cannot be read or the numbers of the original are not finite.
+    pub fn reach_experts(&self, engine: &Engine, draw: &dyn Fn(usize) -> Samples) -> Result<Samples> {
+        Ok(octet_quant::topped_up(engine, &self.spec, &self.checkpoint, MOST_TOPPING_UP, draw)?)
+    }
+
     /// What calibration will take.
     pub fn forecast_calibration(&self, calibration: &Calibration) -> CalibrationForecast {
         CalibrationForecast::new(&self.plan, &self.spec, &calibration.samples, calibration.sequential, calibration.memory_budget)
@@ -191,6 +202,11 @@ impl Prepared {
     pub(crate) fn calibrated(&self, calibration: &Calibration, records: &[StageRecord]) -> Value {
         let inputs = || records.iter().flat_map(|record| &record.inputs);
         let unreached: Vec<&str> = inputs().filter(|input| input.expert && input.tokens == 0).map(|input| input.input.as_str()).collect();
+        let dead: Vec<Value> = inputs()
+            .filter(|input| input.dead > 0 && input.tokens > 0)
+            .map(|input| json!({ "input": input.input, "dead": input.dead, "of": input.width }))
+            .collect();
+        let few = inputs().filter(|input| input.expert && (1..octet_quant::EXPERT_TOKENS).contains(&input.tokens)).count();
         let remarks = records.iter().flat_map(|record| &record.tensors).filter_map(|tensor| Some((tensor, tensor.remark.as_ref()?)));
         let remarks: Vec<String> = remarks.map(|(tensor, remark)| format!("{}: {remark}", tensor.name)).collect();
         json!({
@@ -204,7 +220,10 @@ impl Prepared {
                 "vocabulary": self.spec.vocab_size(),
                 "dead_inputs": inputs().map(|input| input.dead).sum::<usize>(),
                 "inputs": inputs().map(|input| input.width).sum::<usize>(),
+                "dead_by_input": dead,
+                "outlier_inputs": inputs().map(|input| input.outliers).sum::<usize>(),
                 "experts_never_reached": unreached,
+                "experts_hardly_reached": few,
             },
             "transforms": records.iter().flat_map(|record| record.remarks.iter().cloned()).collect::<Vec<_>>(),
             "remarks": remarks,
@@ -229,12 +248,17 @@ impl Prepared {
             octet_quant::Action::Quantize { scheme, solver, .. } => solver.needs_hessian() || scheme.weights.bits.get() < 8,
             _ => false,
         };
-        self.plan.has_scalings() || self.plan.lines().iter().any(wants)
+        self.needs_calibration() || self.plan.lines().iter().any(wants)
     }
 
     /// Whether a solver or transform of the plan cannot do without calibration.
     pub fn needs_calibration(&self) -> bool {
-        self.plan.has_scalings() || self.needs_hessians()
+        self.plan.has_scalings() || self.chooses_outliers() || self.needs_hessians()
+    }
+
+    /// Whether outlier columns are chosen by what flows into linears.
+    pub fn chooses_outliers(&self) -> bool {
+        self.plan.quantized().any(|(_, scheme)| matches!(scheme.activations, octet_tensor::Activations::Int8Beside(_)))
     }
 
     /// Whether a solver of the plan cannot do without calibration.

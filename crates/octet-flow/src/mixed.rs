@@ -9,15 +9,20 @@ mod search;
 
 pub use search::{MixedEvent, MixedFound, MixedTry};
 
-use crate::{Calibration, Error, Prepared, Result, artefact};
+use crate::{Calibration, Error, JudgeSettings, Prepared, Result, artefact};
+use cache::Kept;
 use octet_eval::store::Store;
 use octet_kernels::Engine;
-use octet_quant::{Effort, FusedGroup, Line, Sensitivities, SensitivityRun, Site, allocate, least_bytes};
+use octet_quant::{Effort, FusedGroup, Line, Menu, Sensitivities, SensitivityRun, Site, allocate, least_bytes};
 use octet_tensor::Scheme;
 use std::{collections::BTreeMap, sync::atomic::AtomicBool};
 
 /// By what factor a solver that uses the Hessian lowers the loss of rounding to nearest, until it was measured.
 const USUAL_GAIN: f64 = 0.5;
+
+/// Multiply-adds that the candidates of a search may take together, and how many there are at most.
+const SEARCH: f64 = 2.5e14;
+const TRIES: usize = 5;
 
 /// Bytes kept free in a folder of limited size for report, receipt and what was decided: some, and some for each tensor.
 const REPORT_BYTES: u64 = 24 << 10;
@@ -46,6 +51,21 @@ pub enum Budget {
     BitsPerWeight(f64),
     /// Bytes of the whole folder, its report included.
     FolderBytes(u64),
+}
+
+/// What a search will take.
+#[derive(Clone, Copy, Debug)]
+pub struct SearchForecast {
+    /// Seconds of measuring losses.
+    pub measuring: f64,
+    /// Whether that is done in some blocks only, the others following from those.
+    pub some_blocks: bool,
+    /// Candidates at the most, once one has passed.
+    pub tries: usize,
+    /// Seconds of quantizing and judging one.
+    pub each: f64,
+    /// Most bytes that quantizing holds at once.
+    pub peak_bytes: u64,
 }
 
 /// An allocation under a budget.
@@ -78,23 +98,60 @@ impl MixedJob<'_> {
         if let Some(known) = self.cached::<Sensitivities>(&key) {
             return Ok((known, true));
         }
-        let run = SensitivityRun {
-            spec: &self.prepared.spec,
-            inventory: &self.prepared.inventory,
-            source: &self.prepared.checkpoint,
-            samples: &self.calibration.samples,
-            menu: &menu,
-            wanted: &|site: &Site| modules.contains(&site.linear.module),
-            effort: self.effort,
-            engine: self.engine,
-            cancel: self.cancel,
-        };
+        let ledger = Kept { job: self, key: &key };
+        let wanted = |site: &Site| modules.contains(&site.linear.module);
+        let run = SensitivityRun { ledger: Some(&ledger), ..self.run(&menu, &wanted) };
         let measured = run.measure(progress).map_err(|error| match error {
             octet_quant::Error::Interrupted { .. } => Error::Interrupted,
             other => other.into(),
         })?;
         self.keep(&key, &measured);
         Ok((measured, false))
+    }
+
+    fn run<'r>(&'r self, menu: &'r Menu, wanted: &'r dyn Fn(&Site) -> bool) -> SensitivityRun<'r> {
+        SensitivityRun {
+            spec: &self.prepared.spec,
+            inventory: &self.prepared.inventory,
+            source: &self.prepared.checkpoint,
+            samples: &self.calibration.samples,
+            menu,
+            wanted,
+            effort: self.effort,
+            engine: self.engine,
+            cancel: self.cancel,
+            ledger: None,
+        }
+    }
+
+    /// What a search with `settings` will take, by this machine's measured rates.
+    ///
+    /// # Errors
+    /// As [`octet_quant::CalibrationForecast::seconds`]; if the recipe has no mixed step.
+    pub fn forecast(&self, settings: &JudgeSettings) -> Result<SearchForecast> {
+        let modules = self.modules()?;
+        let menu = self.step()?.menu(self.prepared.settings.recipe.portable);
+        let (measuring, some_blocks) = self.run(&menu, &|site: &Site| modules.contains(&site.linear.module)).forecast();
+        let mut forecast = self.prepared.forecast_calibration(self.calibration);
+        forecast.cost.forward += self.judging_cost(settings);
+        let each = forecast.seconds(self.engine)?;
+        forecast.cost = octet_quant::Cost { forward: measuring, ..Default::default() };
+        let peak_bytes = forecast.peak_bytes;
+        Ok(SearchForecast { measuring: forecast.seconds(self.engine)?, some_blocks, tries: self.tries(settings), each, peak_bytes })
+    }
+
+    /// Multiply-adds of judging one candidate.
+    fn judging_cost(&self, settings: &JudgeSettings) -> f64 {
+        let tokens: usize = settings.texts.iter().map(|text| text.ids.len()).sum();
+        tokens as f64 * octet_quant::products_a_token(&self.prepared.spec)
+    }
+
+    /// How many candidates a search writes and judges at the most, once one has passed: fewer of large models, decided by the
+    /// forecast number of multiply-adds, not by a clock, so that every machine comes to the same files.
+    fn tries(&self, settings: &JudgeSettings) -> usize {
+        let cost = self.prepared.forecast_calibration(self.calibration).cost;
+        let each = cost.forward + cost.moments + cost.solving + self.judging_cost(settings);
+        ((SEARCH / each.max(1.0)) as usize).clamp(2, TRIES)
     }
 
     /// The allocation of least loss within `budget`.

@@ -5,7 +5,7 @@ use octet_formats::{
     Checkpoint, Folder, compressed_tensors as ct,
     safetensors::{TensorSpec, Writer},
 };
-use octet_tensor::{Dtype, Matrix, QMatrix, Scheme, WeightSource};
+use octet_tensor::{Activations, Beside, Dtype, Matrix, QMatrix, Scheme, WeightSource};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, path::Path};
@@ -37,6 +37,7 @@ fn write(dir: &Path, modules: &[(&str, QMatrix, Scheme)], plain: &[TensorSpec], 
     let mut specs = plain.to_vec();
     for (module, q, scheme) in modules {
         specs.extend(ct::tensor_specs(module, q.rows(), q.cols(), *scheme, q.scale_dtype()));
+        specs.extend(q.order().map(|_| ct::order_spec(module, q.cols())));
     }
     let mut writer = Writer::create(dir, specs, 500, &BTreeMap::new()).unwrap();
     for spec in plain {
@@ -125,6 +126,45 @@ proptest! {
             let _ = octet_formats::quantization::parse(&json!({ "quantization_config": value }));
         }
     }
+}
+
+#[test]
+fn outlier_columns_survive_beside_the_codes() {
+    let (rows, cols) = (70, 120);
+    for (text, dtype) in [("w8a8-c1.5", Dtype::Bf16), ("w4a8-g32-asym-c2", Dtype::F16)] {
+        let (dir, scheme) = (tempfile::tempdir().unwrap(), text.parse::<Scheme>().unwrap());
+        let Activations::Int8Beside(share) = scheme.activations else { panic!("{scheme}") };
+        let columns: Vec<u32> = (0..share.columns(cols) as u32).map(|i| 7 + 40 * i).collect();
+        let values = (0..rows * columns.len()).map(|i| dtype.round(0.37 * i as f32 - 9.0)).collect();
+        let q = random(rows, cols, scheme, dtype, 3).with_beside(Beside::new(columns.into(), values)).unwrap();
+        write(dir.path(), &[("m.0.a", q.clone(), scheme)], &[], 32, ct::quantization_config(&[("m.0.a".into(), scheme)], &[]));
+        let checkpoint = open(dir.path()).unwrap();
+        let back = stored(&checkpoint, "m.0.a");
+        assert_eq!((back.scheme(), back.read_rows(0..rows).unwrap()), (scheme, q.clone()));
+        let beside = back.slice_rows(33..69).unwrap().beside().unwrap().unwrap();
+        assert_eq!(beside, q.beside().unwrap().slice_rows(33..69));
+        let plain = random(rows, cols, scheme, dtype, 3);
+        let error = ct::encode_rows("m.0.a", &plain, 0, rows, scheme).unwrap_err().to_string();
+        assert!(error.contains("outlier columns"), "{error}");
+    }
+}
+
+#[test]
+fn groups_in_an_order_survive_as_floats() {
+    let (rows, cols, scheme) = (40, 96, "w4a16-g32-asym".parse::<Scheme>().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let order: Vec<u32> = (0..cols as u32).map(|i| i * 7 % 96 / 32).collect();
+    let q = random(rows, cols, scheme, Dtype::F16, 8).with_order(order.into()).unwrap();
+    let ordered = ["m.0.a".to_string()].into();
+    let config = ct::quantization_config_with_order(&[("m.0.a".into(), scheme), ("m.0.b".into(), scheme)], &ordered, &[]);
+    let groups: Vec<_> = config["config_groups"].as_object().unwrap().values().map(|g| g["weights"]["actorder"].clone()).collect();
+    assert_eq!(groups, [json!("group"), Value::Null]);
+    let plain = random(8, 32, scheme, Dtype::F16, 9);
+    write(dir.path(), &[("m.0.a", q.clone(), scheme), ("m.0.b", plain, scheme)], &[], 32, config);
+    let Some(Matrix::Float(back)) = open(dir.path()).unwrap().matrix("m.0.a").unwrap() else { panic!("not decoded") };
+    let mut out = vec![0.0; rows * cols];
+    back.read_rows(0..rows, &mut out).unwrap();
+    assert_eq!(out, q.dequantize());
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use octet_kernels::{ActivationFn, Engine, Gated, Isa, MatmulJob, PackedLinear, Source};
-use octet_tensor::{Activations, Dtype, FloatMatrix, Matrix, QMatrix, Tensor};
+use octet_tensor::{Activations, Beside, Dtype, FloatMatrix, Matrix, QMatrix, Tensor};
 
 const TOKENS: [usize; 8] = [0, 1, 2, 5, 8, 9, 31, 49];
 const SHAPES: [(usize, usize); 8] = [(1, 1), (16, 8), (17, 40), (33, 130), (48, 256), (5, 300), (70, 129), (41, 416)];
@@ -56,6 +56,39 @@ fn eight_bits_with_int8_activations() {
 #[test]
 fn large_inputs_beside_int8_activations() {
     suite(&["w8a8-o1.5", "w4a8-g32-asym-o2", "w6a8-o0.5", "w8a8-o10000"], 1e-6);
+}
+
+/// Products with some columns as floats are those of the codes without them and of the floats.
+#[test]
+fn columns_beside_the_codes() {
+    let (rows, cols) = (37, 160);
+    let mut numbers = Numbers(9);
+    for (text, tolerance) in [("w8a8-c2", 1e-6), ("w4a8-g32-asym-c1", 1e-6), ("w8a16-g32", 2e-6)] {
+        let scheme = scheme(text);
+        let q = quantized(rows, cols, scheme, Dtype::F32, &mut numbers);
+        let columns = [3u32, 90, 159];
+        let q = q.with_beside(Beside::new(columns.into(), numbers.normals(rows * columns.len()))).unwrap();
+        for tokens in [1, 3, 19] {
+            let mut x = numbers.normals(tokens * cols);
+            x.iter_mut().skip(90).step_by(cols).for_each(|v| *v *= 100.0);
+            let inside: Vec<f32> =
+                x.iter().enumerate().map(|(i, &v)| if columns.contains(&((i % cols) as u32)) { 0.0 } else { v }).collect();
+            let mut seen = seen_inputs(&inside, cols, scheme.activations);
+            for (i, seen) in seen.iter_mut().enumerate().filter(|(i, _)| columns.contains(&((i % cols) as u32))) {
+                *seen = f64::from(x[i]);
+            }
+            let expected = oracle(&seen, &q.dequantize(), rows, cols);
+            for engine in engines() {
+                let packed = pack(&engine, &q, scheme);
+                for (found, (value, size)) in multiply(&engine, &x, tokens, &packed).iter().zip(&expected) {
+                    assert!((f64::from(*found) - value).abs() <= tolerance * size, "{text} {tokens}: {found} {value}");
+                }
+                let mut row = vec![0.0; cols];
+                packed.read_row(5, &mut row);
+                assert_eq!(row, q.dequantize()[5 * cols..6 * cols]);
+            }
+        }
+    }
 }
 
 #[test]

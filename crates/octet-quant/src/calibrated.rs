@@ -101,6 +101,9 @@ pub struct InputRecord {
     pub width: usize,
     /// How many of its values were zero on every token.
     pub dead: usize,
+    /// How many of its values were beyond 6 on some token, which is what LLM.int8 calls an outlier.
+    #[serde(default)]
+    pub outliers: usize,
 }
 
 /// Where a calibrated run stands.

@@ -2,7 +2,7 @@
 
 use crate::{Action, Line, Plan, Scaling, SolverChoice, Transform, asymmetric::Pairs, calibrated, transform::SAMPLE_ROWS};
 use octet_kernels::{Gram, SymmetricMatrix};
-use octet_model::{BlockGraph, Place, graph::Node, graph::PlainNode};
+use octet_model::{ArchSpec, BlockGraph, Place, graph::Node, graph::PlainNode};
 use std::collections::BTreeMap;
 
 /// Multiply-adds of a stage, by kind.
@@ -126,6 +126,12 @@ fn scale(cost: &mut Cost, scaling: &Scaling, graph: &BlockGraph, place: Place, l
     let weights: f64 =
         tried.filter(|site| graph.phases(place).iter().any(|p| p.modules.contains(&site.module))).map(|s| (s.rows * s.cols) as f64).sum();
     cost.solving += scaling.choice.trials() as f64 * weights * (ROUNDING + SAMPLE_ROWS as f64);
+}
+
+/// Multiply-adds of all products of a model for one token, the head's included.
+pub fn products_a_token(spec: &ArchSpec) -> f64 {
+    let graph = spec.graph();
+    graph.blocks.iter().flatten().chain(&graph.head).map(products).sum()
 }
 
 /// Multiply-adds of a node for one token.

@@ -234,7 +234,9 @@ pub(crate) fn would_take(site: &Site, scheme: Option<Scheme>) -> u64 {
 fn site_line(site: &Site, action: Action) -> Line {
     let LinearSite { rows, cols, ref module, .. } = site.linear;
     let bytes = match &action {
-        Action::Quantize { scheme, scale_dtype, .. } => quantized_bytes(rows, cols, *scheme, *scale_dtype),
+        Action::Quantize { scheme, scale_dtype, solver } => {
+            quantized_bytes(rows, cols, *scheme, *scale_dtype) + if solver.orders_groups() { 4 * cols as u64 } else { 0 }
+        }
         Action::Keep { dtype, .. } => (rows * cols * dtype.size()) as u64,
         Action::Drop { .. } => 0,
     };
@@ -260,7 +262,7 @@ fn other_line(tensor: &OtherTensor) -> Line {
 
 /// Bytes as compressed-tensors stores them: 8-bit codes under integer activations one a byte, all others as a bit stream
 /// along the inputs in whole 32-bit words, with the shape (two 64-bit numbers) beside it; scales; zero points as a bit
-/// stream along the outputs.
+/// stream along the outputs; outlier columns in 16 bits with their numbers.
 fn quantized_bytes(rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype) -> u64 {
     let weights = scheme.weights;
     let packed = |count: usize| (count * weights.bits.get() as usize).div_ceil(32) * 4;
@@ -268,7 +270,11 @@ fn quantized_bytes(rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype)
     let codes = if one_byte { rows * cols } else { rows * packed(cols) + 16 };
     let groups = weights.groups(cols);
     let zeros = if weights.is_asymmetric() { packed(rows) * groups } else { 0 };
-    (codes + rows * groups * scale_dtype.size() + zeros) as u64
+    let outliers = match scheme.activations {
+        Activations::Int8Beside(share) => share.columns(cols) * (4 + 2 * rows),
+        _ => 0,
+    };
+    (codes + rows * groups * scale_dtype.size() + zeros + outliers) as u64
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod probe;
 
 pub use groups::{FusedGroup, Menu};
 pub use measure::{Effort, SensitivityRun};
+pub use probe::watch;
 
 use crate::{Alternative, report::as_text};
 use octet_tensor::Scheme;
@@ -65,6 +66,15 @@ pub struct GroupLosses {
     pub group: FusedGroup,
     /// Its schemes, as it is among them.
     pub options: Vec<OptionLoss>,
+}
+
+/// Keeps the losses of groups while others are still measured, so that a measurement that was stopped goes on where it was.
+pub trait Ledger {
+    /// What was kept of the group `name`.
+    fn known(&self, name: &str) -> Option<GroupLosses>;
+
+    /// Keeps the losses of a group, as measured (others may still change those that were not).
+    fn keep(&self, losses: &GroupLosses);
 }
 
 /// The losses of all groups.

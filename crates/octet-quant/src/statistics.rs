@@ -38,6 +38,11 @@ impl InputStatistics {
         self.max_abs.iter().filter(|&&v| v == 0.0).count()
     }
 
+    /// Inputs that were beyond 6 on some token (Dettmers et al., arXiv 2208.07339).
+    pub fn outliers(&self) -> usize {
+        self.max_abs.iter().filter(|&&v| v > octet_tensor::Limit::USUAL.get()).count()
+    }
+
     /// Refuses what is not finite.
     ///
     /// # Errors
@@ -58,7 +63,7 @@ mod tests {
     fn importance_is_relative_and_has_a_floor() {
         let seen = InputStatistics { mean_square: vec![2.0, 0.0, 6.0], max_abs: vec![1.0, 0.0, 3.0], ..Default::default() };
         assert_eq!(seen.importance(), [0.75, 1e-3, 2.25]);
-        assert_eq!(seen.dead(), 1);
+        assert_eq!((seen.dead(), seen.outliers()), (1, 0));
         let dark = InputStatistics { mean_square: vec![0.0; 2], ..Default::default() };
         assert_eq!(dark.importance(), [1.0, 1.0]);
     }

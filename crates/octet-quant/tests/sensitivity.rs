@@ -5,14 +5,18 @@
 use octet_kernels::{Engine, Isa, KvDtype};
 use octet_model::{ArchSpec, LoadOptions, Logits, Model, Step};
 use octet_quant::{
-    Effort, Error, Inventory, Menu, MixedStep, Plan, Recipe, Samples, Sensitivities, SensitivityRun, Step as RecipeStep, allocate,
-    least_bytes,
+    EXPERT_TOKENS, Effort, Error, GroupLosses, Inventory, Ledger, Menu, MixedStep, Plan, Recipe, Samples, Sensitivities, SensitivityRun,
+    Step as RecipeStep, allocate, fewest_expert_tokens, least_bytes, topped_up,
 };
 use octet_tensor::{WeightSource, kl_divergence};
 use octet_testkit::{MemorySource, Random, TINY_GPT2, TINY_LLAMA, TINY_QWEN3, TINY_QWEN3_MOE};
 use std::{
+    collections::BTreeMap,
     num::NonZeroUsize,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 struct Case {
@@ -20,6 +24,7 @@ struct Case {
     source: MemorySource,
     inventory: Inventory,
     samples: Samples,
+    ledger: Option<Book>,
 }
 
 impl Case {
@@ -33,7 +38,7 @@ impl Case {
         let inventory = Inventory::new(&spec.linear_sites(), &source).unwrap();
         let mut random = Random::new(5);
         let ids: Vec<u32> = (0..400).map(|_| random.below(64) as u32).collect();
-        Self { spec, source, inventory, samples: Samples::draw(&ids, 8, 48, 3) }
+        Self { spec, source, inventory, samples: Samples::draw(&ids, 8, 48, 3), ledger: None }
     }
 
     fn measure(
@@ -55,6 +60,7 @@ impl Case {
             effort: Effort::Usual,
             engine: &engine,
             cancel,
+            ledger: self.ledger.as_ref().map(|ledger| ledger as &dyn Ledger),
         };
         run.measure(progress)
     }
@@ -182,4 +188,54 @@ fn what_others_load_has_no_zero_points() {
     assert_eq!((own.schemes.len(), portable.schemes.len()), (Menu::USUAL.len(), Menu::USUAL.len()));
     assert!(own.schemes.iter().any(|scheme| scheme.weights.is_asymmetric()));
     assert!(portable.schemes.iter().all(|scheme| !scheme.weights.is_asymmetric()));
+}
+
+/// Losses of groups, by name.
+#[derive(Default)]
+struct Book {
+    kept: Mutex<BTreeMap<String, GroupLosses>>,
+    looked_up: AtomicUsize,
+}
+
+impl Ledger for Book {
+    fn known(&self, name: &str) -> Option<GroupLosses> {
+        let known = self.kept.lock().unwrap().get(name).cloned();
+        self.looked_up.fetch_add(usize::from(known.is_some()), Ordering::Relaxed);
+        known
+    }
+
+    fn keep(&self, losses: &GroupLosses) {
+        self.kept.lock().unwrap().insert(losses.group.name.clone(), losses.clone());
+    }
+}
+
+#[test]
+fn a_measurement_that_was_stopped_goes_on_where_it_was() {
+    let expected = Case::new(TINY_LLAMA).all(&SCHEMES);
+    let case = Case { ledger: Some(Book::default()), ..Case::new(TINY_LLAMA) };
+    let cancel = AtomicBool::new(false);
+    let stopped = case.measure(&SCHEMES, 2, &mut |share, _| cancel.store(share > 0.5, Ordering::Relaxed), &cancel);
+    assert!(matches!(stopped, Err(Error::Interrupted { .. })));
+    let book = case.ledger.as_ref().unwrap();
+    let kept = book.kept.lock().unwrap().len();
+    assert!(kept > 0 && kept < expected.groups.len(), "{kept}");
+    assert_eq!(case.all(&SCHEMES), expected);
+    assert_eq!(book.looked_up.load(Ordering::Relaxed), kept);
+    // Losses under other schemes are not taken for these.
+    assert_eq!(case.all(&SCHEMES[1..]), Case::new(TINY_LLAMA).all(&SCHEMES[1..]));
+}
+
+#[test]
+fn tokens_of_experts_are_counted_and_more_are_drawn_for_them() {
+    let engine = Engine::new(Isa::best(), NonZeroUsize::new(2).unwrap()).unwrap();
+    let case = Case::new(TINY_QWEN3_MOE);
+    let fewest = |samples: &Samples| fewest_expert_tokens(&engine, &case.spec, &case.source, samples).unwrap();
+    let ids: Vec<u32> = (0..8000).map(|i| (i * i + 3 * i) % 64).collect();
+    let draw = |times: usize| Samples::draw(&ids, 2 * times, 16, 0);
+    let (few, more) = (fewest(&draw(1)).unwrap(), fewest(&draw(64)).unwrap());
+    assert!(few < more && few < EXPERT_TOKENS, "{few} {more}");
+    let topped = topped_up(&engine, &case.spec, &case.source, 8, &draw).unwrap();
+    assert!(topped.len() > draw(1).len());
+    let dense = Case::new(TINY_LLAMA);
+    assert_eq!(fewest_expert_tokens(&engine, &dense.spec, &dense.source, &draw(1)).unwrap(), None);
 }

@@ -1,6 +1,6 @@
 //! A linear's weights as stored: float or quantized.
 
-use crate::{Bytes, FloatMatrix, QMatrix, Result, Scheme};
+use crate::{Beside, Bytes, FloatMatrix, QMatrix, Result, Scheme};
 use std::{fmt, ops::Range, sync::Arc};
 
 /// Quantized rows as some file format stores them: unpacked a few rows at a time.
@@ -19,6 +19,15 @@ pub trait QuantRows: Send + Sync {
     /// # Errors
     /// If the range reaches past the matrix or the stored bytes make no sense.
     fn read_rows(&self, range: Range<usize>) -> Result<QMatrix>;
+
+    /// The columns of rows `range` that are floats beside the codes, where there are any.
+    ///
+    /// # Errors
+    /// As [`QuantRows::read_rows`].
+    fn beside(&self, range: Range<usize>) -> Result<Option<Beside>> {
+        let _ = range;
+        Ok(None)
+    }
 
     /// The bytes of rows `range` in version `layout` of the layout kernels execute, packed for `scheme`, where they are stored so.
     fn packed(&self, range: Range<usize>, layout: u32, scheme: Scheme) -> Option<Bytes> {
@@ -87,6 +96,14 @@ impl StoredQuant {
         self.storage.read_rows(self.rows.start + range.start..self.rows.start + range.end)
     }
 
+    /// As [`QuantRows::beside`], of all its rows.
+    ///
+    /// # Errors
+    /// As [`QuantRows::read_rows`].
+    pub fn beside(&self) -> Result<Option<Beside>> {
+        self.storage.beside(self.rows.clone())
+    }
+
     /// As [`QuantRows::packed`], of all its rows.
     pub fn packed(&self, layout: u32, scheme: Scheme) -> Option<Bytes> {
         self.storage.packed(self.rows.clone(), layout, scheme)
@@ -120,14 +137,11 @@ impl QuantRows for (QMatrix, Scheme) {
     }
 
     fn read_rows(&self, range: Range<usize>) -> Result<QMatrix> {
-        let (q, groups) = (&self.0, self.0.groups());
-        if range.end > q.rows() {
-            return Err(crate::Error::Malformed { name: "matrix".into(), what: format!("rows {range:?} of {}", q.rows()) });
-        }
-        let zeros = if q.zeros().is_empty() { vec![] } else { q.zeros()[range.start * groups..range.end * groups].to_vec() };
-        let codes = q.codes()[range.start * q.cols()..range.end * q.cols()].to_vec();
-        let scales = q.scales()[range.start * groups..range.end * groups].to_vec();
-        QMatrix::new(range.len(), q.cols(), q.scheme(), codes, scales, q.scale_dtype(), zeros)
+        self.0.slice_rows(range)
+    }
+
+    fn beside(&self, range: Range<usize>) -> Result<Option<Beside>> {
+        Ok(self.0.beside().map(|beside| beside.slice_rows(range)))
     }
 }
 

@@ -1,11 +1,54 @@
 //! A quantized matrix in memory: one code a byte, its scales and zero points.
 
 use crate::{Dtype, Error, LEVELS, Result, WeightScheme};
+use std::{ops::Range, sync::Arc};
+
+/// Columns of a quantized matrix whose weights are kept as floats beside the codes, and are what counts there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Beside {
+    columns: Arc<[u32]>,
+    values: Vec<f32>,
+}
+
+impl Beside {
+    /// Weights `values` `[rows, columns]` of `columns`, which ascend.
+    pub fn new(columns: Arc<[u32]>, values: Vec<f32>) -> Self {
+        Self { columns, values }
+    }
+
+    /// The columns, ascending.
+    pub fn columns(&self) -> &Arc<[u32]> {
+        &self.columns
+    }
+
+    /// The weights, `[rows, columns]`.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// The weights of row `row`.
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.columns.len()..(row + 1) * self.columns.len()]
+    }
+
+    /// Puts the weights of row `row` into it.
+    pub fn put(&self, row: usize, out: &mut [f32]) {
+        self.columns.iter().zip(self.row(row)).for_each(|(&column, &value)| out[column as usize] = value);
+    }
+
+    /// Rows `range`.
+    pub fn slice_rows(&self, range: Range<usize>) -> Self {
+        let count = self.columns.len();
+        Self { columns: self.columns.clone(), values: self.values[range.start * count..range.end * count].to_vec() }
+    }
+}
 
 /// A quantized matrix `[rows, cols]`: w\[r, k\] = scale\[r, k / group\] · (code\[r, k\] − zero\[r, k / group\]).
 ///
 /// Codes of a table ([`crate::Symmetry::Table`]) are its levels. Codes and zero points are signed (−2^(b−1) … 2^(b−1) − 1), one a byte. A scale may be negative: with a
 /// symmetric code range that reaches one further down than up, its sign decides which end gets the extra code.
+///
+/// Groups are runs of inputs, or whatever [`QMatrix::order`] says; some columns may be floats ([`QMatrix::beside`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct QMatrix {
     rows: usize,
@@ -15,6 +58,8 @@ pub struct QMatrix {
     scales: Vec<f32>,
     scale_dtype: Dtype,
     zeros: Vec<i8>,
+    order: Option<Arc<[u32]>>,
+    beside: Option<Beside>,
 }
 
 impl QMatrix {
@@ -48,7 +93,59 @@ impl QMatrix {
         if scales.iter().any(|s| !s.is_finite()) {
             return fail("a scale is not finite".into());
         }
-        Ok(Self { rows, cols, scheme, codes, scales, scale_dtype, zeros })
+        Ok(Self { rows, cols, scheme, codes, scales, scale_dtype, zeros, order: None, beside: None })
+    }
+
+    /// The same codes, input k in group `order[k]` (`g_idx` of GPTQ with `desc_act`).
+    ///
+    /// # Errors
+    /// If there is no group for every input.
+    pub fn with_order(self, order: Arc<[u32]>) -> Result<Self> {
+        let groups = self.groups();
+        if order.len() != self.cols || order.iter().any(|&group| group as usize >= groups) {
+            let what = format!("has groups for {} inputs, of {groups}", order.len());
+            return Err(Error::Malformed { name: self.name(), what });
+        }
+        Ok(Self { order: Some(order), ..self })
+    }
+
+    /// The same codes with some columns as floats beside them.
+    ///
+    /// # Errors
+    /// If the columns do not ascend or are none of the matrix, or there are not as many values as that takes.
+    pub fn with_beside(self, beside: Beside) -> Result<Self> {
+        let columns = &beside.columns;
+        let inside = columns.last().is_none_or(|&last| (last as usize) < self.cols) && columns.is_sorted_by(|a, b| a < b);
+        if !inside || beside.values.len() != self.rows * columns.len() {
+            let what = format!("has {} weights of columns {columns:?} beside it", beside.values.len());
+            return Err(Error::Malformed { name: self.name(), what });
+        }
+        Ok(Self { beside: Some(beside), ..self })
+    }
+
+    fn name(&self) -> String {
+        format!("a {}x{} {} matrix", self.rows, self.cols, self.scheme)
+    }
+
+    /// Rows `range`.
+    ///
+    /// # Errors
+    /// If the range reaches past the end.
+    pub fn slice_rows(&self, range: Range<usize>) -> Result<Self> {
+        if range.start > range.end || range.end > self.rows {
+            return Err(Error::Malformed { name: self.name(), what: format!("rows {range:?} of {}", self.rows) });
+        }
+        let groups = self.groups();
+        let part = |width: usize| range.start * width..range.end * width;
+        Ok(Self {
+            rows: range.len(),
+            codes: self.codes[part(self.cols)].to_vec(),
+            scales: self.scales[part(groups)].to_vec(),
+            zeros: if self.zeros.is_empty() { vec![] } else { self.zeros[part(groups)].to_vec() },
+            order: self.order.clone(),
+            beside: self.beside.as_ref().map(|beside| beside.slice_rows(range.clone())),
+            ..*self
+        })
     }
 
     /// Number of rows (outputs).
@@ -91,6 +188,16 @@ impl QMatrix {
         &self.zeros
     }
 
+    /// The group of each input, where groups are no runs of inputs.
+    pub fn order(&self) -> Option<&Arc<[u32]>> {
+        self.order.as_ref()
+    }
+
+    /// The columns that are floats beside the codes, if there are any.
+    pub fn beside(&self) -> Option<&Beside> {
+        self.beside.as_ref()
+    }
+
     /// The scale and zero point of group `group` of row `row`.
     pub fn group(&self, row: usize, group: usize) -> (f32, i32) {
         let at = row * self.groups() + group;
@@ -101,6 +208,20 @@ impl QMatrix {
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         let size = self.scheme.group_size(self.cols);
         let codes = &self.codes[row * self.cols..(row + 1) * self.cols];
+        if let Some(order) = &self.order {
+            for ((value, &code), &group) in out.iter_mut().zip(codes).zip(&**order) {
+                let (scale, zero) = self.group(row, group as usize);
+                *value = scale * (i32::from(code) - zero) as f32;
+            }
+        } else {
+            self.dequantize_runs(row, size, codes, out);
+        }
+        if let Some(beside) = &self.beside {
+            beside.put(row, out);
+        }
+    }
+
+    fn dequantize_runs(&self, row: usize, size: usize, codes: &[i8], out: &mut [f32]) {
         for (group, (out, codes)) in out.chunks_mut(size).zip(codes.chunks(size)).enumerate() {
             let (scale, zero) = self.group(row, group);
             for (value, &code) in out.iter_mut().zip(codes) {
@@ -139,6 +260,22 @@ mod tests {
         let q = QMatrix::new(1, 40, scheme("w4a16-g32-asym"), codes, vec![0.5, 2.0], Dtype::F16, vec![1, -1]).unwrap();
         let w = q.dequantize();
         assert_eq!((w[0], w[7], w[32], w[39]), (-0.5, 3.0, 2.0, 16.0));
+    }
+
+    #[test]
+    fn groups_may_be_in_an_order_and_columns_beside() {
+        let mut order = vec![0; 64];
+        order[0] = 1;
+        let q = QMatrix::new(2, 64, scheme("w4a16-g32"), vec![1; 128], vec![0.5, 2.0, 1.0, 4.0], Dtype::F16, vec![]).unwrap();
+        let q = q.with_order(order.into()).unwrap().with_beside(Beside::new(vec![3, 5].into(), vec![7.0, 8.0, 9.0, 10.0])).unwrap();
+        let w = q.dequantize();
+        assert_eq!((w[0], w[1], w[3], w[5], w[64], w[65], w[69]), (2.0, 0.5, 7.0, 8.0, 4.0, 1.0, 10.0));
+        assert_eq!(q.slice_rows(1..2).unwrap().dequantize(), w[64..]);
+        assert!(q.slice_rows(1..3).is_err());
+        assert!(q.clone().with_order(vec![0; 63].into()).is_err() && q.clone().with_order(vec![2; 64].into()).is_err());
+        for (columns, values) in [(vec![5, 3], vec![0.0; 4]), (vec![64], vec![0.0; 2]), (vec![1], vec![0.0; 3])] {
+            assert!(q.clone().with_beside(Beside::new(columns.into(), values)).is_err());
+        }
     }
 
     #[test]

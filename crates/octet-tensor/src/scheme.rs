@@ -1,5 +1,6 @@
 //! Quantization schemes: how weights and activations are represented.
 
+use crate::Dtype;
 use std::{
     fmt,
     num::{NonZeroU32, NonZeroUsize},
@@ -170,6 +171,46 @@ impl fmt::Display for Limit {
     }
 }
 
+/// How many of a linear's inputs are outliers, in hundredths of a percent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Share(NonZeroU32);
+
+impl Share {
+    /// One percent.
+    pub const USUAL: Self = Self(match NonZeroU32::new(100) {
+        Some(share) => share,
+        None => NonZeroU32::MIN,
+    });
+
+    /// A share of `percent`, or `None` where that is no multiple of a hundredth from 0.01 to 50.
+    pub fn new(percent: f64) -> Option<Self> {
+        let hundredths = (percent * 100.0).round();
+        let whole = (hundredths - percent * 100.0).abs() < 1e-6 && (1.0..=5e3).contains(&hundredths);
+        whole.then(|| NonZeroU32::new(hundredths as u32)).flatten().map(Self)
+    }
+
+    /// The share in percent.
+    pub fn percent(self) -> f64 {
+        f64::from(self.0.get()) / 100.0
+    }
+
+    /// Outliers among so many inputs, at least one.
+    pub fn columns(self, inputs: usize) -> usize {
+        (inputs * self.0.get() as usize).div_ceil(10_000).clamp(1, inputs.max(1))
+    }
+
+    /// The type that the weights of outliers are kept in, beside scales of type `scales`: 16 bits.
+    pub fn dtype(scales: Dtype) -> Dtype {
+        if scales == Dtype::Bf16 { Dtype::Bf16 } else { Dtype::F16 }
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.percent())
+    }
+}
+
 /// What the inputs of a quantized linear are at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activations {
@@ -180,13 +221,16 @@ pub enum Activations {
     /// int8 with one scale a token, quantized at run time; inputs of a larger magnitude are multiplied as floats
     /// (LLM.int8, arXiv 2208.07339, for each token by itself).
     Int8Below(Limit),
+    /// int8 with one scale a token, quantized at run time; the inputs that calibration saw the largest are multiplied as floats,
+    /// with weights that are kept in 16 bits (LLM.int8 with a fixed set of outliers).
+    Int8Beside(Share),
     /// int8 with one scale for each run of this many inputs of a token, quantized at run time.
     Int8PerGroup(NonZeroUsize),
 }
 
 /// A quantization scheme such as `w4a16-g128-sym`: weights and activations.
 ///
-/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]`, or `w4ta…` without `-sym` and `-asym` for a table. Defaults: 4 bits and fewer group 128,
+/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>|-c<percent>]`, or `w4ta…` without `-sym` and `-asym` for a table. Defaults: 4 bits and fewer group 128,
 /// more bits per channel; symmetric; `a8` per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scheme {
@@ -230,6 +274,7 @@ impl fmt::Display for Scheme {
         match self.activations {
             Activations::Int8PerGroup(size) => write!(f, "-ag{size}"),
             Activations::Int8Below(limit) => write!(f, "-o{limit}"),
+            Activations::Int8Beside(share) => write!(f, "-c{share}"),
             _ => Ok(()),
         }
     }
@@ -279,6 +324,13 @@ impl FromStr for Scheme {
                     let limit = part[1..].parse().ok().and_then(Limit::new);
                     activations =
                         limit.map(Activations::Int8Below).ok_or_else(|| fail(format!("{part:?} is no limit such as o6 or o4.5")))?;
+                    fresh
+                }
+                _ if part.starts_with('c') => {
+                    let fresh = activations == Activations::Int8PerToken;
+                    let share = part[1..].parse().ok().and_then(Share::new);
+                    let why = || fail(format!("{part:?} is no share of the inputs such as c1 or c0.5 (percent)"));
+                    activations = share.map(Activations::Int8Beside).ok_or_else(why)?;
                     fresh
                 }
                 _ => match (part.strip_prefix("ag"), part.strip_prefix('g')) {
@@ -360,6 +412,10 @@ mod tests {
             "w8a8-o6-o6",
             "w8a8-ox",
             "w8a8-o6.001",
+            "w8a16-c1",
+            "w8a8-c0",
+            "w8a8-c51",
+            "w8a8-c1-o6",
         ] {
             assert!(text.parse::<Scheme>().is_err(), "{text}");
         }
@@ -385,10 +441,16 @@ mod tests {
         assert!(LEVELS.is_sorted());
     }
 
+    #[test]
+    fn shares_are_at_least_one_column() {
+        let columns = |percent, inputs| Share::new(percent).unwrap().columns(inputs);
+        assert_eq!((columns(1.0, 64), columns(1.0, 200), columns(1.0, 201), columns(50.0, 1)), (1, 2, 3, 1));
+    }
+
     proptest! {
         #[test]
         fn round_trips(bits in 2u32..=8, size in prop::sample::select(vec![0usize, 32, 64, 128, 256]), asym: bool,
-                       acts in prop::sample::select(vec!["16", "8", "8-ag32", "8-ag128", "8-o6", "8-o4.25"])) {
+                       acts in prop::sample::select(vec!["16", "8", "8-ag32", "8-ag128", "8-o6", "8-o4.25", "8-c1", "8-c0.25"])) {
             let granularity = if size == 0 { "pc".into() } else { format!("g{size}") };
             let (width, tail) = acts.split_once('-').map_or((acts, String::new()), |(w, t)| (w, format!("-{t}")));
             let text = format!("w{bits}a{width}-{granularity}-{}{tail}", if asym { "asym" } else { "sym" });

@@ -141,7 +141,7 @@ pub(crate) struct Quantize {
     /// Calibration text: plain text, .jsonl or .bin token ids [default: built-in text]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) calibration: Vec<PathBuf>,
-    /// Windows drawn from the calibration text [default: 64, or more where the model is wide]
+    /// Windows drawn from the calibration text [default: 64, or more where the model is wide or small]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) calibration_samples: Option<usize>,
     /// Tokens of a calibration window [default: 512]

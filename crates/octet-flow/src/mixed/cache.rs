@@ -3,7 +3,7 @@
 use super::MixedJob;
 use crate::{Result, digest};
 use octet_eval::store::Key;
-use octet_quant::Menu;
+use octet_quant::{GroupLosses, Ledger, Menu};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Raised whenever the same key stands for other measurements.
@@ -36,5 +36,21 @@ impl MixedJob<'_> {
         if let Err(error) = saved {
             tracing::warn!("{} cannot be written: {error}", store.dir().display());
         }
+    }
+}
+
+/// Losses of groups on disk, each under the key of the measurement and its name.
+pub(super) struct Kept<'a> {
+    pub(super) job: &'a MixedJob<'a>,
+    pub(super) key: &'a Key,
+}
+
+impl Ledger for Kept<'_> {
+    fn known(&self, name: &str) -> Option<GroupLosses> {
+        self.job.cached(&self.key.clone().with("group", name))
+    }
+
+    fn keep(&self, losses: &GroupLosses) {
+        self.job.keep(&self.key.clone().with("group", &losses.group.name), losses);
     }
 }

@@ -7,11 +7,8 @@ use octet_quant::{Event, Sensitivities, TensorReport};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Models that are written and judged, unless none of them passed.
-const TRIES: usize = 5;
-
-/// Models that are written and judged at the most.
-const MOST_TRIES: usize = 8;
+/// So many times the usual number of models are written and judged at the most where none passes.
+const PATIENCE: f64 = 1.6;
 
 /// A budget between one that failed and one that passed is not looked for where they are this close.
 const CLOSE: f64 = 0.01;
@@ -104,7 +101,9 @@ impl MixedJob<'_> {
         event(MixedEvent::Measured(&sensitivities, cached));
         let mut standing = Standing::default();
         let mut written: Option<(u64, Staged)> = None;
-        while standing.tries.len() < if standing.passed.is_some() { TRIES } else { MOST_TRIES } {
+        let tries = self.tries(settings);
+        let most = (PATIENCE * tries as f64).ceil() as usize;
+        while standing.tries.len() < if standing.passed.is_some() { tries } else { most } {
             let Some(allocated) = self.next(&sensitivities, &standing, settings)? else { break };
             event(MixedEvent::Trying(standing.tries.len() + 1, allocated.bits_per_weight));
             let key = self.try_key(&allocated, settings)?;

@@ -3,9 +3,13 @@
 use super::{TABLE_FORMAT, TABLE_LEVELS, is_one_byte};
 use octet_tensor::{Activations, Granularity, Scheme, WeightScheme};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// octet's own argument of an activation observer: inputs beyond it are multiplied as floats.
 pub(crate) const OUTLIER_LIMIT: &str = "outlier_threshold";
+
+/// octet's own argument of an activation observer: the share of inputs that are multiplied as floats, with weights beside.
+pub(crate) const OUTLIER_COLUMNS: &str = "outlier_columns_percent";
 
 /// The version of compressed-tensors whose config this is.
 const VERSION: &str = "0.20.0";
@@ -17,18 +21,24 @@ const VERSION: &str = "0.20.0";
 /// groups of their own with explicit targets: such a checkpoint is for octet, transformers does not load it.
 /// `ignore` lists modules that stay float; names that are in `modules` are left out of it.
 pub fn quantization_config(modules: &[(String, Scheme)], ignore: &[String]) -> Value {
+    quantization_config_with_order(modules, &BTreeSet::new(), ignore)
+}
+
+/// As [`quantization_config`], where `ordered` modules are stored with the group of each input (`actorder: group`).
+pub fn quantization_config_with_order(modules: &[(String, Scheme)], ordered: &BTreeSet<String>, ignore: &[String]) -> Value {
+    let form = |name: &str, scheme: Scheme| Form { scheme, ordered: ordered.contains(name) };
     let (inside, outside): (Vec<_>, Vec<_>) = modules.iter().partition(|(name, _)| in_block(name));
-    let mut groups: Vec<(Scheme, Vec<String>)> = by_scheme(inside.iter().map(|(name, scheme)| (name.clone(), *scheme)));
+    let mut groups: Vec<(Form, Vec<String>)> = by_form(inside.iter().map(|(name, scheme)| (name.clone(), form(name, *scheme))));
     if let [(_, targets)] = &mut groups[..] {
         *targets = vec!["Linear".into()];
     }
-    groups.extend(by_scheme(outside.iter().map(|(name, scheme)| (outside_target(name), *scheme))));
+    groups.extend(by_form(outside.iter().map(|(name, scheme)| (outside_target(name), form(name, *scheme)))));
     let ignore: Vec<&String> = ignore.iter().filter(|name| !modules.iter().any(|(module, _)| module == *name)).collect();
-    let mut formats: Vec<&str> = groups.iter().map(|(scheme, _)| format_of(*scheme)).collect();
+    let mut formats: Vec<&str> = groups.iter().map(|(form, _)| format_of(form.scheme)).collect();
     formats.dedup();
     let format = if let [one] = formats[..] { one } else { "mixed-precision" };
     let groups: serde_json::Map<String, Value> =
-        groups.into_iter().enumerate().map(|(i, (scheme, targets))| (format!("group_{i}"), group(scheme, &targets))).collect();
+        groups.into_iter().enumerate().map(|(i, (form, targets))| (format!("group_{i}"), group(form, &targets))).collect();
     json!({
         "quant_method": "compressed-tensors",
         "format": format,
@@ -53,12 +63,19 @@ fn outside_target(module: &str) -> String {
     module.rsplit_once('.').map_or_else(|| module.into(), |(_, last)| format!("re:.*{last}$"))
 }
 
-fn by_scheme(modules: impl Iterator<Item = (String, Scheme)>) -> Vec<(Scheme, Vec<String>)> {
-    let mut groups: Vec<(Scheme, Vec<String>)> = vec![];
-    for (target, scheme) in modules {
-        match groups.iter_mut().find(|(known, _)| *known == scheme) {
+/// What the modules of a config group share.
+#[derive(Clone, Copy, PartialEq)]
+struct Form {
+    scheme: Scheme,
+    ordered: bool,
+}
+
+fn by_form(modules: impl Iterator<Item = (String, Form)>) -> Vec<(Form, Vec<String>)> {
+    let mut groups: Vec<(Form, Vec<String>)> = vec![];
+    for (target, form) in modules {
+        match groups.iter_mut().find(|(known, _)| *known == form) {
             Some((_, targets)) => targets.push(target),
-            None => groups.push((scheme, vec![target])),
+            None => groups.push((form, vec![target])),
         }
     }
     groups
@@ -72,11 +89,15 @@ fn format_of(scheme: Scheme) -> &'static str {
     }
 }
 
-fn group(scheme: Scheme, targets: &[String]) -> Value {
+fn group(Form { scheme, ordered }: Form, targets: &[String]) -> Value {
+    let mut weights = weights(scheme.weights);
+    if ordered {
+        weights["actorder"] = "group".into();
+    }
     json!({
         "targets": targets,
         "format": format_of(scheme),
-        "weights": weights(scheme.weights),
+        "weights": weights,
         "input_activations": activations(scheme.activations),
         "output_activations": null,
     })
@@ -101,14 +122,16 @@ fn weights(weights: WeightScheme) -> Value {
 fn activations(activations: Activations) -> Value {
     let (strategy, group_size) = match activations {
         Activations::Exact => return Value::Null,
-        Activations::Int8PerToken | Activations::Int8Below(_) => ("token", None),
+        Activations::Int8PerToken | Activations::Int8Below(_) | Activations::Int8Beside(_) => ("token", None),
         Activations::Int8PerGroup(size) => ("group", Some(size)),
     };
     let mut args =
         args(json!({"num_bits": 8, "symmetric": true, "strategy": strategy, "group_size": group_size, "dynamic": true, "zp_dtype": null}));
-    if let Activations::Int8Below(limit) = activations {
-        // Other readers take the folder and multiply all inputs in 8 bits.
-        args["observer_kwargs"] = json!({OUTLIER_LIMIT: f64::from(limit.get())});
+    // Other readers take the folder and multiply all inputs in 8 bits, which the codes of outliers are good for as well.
+    match activations {
+        Activations::Int8Below(limit) => args["observer_kwargs"] = json!({OUTLIER_LIMIT: f64::from(limit.get())}),
+        Activations::Int8Beside(share) => args["observer_kwargs"] = json!({OUTLIER_COLUMNS: share.percent()}),
+        _ => {}
     }
     args
 }

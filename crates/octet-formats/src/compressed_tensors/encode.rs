@@ -1,18 +1,19 @@
 //! Turning quantized rows into the bytes of stored tensors.
 
-use super::{bits, is_one_byte};
+use super::{ORDER, OUTLIER_INDEX, OUTLIER_WEIGHTS, bits, is_one_byte};
 use crate::{
     Error, Result,
     safetensors::TensorSpec,
     write::{Piece, put_floats},
 };
-use octet_tensor::{Dtype, QMatrix, Scheme};
+use octet_tensor::{Activations, Dtype, QMatrix, Scheme, Share};
 
 /// The tensors that store a matrix `[rows, cols]` of `module`.
 ///
 /// `pack-quantized`: `weight_packed` I32 `[rows, ⌈cols·bits/32⌉]`, `weight_scale` `[rows, groups]`, `weight_shape` and, when
 /// asymmetric, `weight_zero_point` I32 `[⌈rows·bits/32⌉, groups]`. `int-quantized` (8-bit weights under integer
-/// activations): `weight` I8 `[rows, cols]`, `weight_scale`, and `weight_zero_point` I8 `[rows, groups]`.
+/// activations): `weight` I8 `[rows, cols]`, `weight_scale`, and `weight_zero_point` I8 `[rows, groups]`. Outliers, which octet
+/// alone reads: `weight_outlier_columns` I32 `[n]` and `weight_outliers` `[rows, n]` in 16 bits.
 pub fn tensor_specs(module: &str, rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype) -> Vec<TensorSpec> {
     let groups = scheme.weights.groups(cols);
     let bits = scheme.weights.bits;
@@ -29,7 +30,18 @@ pub fn tensor_specs(module: &str, rows: usize, cols: usize, scheme: Scheme, scal
             false => spec("weight_zero_point", Dtype::I32, vec![bits::words(rows, bits), groups]),
         });
     }
+    if let Activations::Int8Beside(share) = scheme.activations {
+        let count = share.columns(cols);
+        specs.push(spec(OUTLIER_INDEX, Dtype::I32, vec![count]));
+        specs.push(spec(OUTLIER_WEIGHTS, Share::dtype(scale_dtype), vec![rows, count]));
+    }
     specs
+}
+
+/// The tensor that a matrix of `cols` inputs with an order of its own ([`QMatrix::order`]) has beside those of [`tensor_specs`]:
+/// `weight_g_idx` I32 `[cols]`.
+pub fn order_spec(module: &str, cols: usize) -> TensorSpec {
+    TensorSpec { name: format!("{module}.{ORDER}"), dtype: Dtype::I32, shape: vec![cols] }
 }
 
 /// Encodes rows `first_row ..` of `module`, a matrix of `rows_total` rows; the pieces fit the tensors of [`tensor_specs`].
@@ -70,6 +82,18 @@ pub fn encode_rows(module: &str, q: &QMatrix, first_row: usize, rows_total: usiz
             false => piece("weight_zero_point", 4 * bits::words(first_row, bits) * groups, packed_zeros(q)),
         });
     }
+    if let (Some(order), 0) = (q.order(), first_row) {
+        pieces.push(piece(ORDER, 0, order.iter().flat_map(|group| group.to_le_bytes()).collect()));
+    }
+    if let Some(beside) = q.beside() {
+        if first_row == 0 {
+            pieces.push(piece(OUTLIER_INDEX, 0, beside.columns().iter().flat_map(|column| column.to_le_bytes()).collect()));
+        }
+        let dtype = Share::dtype(q.scale_dtype());
+        let mut bytes = Vec::with_capacity(beside.values().len() * dtype.size());
+        put_floats(module, beside.values().iter().copied(), dtype, &mut bytes)?;
+        pieces.push(piece(OUTLIER_WEIGHTS, first_row * beside.columns().len() * dtype.size(), bytes));
+    }
     Ok(pieces)
 }
 
@@ -78,6 +102,13 @@ fn check(module: &str, q: &QMatrix, first_row: usize, rows_total: usize, scheme:
     let fail = |what| Err(Error::Encode { module: module.into(), what });
     if q.scheme() != scheme.weights {
         return fail(format!("the rows are {}, expected {}", q.scheme(), scheme.weights));
+    }
+    let outliers = match scheme.activations {
+        Activations::Int8Beside(share) => share.columns(q.cols()),
+        _ => 0,
+    };
+    if q.beside().map_or(0, |beside| beside.columns().len()) != outliers {
+        return fail(format!("the rows have other outlier columns than the {outliers} of {scheme}"));
     }
     if end > rows_total || !first_row.is_multiple_of(32) || !(end.is_multiple_of(32) || end == rows_total) {
         return fail(format!("rows {first_row}..{end} of {rows_total} are not a chunk of a multiple of 32 rows"));

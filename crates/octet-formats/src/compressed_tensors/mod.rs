@@ -9,9 +9,9 @@ mod encode;
 mod read;
 
 pub use crate::write::Piece;
-pub(crate) use config::OUTLIER_LIMIT;
-pub use config::quantization_config;
-pub use encode::{encode_rows, tensor_specs};
+pub(crate) use config::{OUTLIER_COLUMNS, OUTLIER_LIMIT};
+pub use config::{quantization_config, quantization_config_with_order};
+pub use encode::{encode_rows, order_spec, tensor_specs};
 pub(crate) use read::{int8, mxfp4, nvfp4, own_order, packed};
 
 use octet_tensor::{Activations, Scheme};
@@ -22,6 +22,13 @@ pub(crate) const TABLE_FORMAT: &str = "octet-table";
 
 /// octet's own argument of the weights: the levels.
 pub(crate) const TABLE_LEVELS: &str = "levels";
+
+/// Suffixes of what octet alone stores: which inputs are outliers, and their weights (see [`Activations::Int8Beside`]).
+const OUTLIER_INDEX: &str = "weight_outlier_columns";
+const OUTLIER_WEIGHTS: &str = "weight_outliers";
+
+/// Suffix of the group of each input.
+const ORDER: &str = "weight_g_idx";
 
 /// Whether codes of a scheme are stored one a byte (`int-quantized`) rather than as a bit stream (`pack-quantized`).
 ///

@@ -1,13 +1,13 @@
 //! Stored modules as matrices whose rows are unpacked when asked for.
 
-use super::bits;
+use super::{ORDER, OUTLIER_INDEX, OUTLIER_WEIGHTS, bits};
 use crate::{
     checkpoint::{Lookup, required},
     fp4::{self, Fp4},
-    stored::{check_rows, decoded, of_dtype, quantized},
+    stored::{check_rows, decoded, of_dtype, of_floats, quantized},
 };
-use octet_tensor::{Dtype, Error, FloatRows, Matrix, QMatrix, QuantRows, Result, Scheme, Tensor};
-use std::ops::Range;
+use octet_tensor::{Activations, Beside, Dtype, Error, FloatRows, Matrix, QMatrix, QuantRows, Result, Scheme, Tensor};
+use std::{ops::Range, sync::Arc};
 
 /// A quantized module over its stored tensors.
 struct Stored {
@@ -20,6 +20,8 @@ struct Stored {
     zeros: Option<Tensor>,
     /// The group of each input, where inputs are grouped in an order of their own (`actorder: group`).
     order: Option<Vec<u32>>,
+    /// Which inputs are outliers, and their weights.
+    outliers: Option<(Arc<[u32]>, Tensor)>,
 }
 
 /// A `pack-quantized` module.
@@ -88,8 +90,25 @@ fn build(
         return Err(zeros.wrong_shape(format!("[{zero_rows}, {groups}] zero points")));
     }
     let is_ordered = order.is_some();
-    let stored = Stored { module: module.into(), scheme, rows, cols, codes, scales, zeros, order };
+    let outliers = match scheme.activations {
+        Activations::Int8Beside(share) => Some(outliers(module, [rows, cols], share.columns(cols), lookup)?),
+        _ => None,
+    };
+    let stored = Stored { module: module.into(), scheme, rows, cols, codes, scales, zeros, order, outliers };
     Ok(if is_ordered { decoded(module, stored) } else { quantized(module, stored) })
+}
+
+/// Which `count` inputs are outliers, and their weights `[rows, count]`.
+fn outliers(module: &str, [rows, cols]: [usize; 2], count: usize, lookup: Lookup<'_>) -> Result<(Arc<[u32]>, Tensor)> {
+    let index = required(&format!("{module}.{OUTLIER_INDEX}"), lookup)?;
+    let columns: Arc<[u32]> = of_dtype(&index, Dtype::I32)?.bytes().as_chunks::<4>().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
+    let inside = columns.last().is_some_and(|&last| (last as usize) < cols) && columns.is_sorted_by(|a, b| a < b);
+    if columns.len() != count || !inside {
+        let what = format!("names {} columns, expected {count} ascending ones of {cols}; the file is damaged", columns.len());
+        return Err(Error::Malformed { name: index.name().into(), what });
+    }
+    let weights = of_floats(required(&format!("{module}.{OUTLIER_WEIGHTS}"), lookup)?, &[rows, count])?;
+    Ok((columns, weights))
 }
 
 /// The inputs that `weight_shape` says, which the packed tensor cannot.
@@ -106,7 +125,7 @@ fn packed_cols(shape: &Tensor, rows: usize) -> Result<usize> {
 
 /// The group of each input where it is not the plain one (`actorder: group`).
 pub(crate) fn own_order(module: &str, scheme: Scheme, cols: usize, lookup: Lookup<'_>) -> Result<Option<Vec<u32>>> {
-    let name = format!("{module}.weight_g_idx");
+    let name = format!("{module}.{ORDER}");
     let Some(order) = lookup(&name)? else { return Ok(None) };
     let (size, count) = (scheme.weights.group_size(cols), scheme.weights.groups(cols));
     let groups: Vec<i32> = of_dtype(&order, Dtype::I32)?.bytes().as_chunks::<4>().0.iter().map(|&b| i32::from_le_bytes(b)).collect();
@@ -178,7 +197,16 @@ impl QuantRows for Stored {
     }
 
     fn stored_bytes(&self) -> usize {
-        self.codes.bytes().len() + self.scales.bytes().len() + self.zeros.as_ref().map_or(0, |z| z.bytes().len())
+        let outliers = self.outliers.as_ref().map_or(0, |(columns, weights)| 4 * columns.len() + weights.bytes().len());
+        self.codes.bytes().len() + self.scales.bytes().len() + self.zeros.as_ref().map_or(0, |z| z.bytes().len()) + outliers
+    }
+
+    fn beside(&self, range: Range<usize>) -> Result<Option<Beside>> {
+        check_rows(&self.module, &range, self.rows)?;
+        let Some((columns, weights)) = &self.outliers else { return Ok(None) };
+        let mut values = vec![0.0; range.len() * columns.len()];
+        weights.read_f32(range.start * columns.len(), &mut values)?;
+        Ok(Some(Beside::new(columns.clone(), values)))
     }
 
     fn release(&self, range: Range<usize>) {
@@ -195,8 +223,12 @@ impl QuantRows for Stored {
         let groups = self.scheme.weights.groups(self.cols);
         let (codes, scales) = (self.read_codes(&range), self.read_scales(&range, groups)?);
         let zeros = self.read_zeros(&range, groups);
-        QMatrix::new(range.len(), self.cols, self.scheme.weights, codes, scales, self.scales.dtype(), zeros)
-            .map_err(|e| Error::Malformed { name: self.module.clone(), what: e.to_string() })
+        let made = QMatrix::new(range.len(), self.cols, self.scheme.weights, codes, scales, self.scales.dtype(), zeros);
+        let made = match self.beside(range)? {
+            Some(beside) => made.and_then(|q| q.with_beside(beside)),
+            None => made,
+        };
+        made.map_err(|e| Error::Malformed { name: self.module.clone(), what: e.to_string() })
     }
 }
 

@@ -2,9 +2,9 @@
 
 use crate::{
     Error, Result,
-    compressed_tensors::{OUTLIER_LIMIT, TABLE_LEVELS},
+    compressed_tensors::{OUTLIER_COLUMNS, OUTLIER_LIMIT, TABLE_LEVELS},
 };
-use octet_tensor::{Activations, Bits, Granularity, LEVELS, Limit, Symmetry, WeightScheme};
+use octet_tensor::{Activations, Bits, Granularity, LEVELS, Limit, Share, Symmetry, WeightScheme};
 use serde::Deserialize;
 use serde_json::Value;
 use std::num::NonZeroUsize;
@@ -137,9 +137,13 @@ impl Args {
             return bad(key, format!("has dynamic: {}, octet quantizes activations at run time (dynamic: true)", self.dynamic));
         }
         match self.strategy() {
-            "token" => match self.observer_kwargs.get(OUTLIER_LIMIT) {
-                None => Ok(Activations::Int8PerToken),
-                Some(limit) => match limit.as_f64().and_then(Limit::new) {
+            "token" => match (self.observer_kwargs.get(OUTLIER_LIMIT), self.observer_kwargs.get(OUTLIER_COLUMNS)) {
+                (None, None) => Ok(Activations::Int8PerToken),
+                (None, Some(share)) => match share.as_f64().and_then(Share::new) {
+                    Some(share) => Ok(Activations::Int8Beside(share)),
+                    None => bad(key, format!("has {OUTLIER_COLUMNS} {share}, expected a percentage in hundredths from 0.01 to 50")),
+                },
+                (Some(limit), _) => match limit.as_f64().and_then(Limit::new) {
                     Some(limit) => Ok(Activations::Int8Below(limit)),
                     None => bad(key, format!("has {OUTLIER_LIMIT} {limit}, expected a number of hundredths above zero")),
                 },

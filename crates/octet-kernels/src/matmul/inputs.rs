@@ -37,6 +37,8 @@ pub(crate) fn tiles(tokens: usize, widest: usize) -> impl Iterator<Item = (usize
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) form: Form,
+    /// Which columns are set aside of every token, by [`super::aside::Columns::id`].
+    pub(crate) without: Option<u64>,
     pub(crate) segments: Segments,
     /// Tokens of the widest tile.
     pub(crate) widest: usize,
@@ -141,7 +143,7 @@ impl Prepared {
         &self.floats[first * inputs..(first + width) * inputs]
     }
 
-    fn prepare(&mut self, engine: &Engine, source: Source<'_>, tokens: usize, cols: usize) {
+    fn prepare(&mut self, engine: &Engine, source: Source<'_>, tokens: usize, cols: usize, without: &[u32]) {
         let (inputs, segments, scales) = (8 * self.key.segments.all_octets(), self.key.segments.count(), self.scales_a_token());
         let key = self.key;
         if key.form == Form::Floats {
@@ -159,20 +161,23 @@ impl Prepared {
         self.codes.resize(rows * each * inputs / 4, [0; 4]);
         self.sums.resize(tokens * each * segments, 0);
         self.scales.resize(tokens * each * scales, 0.0);
-        if matches!(key.form, Form::Below(_)) && self.aside.len() < tokens {
+        let sets_aside = !without.is_empty() || matches!(key.form, Form::Below(_));
+        if sets_aside && self.aside.len() < tokens {
             self.aside.resize_with(tokens, Aside::default);
         }
         let (codes, sums, scale) = (Shared::new(&mut self.codes), Shared::new(&mut self.sums), Shared::new(&mut self.scales));
         let aside = Shared::new(&mut self.aside);
         each_row(engine, source, tokens, cols, key.widest, &|tile, token, x| {
-            let x = match key.form {
-                Form::Below(limit) => {
-                    let at = tile.start + token;
-                    // SAFETY: every token is visited once.
-                    let aside = unsafe { aside.part(at..at + 1) };
-                    aside[0].split(x, f32::from_bits(limit))
+            let x = if sets_aside {
+                let at = tile.start + token;
+                // SAFETY: every token is visited once.
+                let aside = &mut unsafe { aside.part(at..at + 1) }[0];
+                match key.form {
+                    Form::Below(limit) if without.is_empty() => aside.split(x, f32::from_bits(limit)),
+                    _ => aside.without(x, without),
                 }
-                _ => x,
+            } else {
+                x
             };
             let (tile, token) = (tile.start * each..tile.end * each, token * each);
             // SAFETY: tiles are disjoint runs of tokens, and so are their parts; a tile's tokens come one after the other.
@@ -399,8 +404,8 @@ impl Inputs {
         self.used = 0;
     }
 
-    /// Prepares `source` as `key` says unless that was done, and returns where.
-    pub(crate) fn prepare(&mut self, engine: &Engine, key: Key, source: Source<'_>, tokens: usize, cols: usize) -> usize {
+    /// Prepares `source` as `key` says unless that was done, and returns where; `without` are the columns that the key names.
+    pub(crate) fn prepare(&mut self, engine: &Engine, key: Key, source: Source<'_>, tokens: usize, cols: usize, without: &[u32]) -> usize {
         if let Some(found) = self.prepared[..self.used].iter().position(|p| p.key == key) {
             return found;
         }
@@ -408,7 +413,7 @@ impl Inputs {
             self.prepared.push(Prepared::new(key));
         }
         self.prepared[self.used].key = key;
-        self.prepared[self.used].prepare(engine, source, tokens, cols);
+        self.prepared[self.used].prepare(engine, source, tokens, cols, without);
         self.used += 1;
         self.used - 1
     }
@@ -456,7 +461,14 @@ mod tests {
             let engine = Engine::new(isa, NonZeroUsize::MIN).unwrap();
             let segments = Segments::of_groups(cols, 512, usize::MAX);
             let mut inputs = Inputs::default();
-            let at = inputs.prepare(&engine, Key { form: Form::Codes(usize::MAX), segments, widest: 1 }, Source::Rows(&x), tokens, cols);
+            let at = inputs.prepare(
+                &engine,
+                Key { form: Form::Codes(usize::MAX), without: None, segments, widest: 1 },
+                Source::Rows(&x),
+                tokens,
+                cols,
+                &[],
+            );
             let expected = quantize_activations(&x, cols, cols);
             for token in 0..tokens {
                 check_token(inputs.get(at).code_tile(token, 1), 0, 1, segments, &expected, token, cols, cols);
@@ -477,7 +489,14 @@ mod tests {
             for group in [usize::MAX, 32, 20] {
                 let segments = Segments::of_groups(cols, 40, group);
                 let mut inputs = Inputs::default();
-                let at = inputs.prepare(&engine, Key { form: Form::Codes(group), segments, widest: 6 }, Source::Rows(&x), tokens, cols);
+                let at = inputs.prepare(
+                    &engine,
+                    Key { form: Form::Codes(group), without: None, segments, widest: 6 },
+                    Source::Rows(&x),
+                    tokens,
+                    cols,
+                    &[],
+                );
                 let expected = quantize_activations(&x, cols, group.min(cols));
                 for (first, width) in tiles(tokens, 6) {
                     let tile = inputs.get(at).code_tile(first, width);

@@ -59,7 +59,7 @@ impl Extent {
         let activation_group = match activations {
             Activations::Int8PerGroup(size) => size.get(),
             Activations::Exact if scheme.group_size(cols) >= cols => digits::GROUP,
-            Activations::Int8PerToken | Activations::Int8Below(_) | Activations::Exact => usize::MAX,
+            Activations::Int8PerToken | Activations::Int8Below(_) | Activations::Int8Beside(_) | Activations::Exact => usize::MAX,
         };
         let bits = codes::stored_bits(scheme.bits.get());
         let segments = Segments::of_groups(cols, scheme.group_size(cols), activation_group).filled_to(codes::unit(bits));

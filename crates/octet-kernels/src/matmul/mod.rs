@@ -227,6 +227,7 @@ impl Engine {
         let direct = tokens <= most;
         let (int_tile, float_tile) = self.vectorize(Tiles);
         let tiled = self.tiled(weights, tokens);
+        let without = weights.columns().map(|columns| columns.id);
         let key = match weights.body() {
             Body::Int { ints, group, limit } => {
                 let widest = if tiled.is_some() {
@@ -237,16 +238,18 @@ impl Engine {
                     int_tile.1
                 };
                 let form = limit.map_or(Form::Codes(*group), |limit| Form::Below(limit.to_bits()));
-                Some(Key { form, segments: ints.segments, widest })
+                Some(Key { form, without, segments: ints.segments, widest })
             }
             Body::Exact(ints) => {
                 let widest = (int_tile.1 / digits::DIGITS).max(1);
-                Some(Key { form: Form::Digits, segments: ints.segments, widest: if direct { widest.min(most) } else { widest } })
+                let widest = if direct { widest.min(most) } else { widest };
+                Some(Key { form: Form::Digits, without, segments: ints.segments, widest })
             }
             Body::Dense(_) if direct => None,
-            Body::Dense(_) => Some(Key { form: Form::Floats, segments: Segments::new(cols, cols), widest: float_tile.1 }),
+            Body::Dense(_) => Some(Key { form: Form::Floats, without: None, segments: Segments::new(cols, cols), widest: float_tile.1 }),
         };
-        let prepared = key.map(|key| inputs.prepare(self, key, source, tokens, cols));
+        let columns: &[u32] = weights.columns().map_or(&[], |columns| columns.beside.columns());
+        let prepared = key.map(|key| inputs.prepare(self, key, source, tokens, cols, columns));
         let blocks = weights.rows().div_ceil(LANES);
         let (tile, bytes) = match key {
             Some(Key { form: Form::Floats, .. }) | None => (float_tile, 4),

@@ -1,6 +1,7 @@
 //! Weights ready to execute.
 
 use super::{
+    aside::Columns,
     dense::Dense,
     ints::{Ints, scale_dtype},
 };
@@ -13,6 +14,8 @@ use std::sync::{Mutex, PoisonError};
 /// themselves (nothing is copied) unless they are stored transposed or as FP8 or F64.
 pub struct PackedLinear {
     body: Body,
+    /// Columns whose weights are floats beside those of the body.
+    columns: Option<Columns>,
     activations: Activations,
     isa: Isa,
 }
@@ -36,8 +39,11 @@ pub const LAYOUT: u32 = 1;
 
 impl PackedLinear {
     /// The packed bytes of a quantized matrix, one section after the other, for [`octet_tensor::QuantRows::packed`] to give
-    /// back; `None` for a float matrix.
+    /// back; `None` for a float matrix and for one with columns beside its codes.
     pub fn sections(&self) -> Option<[&[u8]; 3]> {
+        if self.columns.is_some() {
+            return None;
+        }
         match &self.body {
             Body::Int { ints, .. } | Body::Exact(ints) => Some(ints.sections()),
             Body::Dense(_) => None,
@@ -53,6 +59,7 @@ impl PackedLinear {
     /// # Errors
     /// If the stored bytes make no sense.
     pub fn pack(engine: &Engine, matrix: &Matrix, activations: Option<Activations>) -> Result<Self> {
+        let mut columns = None;
         let (body, activations) = match matrix {
             Matrix::Float(float) => {
                 let (dense, copied) = dense(engine, float)?;
@@ -62,6 +69,7 @@ impl PackedLinear {
                 (Body::Dense(dense), Activations::Exact)
             }
             Matrix::Quant(stored) => {
+                columns = stored.beside()?.map(Columns::new);
                 let activations = activations.unwrap_or(stored.scheme().activations);
                 let scheme = Scheme { activations, ..stored.scheme() };
                 let ints = match stored.packed(LAYOUT, scheme) {
@@ -78,7 +86,7 @@ impl PackedLinear {
                 };
                 let body = match activations {
                     Activations::Exact => Body::Exact(ints),
-                    Activations::Int8PerToken => Body::Int { ints, group: usize::MAX, limit: None },
+                    Activations::Int8PerToken | Activations::Int8Beside(_) => Body::Int { ints, group: usize::MAX, limit: None },
                     Activations::Int8Below(limit) => Body::Int { ints, group: usize::MAX, limit: Some(limit.get()) },
                     Activations::Int8PerGroup(size) if size.get() >= stored.cols() => Body::Int { ints, group: usize::MAX, limit: None },
                     Activations::Int8PerGroup(size) => Body::Int { ints, group: size.get(), limit: None },
@@ -86,7 +94,7 @@ impl PackedLinear {
                 (body, activations)
             }
         };
-        Ok(Self { body, activations, isa: engine.isa() })
+        Ok(Self { body, columns, activations, isa: engine.isa() })
     }
 
     /// Number of rows (outputs).
@@ -107,7 +115,11 @@ impl PackedLinear {
 
     /// What [`PackedLinear::resident_bytes`] of a quantized matrix `[rows, cols]` will be, its scales stored as `scale`.
     pub fn forecast_bytes(rows: usize, cols: usize, scheme: Scheme, scale: Dtype) -> usize {
-        Ints::forecast(rows, cols, scheme.weights, scheme.activations, scale)
+        let beside = match scheme.activations {
+            Activations::Int8Beside(share) => 4 * (rows + 1) * share.columns(cols),
+            _ => 0,
+        };
+        Ints::forecast(rows, cols, scheme.weights, scheme.activations, scale) + beside
     }
 
     /// What [`PackedLinear::resident_bytes`] of `matrix` will be; of its weights nothing is read but the type of a scale.
@@ -128,7 +140,7 @@ impl PackedLinear {
     /// Bytes it takes in memory, mapped ones included.
     pub fn resident_bytes(&self) -> usize {
         match &self.body {
-            Body::Int { ints, .. } | Body::Exact(ints) => ints.bytes(),
+            Body::Int { ints, .. } | Body::Exact(ints) => ints.bytes() + self.columns.as_ref().map_or(0, Columns::bytes),
             Body::Dense(dense) => dense.bytes.len(),
         }
     }
@@ -158,11 +170,19 @@ impl PackedLinear {
             Body::Int { ints, .. } | Body::Exact(ints) => ints.read_row(row, out),
             Body::Dense(dense) => dense.read_row(row, out),
         }
+        if let Some(columns) = &self.columns {
+            columns.beside.put(row, out);
+        }
     }
 
-    /// Whether large inputs are set aside.
+    /// Whether large inputs or some columns are set aside.
     pub(crate) fn sets_aside(&self) -> bool {
-        matches!(self.body, Body::Int { limit: Some(_), .. })
+        self.columns.is_some() || matches!(self.body, Body::Int { limit: Some(_), .. })
+    }
+
+    /// The columns that are set aside of every token.
+    pub(crate) fn columns(&self) -> Option<&Columns> {
+        self.columns.as_ref()
     }
 
     pub(crate) fn body(&self) -> &Body {

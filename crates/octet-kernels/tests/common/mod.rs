@@ -83,7 +83,8 @@ pub fn float(rows: usize, cols: usize, dtype: Dtype, values: &[f32], offset: usi
 pub fn seen_inputs(x: &[f32], cols: usize, activations: Activations) -> Vec<f64> {
     let group = match activations {
         Activations::Exact => return x.iter().map(|&v| f64::from(v)).collect(),
-        Activations::Int8PerToken => cols,
+        // Columns beside the codes are taken out by whoever asks.
+        Activations::Int8PerToken | Activations::Int8Beside(_) => cols,
         Activations::Int8Below(limit) => {
             let inside: Vec<f32> = x.iter().map(|&v| if v.abs() > limit.get() { 0.0 } else { v }).collect();
             let seen = seen_inputs(&inside, cols, Activations::Int8PerToken);

@@ -3,12 +3,12 @@
 use super::{BlockWeights, CalibratedRun, stage::Statistics};
 use crate::{
     Action, Error, ErrorSums, Hessian, HessianOptions, Line, RowSolver, Rtn, Sink, Solver, TensorJob, TensorReport, asymmetric::Shift,
-    chunks::Chunks, rows,
+    chunks::Chunks, outliers, rows,
 };
 use octet_kernels::Engine;
 use octet_model::InputSite;
-use octet_tensor::{Dtype, FloatMatrix, Matrix, QMatrix, Scheme, StoredQuant};
-use std::sync::Arc;
+use octet_tensor::{Beside, FloatMatrix, FloatRows, Matrix, QMatrix, Scheme, StoredQuant};
+use std::{ops::Range, sync::Arc};
 
 /// The Hessians of the inputs at hand, each made once for all linears that read the input.
 #[derive(Default)]
@@ -72,7 +72,8 @@ impl Solving<'_> {
         };
         let mut matrix = rows::matrix(self.weights, site)?;
         let seen = self.statistics.get(&site.input);
-        let importance = seen.map(|seen| seen.importance());
+        // 8 bits gain nothing from the importance of inputs.
+        let importance = seen.filter(|_| scheme.weights.bits.get() < 8).map(|seen| seen.importance());
         let prepared = choice.hessian().and_then(|options| self.hessians.get(site.input, options));
         let hessian = prepared.map(|prepared| &prepared.hessian);
         let mut moved = None;
@@ -117,7 +118,11 @@ impl Solving<'_> {
                 solver.prepare(job)?
             }
         };
-        let (sums, q) = self.rows(&matrix, &*ready, &job, sink, step)?;
+        let extras = Extras {
+            columns: outliers::columns(*scheme, site.cols, seen),
+            order: choice.orders_groups().then(|| order(hessian, job.group_size(), site.cols)),
+        };
+        let (sums, q) = self.rows(&matrix, &*ready, (&job, &extras), sink, step)?;
         let remark = remark.or_else(|| ready.remark());
         let report =
             TensorReport { solver: Some(choice.to_string()), remark, shift: moved, ..TensorReport::quantized(self.line, *scheme, sums) };
@@ -128,7 +133,7 @@ impl Solving<'_> {
         &self,
         matrix: &FloatMatrix,
         ready: &dyn RowSolver,
-        job: &TensorJob<'_>,
+        (job, extras): (&TensorJob<'_>, &Extras),
         sink: &mut dyn Sink,
         step: &mut dyn FnMut(f64) -> Result<(), Error>,
     ) -> Result<(ErrorSums, Option<QMatrix>), Error> {
@@ -141,14 +146,46 @@ impl Solving<'_> {
                 return Err(rows::non_finite(matrix, job.module)?);
             };
             sums.add(&part);
+            let q = extras.add(q, matrix, range.start)?;
             sink.matrix(job.module, range.start, job.shape.0, &q).map_err(|source| Error::Sink { name: job.module.into(), source })?;
             if self.keep {
                 whole.add(&q);
             }
         }
-        let whole = self.keep.then(|| whole.finish(job.shape, job.scheme, job.scale_dtype)).transpose()?;
+        let whole = self.keep.then(|| whole.finish(job, extras)).transpose()?;
         Ok((sums, whole))
     }
+}
+
+/// What a matrix has beside codes, scales and zero points.
+struct Extras {
+    /// Outlier columns.
+    columns: Option<Arc<[u32]>>,
+    /// The group of each input.
+    order: Option<Arc<[u32]>>,
+}
+
+impl Extras {
+    fn add(&self, q: QMatrix, matrix: &FloatMatrix, first: usize) -> Result<QMatrix, Error> {
+        let q = match &self.columns {
+            Some(columns) => outliers::attach(q, matrix, first, columns)?,
+            None => q,
+        };
+        self.ordered(q)
+    }
+
+    fn ordered(&self, q: QMatrix) -> Result<QMatrix, Error> {
+        Ok(match &self.order {
+            Some(order) => q.with_order(order.clone())?,
+            None => q,
+        })
+    }
+}
+
+/// The group of each input; runs of inputs where there is no Hessian to order them by.
+fn order(hessian: Option<&Hessian>, size: usize, cols: usize) -> Arc<[u32]> {
+    let ordered = hessian.and_then(|hessian| hessian.g_idx(size));
+    ordered.unwrap_or_else(|| (0..cols).map(|input| (input / size.max(1)) as u32).collect()).into()
 }
 
 /// Runs of rows put together again.
@@ -157,6 +194,7 @@ struct Whole {
     codes: Vec<i8>,
     scales: Vec<f32>,
     zeros: Vec<i8>,
+    beside: Vec<f32>,
 }
 
 impl Whole {
@@ -164,13 +202,42 @@ impl Whole {
         self.codes.extend_from_slice(q.codes());
         self.scales.extend_from_slice(q.scales());
         self.zeros.extend_from_slice(q.zeros());
+        self.beside.extend(q.beside().into_iter().flat_map(Beside::values));
     }
 
-    fn finish(self, shape: (usize, usize), scheme: octet_tensor::WeightScheme, scale_dtype: Dtype) -> Result<QMatrix, Error> {
-        Ok(QMatrix::new(shape.0, shape.1, scheme, self.codes, self.scales, scale_dtype, self.zeros)?)
+    fn finish(self, job: &TensorJob<'_>, extras: &Extras) -> Result<QMatrix, Error> {
+        let (rows, cols) = job.shape;
+        let q = QMatrix::new(rows, cols, job.scheme, self.codes, self.scales, job.scale_dtype, self.zeros)?;
+        let q = match &extras.columns {
+            Some(columns) => q.with_beside(Beside::new(columns.clone(), self.beside))?,
+            None => q,
+        };
+        extras.ordered(q)
     }
 }
 
+/// What a reader makes of the stored matrix: no kernel runs on groups in an order of their own.
 fn in_place(module: &str, q: QMatrix, scheme: Scheme) -> Matrix {
+    if q.order().is_some() {
+        return Matrix::Float(FloatMatrix::decoded(module, Arc::new(Decoded(q))));
+    }
     Matrix::Quant(StoredQuant::new(module, Arc::new((q, scheme))))
+}
+
+/// A quantized matrix that is read as floats.
+struct Decoded(QMatrix);
+
+impl FloatRows for Decoded {
+    fn dims(&self) -> (usize, usize) {
+        (self.0.rows(), self.0.cols())
+    }
+
+    fn stored_bytes(&self) -> usize {
+        self.0.codes().len()
+    }
+
+    fn read_rows(&self, range: Range<usize>, out: &mut [f32]) -> octet_tensor::Result<()> {
+        range.zip(out.chunks_mut(self.0.cols().max(1))).for_each(|(row, out)| self.0.dequantize_row(row, out));
+        Ok(())
+    }
 }

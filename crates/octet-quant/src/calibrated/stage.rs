@@ -10,6 +10,7 @@ use crate::{
     transform::{Part, Sampler},
 };
 use octet_model::{BlockGraph, InputKind, InputSite, Phase, Place, Stage};
+use octet_tensor::{Activations, Scheme};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Statistics of distinct inputs.
@@ -30,9 +31,14 @@ pub(crate) fn want(line: &Line) -> Option<(InputSite, Want)> {
         InputKind::Expert(_) | InputKind::ExpertDown(_) if solver.needs_hessian() => Some((site.input, Want::Hessian)),
         _ if solver.is_asymmetric() => Some((site.input, Want::Asymmetric)),
         _ if solver.needs_hessian() => Some((site.input, Want::Hessian)),
-        _ if scheme.weights.bits.get() < 8 => Some((site.input, Want::Magnitudes)),
+        _ if scheme.weights.bits.get() < 8 || has_outliers(*scheme) => Some((site.input, Want::Magnitudes)),
         _ => None,
     }
+}
+
+/// Whether calibration chooses outlier columns.
+pub(crate) fn has_outliers(scheme: Scheme) -> bool {
+    matches!(scheme.activations, Activations::Int8Beside(_))
 }
 
 /// A stage to be worked on.
@@ -237,5 +243,6 @@ fn input_record(site: InputSite, seen: Option<&InputStatistics>) -> InputRecord 
         tokens: seen.map_or(0, |seen| seen.tokens),
         width: seen.map_or(0, |seen| seen.max_abs.len()),
         dead: seen.map_or(0, InputStatistics::dead),
+        outliers: seen.map_or(0, InputStatistics::outliers),
     }
 }

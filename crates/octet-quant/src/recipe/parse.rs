@@ -2,7 +2,7 @@
 
 use super::{AwqSettings, GptqSettings, MixedStep, Recipe, SmoothSettings, SolverChoice, Step, Target, TransformChoice};
 use crate::{ActOrder, Error};
-use octet_tensor::Scheme;
+use octet_tensor::{Activations, Scheme};
 use toml::{Table, Value};
 
 /// Wider searches than this only cost time (see the solver's tests).
@@ -47,6 +47,11 @@ fn step(place: &str, value: Value) -> Result<Step, Error> {
             let scheme: Scheme = scheme.parse().map_err(|error| Error::Recipe(format!("{place}: {error}")))?;
             let (solver, keys) = solver(&mut table, place)?;
             no_more(&table, &format!("{place} (quantize)"), keys)?;
+            if solver.orders_groups() && scheme.activations != Activations::Exact {
+                return fail(format!(
+                    "{place} asks for act_order = \"desc\" under integer activations, which no kernel runs; use \"static\", or a16"
+                ));
+            }
             Ok(Step::Quantize { targets, scheme, solver })
         }
         Some("keep") => {
@@ -126,7 +131,7 @@ fn gptq(table: &mut Table, place: &str, candidates: Option<usize>) -> Result<Gpt
     let mut settings = GptqSettings { candidates, ..GptqSettings::USUAL };
     if let Some(name) = string(table, place, "act_order")? {
         let Some(order) = ActOrder::ALL.into_iter().find(|order| order.name() == name) else {
-            return fail(format!("{place} has the act_order {name:?}; there are \"static\" and \"none\""));
+            return fail(format!("{place} has the act_order {name:?}; there are \"static\", \"desc\" and \"none\""));
         };
         settings.act_order = order;
     }
@@ -233,7 +238,8 @@ mod tests {
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w9a16'"), @r#"the recipe makes no sense: step 1: there is no scheme "w9a16": "9" is not a width of 2 to 8 bits; write it like w8a16, w8a8, w4a16-g128-sym or w4a8-g64-asym (bits 2-8, group 32, 64, 128 or 256)"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['heads']\nscheme='w8a16'"), @r#"the recipe makes no sense: step 1: there is no target "heads"; name linears, embedding, head, a role (q, k, v, qkv, o, gate, up, gate_up, down, expert_gate, expert_up, expert_down, experts, router), layers:0-3, a module path with * or ?, or re: and a regular expression; join several with &"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='magic'"), @r#"the recipe makes no sense: step 1 has the solver "magic"; there are "rtn" and "gptq""#);
-        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='gptq'\nact_order='up'"), @r#"the recipe makes no sense: step 1 has the act_order "up"; there are "static" and "none""#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='gptq'\nact_order='up'"), @r#"the recipe makes no sense: step 1 has the act_order "up"; there are "static", "desc" and "none""#);
+        insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w4a8'\nsolver='gptq'\nact_order='desc'"), @r#"the recipe makes no sense: step 1 asks for act_order = "desc" under integer activations, which no kernel runs; use "static", or a16"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsolver='gptq'\ndamping=0.0"), @"the recipe makes no sense: step 1: damping must be a share above 0.0 and up to 1.0, not 0.0");
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nrefine=1"), @r#"the recipe makes no sense: step 1 (quantize) has the unknown key "refine"; the keys are action, targets, scheme, solver and candidates"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\ncandidates=0"), @"the recipe makes no sense: step 1: candidates must be a number from 1 to 256, not 0");

@@ -40,9 +40,8 @@ impl GptqSettings {
 }
 
 impl ActOrder {
-    /// The orders a recipe may ask for: of [`ActOrder::Dynamic`], what a folder would have to hold (the group of every input)
-    /// has no place in what octet writes.
-    pub const ALL: [Self; 2] = [Self::Static, Self::Off];
+    /// The orders a recipe may ask for.
+    pub const ALL: [Self; 3] = [Self::Static, Self::Dynamic, Self::Off];
 
     /// Its name in recipes.
     pub fn name(self) -> &'static str {
@@ -89,6 +88,11 @@ impl SolverChoice {
     /// Whether it wants what flows through the original beside what flows through the quantized model.
     pub fn is_asymmetric(self) -> bool {
         matches!(self, Self::Gptq(GptqSettings { asymmetric: true, .. }))
+    }
+
+    /// Whether groups of inputs are formed in an order of their own, which is stored beside the codes.
+    pub fn orders_groups(self) -> bool {
+        matches!(self, Self::Gptq(GptqSettings { act_order: ActOrder::Dynamic, .. }))
     }
 
     /// Whether it cannot do without calibration.

@@ -1,7 +1,7 @@
 //! Substituting one group after the other.
 
 use super::{
-    FusedGroup, GroupLosses, Menu, Method, OptionLoss, Sensitivities, fill,
+    FusedGroup, GroupLosses, Ledger, Menu, Method, OptionLoss, Sensitivities, fill,
     groups::groups,
     probe::{Probe, Variant},
 };
@@ -9,6 +9,7 @@ use crate::{
     Error, ErrorSums, InputObserver, InputStatistics, Inventory, Rtn, Samples, Site, Solver, TensorJob, Want,
     chunks::Chunks,
     cost::products,
+    outliers,
     plan::{scale_dtype, would_take},
     rows,
 };
@@ -63,6 +64,8 @@ pub struct SensitivityRun<'a> {
     pub engine: &'a Engine,
     /// Set it to stop.
     pub cancel: &'a AtomicBool,
+    /// Where the losses of finished groups are kept.
+    pub ledger: Option<&'a dyn Ledger>,
 }
 
 /// How the measurement is done.
@@ -83,7 +86,25 @@ struct Work<'s> {
     anchors: Vec<usize>,
 }
 
+impl Work<'_> {
+    /// Whether these are losses of this group under these schemes, measured as they would be.
+    fn is(&self, known: &GroupLosses) -> bool {
+        let measured = known.options.iter().enumerate().filter(|(_, o)| o.measured && o.scheme.is_some()).map(|(index, _)| index);
+        let schemes = known.options.iter().filter_map(|option| option.scheme);
+        let mut anchors = self.anchors.clone();
+        anchors.sort_unstable();
+        known.group == self.group && schemes.eq(self.schemes.iter().map(|(scheme, _)| *scheme)) && measured.eq(anchors)
+    }
+}
+
 impl SensitivityRun<'_> {
+    /// Multiply-adds that substituting will take, and whether of very large models only some blocks are tried.
+    pub fn forecast(&self) -> (f64, bool) {
+        let graph = self.spec.graph();
+        let way = self.way(&graph);
+        (way.tokens as f64 * self.work(&way).iter().map(|work| self.cost(&graph, work)).sum::<f64>(), way.stride > 1)
+    }
+
     /// Measures; `progress` is told how much of the work is done, from 0 to 1, and the group at work.
     ///
     /// # Errors
@@ -120,7 +141,16 @@ impl SensitivityRun<'_> {
                 progress((done + share * self.cost(&graph, work)) / total, &work.group.name);
                 if self.cancel.load(Ordering::Relaxed) { Err(Error::Interrupted { done: index, total: 0 }) } else { Ok(()) }
             };
-            losses.push((index, self.group(&graph, work, &mut probe, &statistics, &mut tick)?));
+            let known = self.ledger.and_then(|ledger| ledger.known(&work.group.name)).filter(|known| work.is(known));
+            let found = match known {
+                Some(known) => known,
+                None => {
+                    let found = self.group(&graph, work, &mut probe, &statistics, &mut tick)?;
+                    self.ledger.into_iter().for_each(|ledger| ledger.keep(&found));
+                    found
+                }
+            };
+            losses.push((index, found));
             substitutions += work.anchors.len();
             done += self.cost(&graph, work);
         }
@@ -245,7 +275,13 @@ impl SensitivityRun<'_> {
         let ready = solver.prepare(job)?;
         let chunks = Chunks::new(site.linear.rows, site.linear.cols);
         match rows::solve_rows(&matrix, &*ready, &job, &chunks, 0..site.linear.rows)? {
-            Some((q, sums)) => Ok((sums, Matrix::Quant(StoredQuant::new(site.linear.module.as_str(), Arc::new((q, scheme)))))),
+            Some((q, sums)) => {
+                let q = match outliers::columns(scheme, site.linear.cols, seen) {
+                    Some(columns) => outliers::attach(q, &matrix, 0, &columns)?,
+                    None => q,
+                };
+                Ok((sums, Matrix::Quant(StoredQuant::new(site.linear.module.as_str(), Arc::new((q, scheme))))))
+            }
             None => Err(rows::non_finite(&matrix, &site.linear.module)?),
         }
     }

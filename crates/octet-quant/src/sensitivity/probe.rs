@@ -29,7 +29,26 @@ struct Rig<'a> {
     ws: Workspace,
 }
 
-impl Rig<'_> {
+/// Runs `samples` through the original, a block in memory at a time, and shows `tap` what flows into the linears of its blocks.
+///
+/// # Errors
+/// If weights cannot be read or the numbers of the model are not finite.
+pub fn watch(engine: &Engine, spec: &ArchSpec, source: &dyn WeightSource, samples: &Samples, tap: &mut dyn Tap) -> Result<(), Error> {
+    let graph = spec.graph();
+    let load = |place| Stage::load(engine, &graph, place, source, None);
+    let mut rig = Rig::new(engine, spec, samples);
+    let mut hidden = rig.embed(&load(Place::Embedding)?, samples.tokens())?;
+    for layer in 0..graph.blocks.len() {
+        rig.block(layer, &load(Place::Layer(layer))?, &mut hidden, Some(&mut *tap))?;
+    }
+    Ok(())
+}
+
+impl<'a> Rig<'a> {
+    fn new(engine: &'a Engine, spec: &'a ArchSpec, samples: &Samples) -> Self {
+        Rig { engine, spec, passes: passes(samples), longest: samples.lengths().max().unwrap_or(0), ws: Workspace::new(spec) }
+    }
+
     fn embed(&mut self, stage: &Stage, ids: &[u32]) -> Result<Vec<f32>, ForwardError> {
         let mut hidden = Vec::with_capacity(ids.len() * self.spec.hidden());
         for pass in &self.passes {
@@ -103,8 +122,7 @@ impl<'a> Probe<'a> {
         observer: &mut InputObserver<'_>,
     ) -> Result<Self, Error> {
         let load = |place| Stage::load(engine, graph, place, source, None);
-        let longest = samples.lengths().max().unwrap_or(0);
-        let mut rig = Rig { engine, spec, passes: passes(samples), longest, ws: Workspace::new(spec) };
+        let mut rig = Rig::new(engine, spec, samples);
         let (embed, head, ids) = (load(Place::Embedding)?, load(Place::Head)?, samples.tokens());
         let blocks = (0..graph.blocks.len()).map(|layer| load(Place::Layer(layer))).collect::<Result<Vec<_>, _>>()?;
         let entering = rig.embed(&embed, ids)?;

@@ -94,7 +94,7 @@ fn plain(args: &Quantize, text: &str, method: Method) -> Result<Asked> {
 fn with_outliers_aside(scheme: Scheme) -> Result<Scheme> {
     match scheme.activations {
         Activations::Int8PerToken => Ok(Scheme { activations: Activations::Int8Below(Limit::USUAL), ..scheme }),
-        Activations::Int8Below(_) => Ok(scheme),
+        Activations::Int8Below(_) | Activations::Int8Beside(_) => Ok(scheme),
         _ => usage(format!("--method llm-int8 is for inputs of 8 bits with one scale a token; {scheme} has others, use w8a8")),
     }
 }

@@ -13,6 +13,7 @@ use octet_eval::{
 };
 use octet_flow::{Calibration, Prepared};
 use octet_formats::Folder;
+use octet_kernels::Engine;
 use octet_quant::{Event, Samples, TensorReport};
 use octet_runtime::{ChatTemplate, Tokenizer};
 use serde_json::{Value, json};
@@ -27,6 +28,10 @@ use std::{
 const SAMPLES: usize = 64;
 const LENGTH: usize = 512;
 
+/// Of a small model more windows are drawn, where there is text: so many weights times tokens cost next to nothing.
+const CHEAP: u64 = 50_000_000_000;
+const MOST_SAMPLES: usize = 192;
+
 /// Fewest tokens that magnitudes of inputs, and Hessians, are gathered from.
 const LEAST_FOR_MAGNITUDES: usize = 4096;
 const LEAST_FOR_HESSIANS: usize = 16_384;
@@ -35,15 +40,24 @@ const LEAST_FOR_HESSIANS: usize = 16_384;
 const TOKENS_PER_INPUT: usize = 4;
 
 /// Reads the calibration text and draws from it, so many `times` the usual number of windows; `None` where it could change
-/// nothing.
-pub(super) fn read(args: &Quantize, input: &Folder, prepared: &[Prepared], times: usize) -> Result<Option<Calibration>> {
+/// nothing. With an engine, more windows are drawn where a mixture has experts that hardly any token reaches.
+pub(super) fn read(
+    args: &Quantize,
+    input: &Folder,
+    prepared: &[Prepared],
+    times: usize,
+    engine: Option<&Engine>,
+) -> Result<Option<Calibration>> {
     let Some(first) = prepared.first() else { return Ok(None) };
     let hessians = prepared.iter().any(Prepared::needs_hessians);
     let needed = prepared.iter().any(Prepared::needs_calibration);
     let asked = !args.calibration.is_empty() || needed || (!args.no_judge && prepared.iter().any(Prepared::wants_calibration));
-    if (args.no_calibration || args.fast) && prepared.iter().any(|prepared| prepared.plan().has_scalings()) {
+    let flows = |prepared: &Prepared| prepared.plan().has_scalings() || prepared.chooses_outliers();
+    if (args.no_calibration || args.fast) && prepared.iter().any(flows) {
         let flag = if args.fast { "--fast" } else { "--no-calibration" };
-        anyhow::bail!("awq and smoothquant go by what flows through the model, so they need calibration; leave {flag} out");
+        anyhow::bail!(
+            "awq, smoothquant and fixed outlier columns go by what flows through the model, so they need calibration; leave {flag} out"
+        );
     }
     if args.no_calibration || args.fast || !asked {
         return Ok(None);
@@ -57,10 +71,30 @@ pub(super) fn read(args: &Quantize, input: &Folder, prepared: &[Prepared], times
     let rule = if hessians { LEAST_FOR_HESSIANS.max(TOKENS_PER_INPUT * widest) } else { LEAST_FOR_MAGNITUDES };
     // Whoever says how much wants no more.
     let said = args.calibration_samples.is_some() || args.calibration_length.is_some();
+    let least = if hessians { widest } else { 1 };
+    if said && samples * length < least {
+        anyhow::bail!(
+            "{samples} calibration windows of {length} tokens are {} tokens, {} too few: a Hessian of {widest} inputs needs one for each; give --calibration-samples {} or more, or leave the number out",
+            samples * length,
+            least - samples * length,
+            least.div_ceil(length)
+        );
+    }
     let needed = if said { rule.min(samples * length) } else { rule };
-    let samples = if said { samples } else { samples.max(needed.div_ceil(length)) };
+    let weights: u64 = first.plan().lines().iter().map(octet_quant::Line::elements).sum();
+    let cheap = ((CHEAP / weights.max(1)) as usize / length.max(1)).min(MOST_SAMPLES);
+    let samples = if said { samples } else { samples.max(needed.div_ceil(length)).max(cheap) };
     let given = Given { files: &args.calibration, field: args.judge.text_field.as_deref(), chat: chat.as_ref() };
     let tokens = text::tokens(given, BuiltIn::Calibration, &tokenizer, vocab, needed, usize::MAX)?;
+    let draw = |more: usize| Samples::draw(&tokens.ids, samples * times * more, length, args.judge.seed);
+    let drawn = match engine {
+        Some(engine) if !said => first.reach_experts(engine, &draw)?,
+        _ => draw(1),
+    };
+    let usual = draw(1).len();
+    if drawn.len() > usual {
+        ui::note(&format!("{} calibration windows instead of {usual}, because some expert saw hardly a token of those", drawn.len()));
+    }
     let asked = args.memory_budget.as_deref().map(bytes).transpose()?;
     let memory_budget = asked.or_else(|| available_memory().map(|free| free / 2)).unwrap_or(u64::MAX);
     Ok(Some(Calibration {
@@ -68,7 +102,7 @@ pub(super) fn read(args: &Quantize, input: &Folder, prepared: &[Prepared], times
         sources: tokens.sources,
         field: args.judge.text_field.clone().filter(|_| !args.calibration.is_empty()),
         length,
-        samples: Samples::draw(&tokens.ids, samples * times, length, args.judge.seed),
+        samples: drawn,
         sequential: !args.one_pass,
         memory_budget,
         restart: args.restart,
@@ -93,7 +127,8 @@ pub(super) fn times(args: &Quantize, input: &Folder, prepared: &Prepared) -> std
     if !few {
         return Err("8 bits do not depend on calibration".into());
     }
-    let (once, all) = (read(args, input, std::slice::from_ref(prepared), 1), read(args, input, std::slice::from_ref(prepared), 1 << 16));
+    let (once, all) =
+        (read(args, input, std::slice::from_ref(prepared), 1, None), read(args, input, std::slice::from_ref(prepared), 1 << 16, None));
     match (once, all) {
         (Ok(Some(once)), Ok(Some(all))) => Ok(all.samples.tokens().len() / once.samples.tokens().len().max(1)),
         (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
@@ -215,7 +250,7 @@ pub(super) fn conclusion(calibration: &Value, started: Instant) -> Vec<String> {
 }
 
 /// Lines of a dry run about the calibration.
-pub(super) fn forecast(calibration: &Calibration, prepared: &Prepared, engine: &octet_kernels::Engine) -> Result<(String, Value)> {
+pub(super) fn forecast(calibration: &Calibration, prepared: &Prepared, engine: &Engine) -> Result<(String, Value)> {
     let forecast = prepared.forecast_calibration(calibration);
     let seconds = forecast.seconds(engine)?;
     let (count, tokens) = (calibration.samples.len(), calibration.samples.tokens().len());

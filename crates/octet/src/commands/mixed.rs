@@ -7,14 +7,20 @@ use crate::{
     ui::{self, Progress},
 };
 use anyhow::{Result, bail};
-use octet_flow::{Budget, Calibration, JudgeSettings, MixedEvent, MixedJob, MixedTry, Original, Prepared};
+use octet_flow::{Budget, Calibration, JudgeSettings, MixedEvent, MixedJob, MixedTry, Original, Prepared, SearchForecast};
 use octet_kernels::Engine;
 use octet_quant::{Effort, Plan, Sensitivities};
 use serde_json::{Value, json};
-use std::{path::Path, time::Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 /// What was decided, beside the report in the folder.
 pub(super) const FILE: &str = "mixed_precision.json";
+
+/// Seconds from which a search is announced.
+const WORTH_SAYING: f64 = 60.0;
 
 /// A share as whole units of a progress bar.
 const UNITS: f64 = 1000.0;
@@ -77,6 +83,7 @@ impl Mixed<'_> {
         original: &mut Original,
         settings: &JudgeSettings,
     ) -> Result<(Prepared, Value)> {
+        self.announce(&job.forecast(settings)?);
         let (started, mut reporter, mut tried) = (Instant::now(), None, 0);
         let found = job.smallest(target, self.args.force, original, settings, &mut |event| match event {
             MixedEvent::Measuring(share, group) => self.progress.update("measuring", (UNITS * share) as u64, UNITS as u64, group),
@@ -95,6 +102,22 @@ impl Mixed<'_> {
         })?;
         let document = document(&found.sensitivities, &found.allocated, &found.tries);
         Ok((found.allocated.prepared, document))
+    }
+
+    /// Says beforehand what a search that takes minutes will take.
+    fn announce(&mut self, forecast: &SearchForecast) {
+        let time = |seconds: f64| ui::duration(Duration::from_secs_f64(seconds));
+        if forecast.measuring + forecast.tries as f64 * forecast.each < WORTH_SAYING {
+            return;
+        }
+        let some = if forecast.some_blocks { " in some of the blocks" } else { "" };
+        self.say(&format!(
+            "mixed precision: measuring sensitivity{some} takes about {}, then at most {} models are quantized and judged, about {} and {} of memory each; a run that is stopped goes on where it was",
+            time(forecast.measuring),
+            forecast.tries,
+            time(forecast.each),
+            ui::bytes(forecast.peak_bytes),
+        ));
     }
 
     fn measured(&mut self, sensitivities: &Sensitivities, cached: bool, started: Instant) {

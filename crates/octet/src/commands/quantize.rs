@@ -98,7 +98,7 @@ impl Session<'_> {
             prepared.check_target(target, self.args.force)?;
         }
         if self.args.no_judge {
-            let calibration = calibration::read(self.args, &self.input, prepared, 1)?;
+            let calibration = calibration::read(self.args, &self.input, prepared, 1, Some(&self.engine))?;
             let written = prepared.iter().zip(targets).map(|(prepared, target)| self.unjudged(prepared, target, calibration.as_ref()));
             let written = written.collect::<Result<Vec<_>>>()?;
             return self.conclude_unjudged(&written);
@@ -183,7 +183,7 @@ impl Session<'_> {
             let forecast = prepared.forecast(&self.engine)?;
             let (needs, kv) = (self.needs(prepared)?, OpenOptions::default().kv);
             let running = needs.at(self.args.judge.context.unwrap_or(DEFAULT_CONTEXT).min(needs.longest()), kv);
-            let calibration = match calibration::read(self.args, &self.input, std::slice::from_ref(prepared), 1) {
+            let calibration = match calibration::read(self.args, &self.input, std::slice::from_ref(prepared), 1, None) {
                 // A plan can be looked at without a tokenizer, as long as nothing depends on the text.
                 Err(_) if self.args.calibration.is_empty() && !prepared.needs_calibration() => None,
                 calibration => calibration?,

@@ -145,7 +145,8 @@ impl Stages for Walk<'_, '_> {
             Choice::Scheme { scheme, solver } => session.prepare_scheme(*scheme, *solver, candidate.label.clone())?,
             Choice::Mixed { bits_per_weight } => session.prepare_mixed(self.asked, *bits_per_weight, candidate.label.clone())?,
         };
-        let calibration = calibration::read(session.args, &session.input, std::slice::from_ref(&prepared), candidate.calibration)?;
+        let calibration =
+            calibration::read(session.args, &session.input, std::slice::from_ref(&prepared), candidate.calibration, Some(&session.engine))?;
         if let Some(calibration) = &calibration {
             calibration::check_disjoint(calibration, &self.settings.texts, &self.original.text_model().tokenizer)?;
         }

@@ -72,7 +72,7 @@ Options:
       --method <M>                  What chooses the codes of the linears [default: rtn; presets and recipes say it themselves] [possible values: rtn, gptq, awq, smoothquant, llm-int8]
       --smooth-alpha <A>            Strength of SmoothQuant, 0 to 1, or `search`: for every input the one that leaves the least error [default: search]
       --calibration <FILE>...       Calibration text: plain text, .jsonl or .bin token ids [default: built-in text]
-      --calibration-samples <N>     Windows drawn from the calibration text [default: 64, or more where the model is wide]
+      --calibration-samples <N>     Windows drawn from the calibration text [default: 64, or more where the model is wide or small]
       --calibration-length <N>      Tokens of a calibration window [default: 512]
       --one-pass                    Observe all inputs of a block at once, before any of its linears is quantized: faster, a little worse
       --memory-budget <SIZE>        Memory to take, such as 1.5GB; hidden states go to disk where they would not fit [default: half of what is free]

@@ -37,6 +37,11 @@ fn planted_outliers_are_refused_with_plain_activations_and_accepted_when_smoothe
     assert_eq!(smooth["reports"][0]["status"], "accepted");
     let aside = sandbox.octet(&format!("quantize planted aside --method llm-int8 {JUDGED}")).done().json();
     assert_eq!((&aside["reports"][0]["status"], &aside["reports"][0]["scheme"]), (&"accepted".into(), &"w8a8-o6".into()));
+    let fixed = format!("quantize planted fixed --scheme w8a8-c1 --calibration-samples 8 {JUDGED}");
+    let fixed = sandbox.octet(&fixed).done().json();
+    assert_eq!((&fixed["reports"][0]["status"], &fixed["reports"][0]["scheme"]), (&"accepted".into(), &"w8a8-c1".into()));
+    let calls = fixed["reports"][0]["measures"]["kernels"].to_string();
+    assert!(calls.contains("float-outliers"), "{calls}");
     let described = sandbox.json("smooth/quantization_config.json");
     assert_eq!(described["method"], "smoothquant+rtn");
 }
@@ -47,6 +52,7 @@ fn methods_that_do_not_fit_what_is_asked_say_so() {
     sandbox
         .refuses("quantize tiny --method smoothquant --scheme w8a16", &["step 1 of the recipe makes no sense", "activations stay exact"]);
     sandbox.refuses("quantize tiny --method awq --no-calibration", &["so they need calibration; leave --no-calibration out"]);
+    sandbox.refuses("quantize tiny --scheme w8a8-c1 --no-calibration", &["fixed outlier columns", "leave --no-calibration out"]);
     sandbox.refuses_as(2, "quantize tiny --method llm-int8 --scheme w8a16", &["inputs of 8 bits with one scale a token", "use w8a8"]);
     sandbox.write("short.txt", "too short ".repeat(100));
     sandbox.refuses("quantize tiny --method awq --no-judge --calibration short.txt", &["short.txt has only 1000 tokens", "give 3096 more"]);

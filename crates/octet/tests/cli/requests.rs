@@ -41,6 +41,32 @@ fn recipes_that_make_no_sense() {
 }
 
 #[test]
+fn too_little_calibration_says_how_much_is_missing() {
+    let sandbox = Sandbox::new();
+    let asked = "quantize pocket --scheme w4a16 --method gptq --calibration-samples";
+    let says = ["1 calibration windows of 512 tokens are 512 tokens, 256 too few", "a Hessian of 768 inputs", "--calibration-samples 2"];
+    sandbox.refuses(&format!("{asked} 1"), &says);
+    sandbox.write("short.txt", "too short ".repeat(100));
+    sandbox.refuses(&format!("{asked} 64 --calibration short.txt"), &["short.txt has only", "give ", " more"]);
+}
+
+#[test]
+fn groups_in_activation_order_are_stored_and_run() {
+    let sandbox = Sandbox::new();
+    let step = "[[step]]\naction = 'quantize'\ntargets = ['linears']\nscheme = 'w4a16-g32'\nsolver = 'gptq'\nact_order = 'desc'\n";
+    sandbox.write("desc.toml", step);
+    let text = "--no-judge --calibration-samples 8 --calibration-length 64";
+    sandbox.octet(&format!("quantize tiny out --recipe desc.toml {text}")).done();
+    let config = sandbox.json("out/config.json");
+    assert_eq!(config["quantization_config"]["config_groups"]["group_0"]["weights"]["actorder"], "group");
+    let seen = sandbox.octet("inspect out --tensors").done().stdout;
+    assert!(seen.contains("weight_g_idx"), "{seen}");
+    sandbox.octet("run out hello -n 4").done();
+    sandbox.write("desc8.toml", step.replace("w4a16-g32", "w4a8-g32"));
+    sandbox.refuses(&format!("quantize tiny two --recipe desc8.toml {text}"), &["act_order", "integer activations", "static"]);
+}
+
+#[test]
 fn threads_and_instruction_sets() {
     let sandbox = Sandbox::new();
     for command in ["quantize tiny", "run tiny hello", "eval tiny", "bench tiny", "doctor"] {
