@@ -146,6 +146,9 @@ pub enum Error {
     /// A numpy file that cannot be read.
     #[error("not a readable .npy array: {0}")]
     Npy(String),
+    /// An adapter that cannot be read.
+    #[error("not an adapter that octet runs: {0}")]
+    Adapter(String),
     /// An archive of numpy arrays that cannot be read.
     #[error("not a readable .npz archive: {0}")]
     Npz(String),

@@ -1,6 +1,6 @@
 //! A model folder: files on disk, memory-mapped, or files held in memory.
 
-use crate::{Error, Result, gguf, map::map};
+use crate::{Error, Result, gguf, map::map, peft::Adapter};
 use octet_tensor::Bytes;
 use std::{
     collections::BTreeMap,
@@ -17,6 +17,8 @@ pub struct Folder {
     place: Place,
     /// Weights that lie in a GGUF file instead of safetensors.
     bound: Option<Arc<[gguf::Bound]>>,
+    /// What is added to the weights as they are read.
+    adapter: Option<Arc<Adapter>>,
 }
 
 #[derive(Clone, Debug)]
@@ -33,7 +35,9 @@ impl Folder {
     pub fn disk(path: &Path) -> Result<Self> {
         let refuse = |found| Err(Error::NotAFolder { path: path.display().to_string(), found });
         match fs::metadata(path) {
-            Ok(meta) if meta.is_dir() => Ok(Self { name: name_of(path).into(), place: Place::Disk(path.into()), bound: None }),
+            Ok(meta) if meta.is_dir() => {
+                Ok(Self { name: name_of(path).into(), place: Place::Disk(path.into()), bound: None, adapter: None })
+            }
             Ok(_) => refuse("a file"),
             Err(e) if e.kind() == ErrorKind::NotFound => refuse("not there"),
             Err(e) => Err(Error::io("open", path)(e)),
@@ -42,7 +46,7 @@ impl Folder {
 
     /// A folder called `name` made of files in memory.
     pub fn memory(name: &str, files: Vec<(String, Bytes)>) -> Self {
-        Self { name: name.into(), place: Place::Memory(Arc::new(files.into_iter().collect())), bound: None }
+        Self { name: name.into(), place: Place::Memory(Arc::new(files.into_iter().collect())), bound: None, adapter: None }
     }
 
     /// A folder called `name` of `files` (config.json, tokenizer.json …) whose weights lie in a GGUF file.
@@ -52,6 +56,16 @@ impl Folder {
     pub fn gguf(name: &str, files: Vec<(String, Bytes)>, file: &gguf::File, bindings: &[gguf::Binding]) -> Result<Self> {
         let bound = bindings.iter().map(|binding| file.bind(binding)).collect::<Result<Vec<_>>>()?;
         Ok(Self { bound: Some(bound.into()), ..Self::memory(name, files) })
+    }
+
+    /// The same folder with an adapter applied to its weights.
+    pub fn adapted(self, adapter: Adapter) -> Self {
+        Self { adapter: Some(Arc::new(adapter)), ..self }
+    }
+
+    /// The adapter that is applied to its weights.
+    pub fn adapter(&self) -> Option<&Arc<Adapter>> {
+        self.adapter.as_ref()
     }
 
     /// Weights that lie in a GGUF file.

@@ -1,11 +1,13 @@
 //! A Hugging Face checkpoint: config.json and safetensors, single or sharded, float or quantized.
 
+mod adapted;
 mod modules;
 mod shards;
 
 use crate::{
     Error, Folder, Result, count_non_finite,
     packed::Packed,
+    peft::Adapter,
     quantization::{self, Quantization, StoredQuantization},
 };
 use modules::Modules;
@@ -55,6 +57,7 @@ pub struct Checkpoint {
     modules: Modules,
     quantization: Option<StoredQuantization>,
     packed: std::result::Result<Option<Arc<Packed>>, String>,
+    adapter: Option<Arc<Adapter>>,
 }
 
 /// Quantized rows with what `model.packed` holds of them.
@@ -100,12 +103,17 @@ impl Checkpoint {
     pub fn open(folder: &Folder) -> Result<Self> {
         let config = read_config(folder)?;
         let described = quantization::parse(&config)?;
-        let entries = shards::entries(folder)?;
-        let modules = match folder.bound() {
+        let entries = adapted::entries(shards::entries(folder)?, folder.adapter());
+        let mut modules = match folder.bound() {
             Some(bound) => Modules::bound(bound),
             None => Modules::resolve(described.as_ref().map(|(quantization, _)| quantization), &entries)?,
         };
-        let schemes = modules.integer_schemes();
+        if let Some(adapter) = folder.adapter() {
+            adapted::check(adapter, &modules, &entries)?;
+            adapter.whole.keys().filter_map(|name| name.strip_suffix(".weight")).for_each(|module| modules.forget(module));
+        }
+        let mut schemes = modules.integer_schemes();
+        schemes.retain(|module, _| folder.adapter().is_none_or(|adapter| !adapter.modules.contains_key(module)));
         let described = described.or_else(|| folder.bound().map(|_| (Quantization::Gguf, Value::Null)));
         let quantization = described.filter(|_| !schemes.is_empty()).map(|(quantization, config)| {
             let format = match &quantization {
@@ -117,7 +125,7 @@ impl Checkpoint {
         });
         // Only packed integers are stored; a file beside anything else is a leftover.
         let packed = if quantization.is_some() { Packed::open(folder).map(|packed| packed.map(Arc::new)) } else { Ok(None) };
-        Ok(Self { config, entries, modules, quantization, packed })
+        Ok(Self { config, entries, modules, quantization, packed, adapter: folder.adapter().cloned() })
     }
 
     /// The whole config.json.
@@ -132,7 +140,11 @@ impl Checkpoint {
 
     /// The modules whose stored form no kernel runs, so that they are decoded to floats, and that form in words.
     pub fn decoded(&self) -> BTreeMap<String, String> {
-        self.modules.decoded()
+        let mut decoded = self.modules.decoded();
+        if let Some(adapter) = &self.adapter {
+            adapted::describe(adapter, &self.modules, &mut decoded);
+        }
+        decoded
     }
 
     /// How the weights are quantized, or `None` for a checkpoint that runs on floats (FP8 and all of [`Checkpoint::decoded`]).
@@ -166,7 +178,11 @@ impl fmt::Debug for Checkpoint {
 
 impl WeightSource for Checkpoint {
     fn matrix(&self, module: &str) -> octet_tensor::Result<Option<Matrix>> {
-        let matrix = self.modules.matrix(module, &|name| self.tensor(name))?;
+        let matrix = self.modules.matrix(module, &|name| self.entry(name).map(Entry::tensor).transpose())?;
+        let low = self.adapter.as_ref().and_then(|adapter| Some((adapter, adapter.modules.get(module)?)));
+        if let (Some((adapter, low)), Some(base)) = (low, &matrix) {
+            return adapted::matrix(module, base, adapter, low, self.entry(&format!("{module}.weight"))).map(Some);
+        }
         Ok(match (matrix, &self.packed) {
             (Some(Matrix::Quant(rows)), Ok(Some(file))) => {
                 Some(Matrix::Quant(StoredQuant::new(module, Arc::new(WithPacked { rows, file: Arc::clone(file) }))))
@@ -176,7 +192,15 @@ impl WeightSource for Checkpoint {
     }
 
     fn tensor(&self, name: &str) -> octet_tensor::Result<Option<Tensor>> {
-        self.entry(name).map(Entry::tensor).transpose()
+        let low = self.adapter.as_ref().filter(|adapter| name.strip_suffix(".weight").is_some_and(|m| adapter.modules.contains_key(m)));
+        match (low, self.entry(name), name.strip_suffix(".weight")) {
+            (Some(adapter), Some(entry), Some(module)) if entry.dtype.is_float() => {
+                let matrix = self.matrix(module)?.ok_or_else(|| octet_tensor::Error::Missing { name: name.into() })?;
+                let dtype = if entry.dtype.size() == 2 { entry.dtype } else { Dtype::F32 };
+                crate::peft::stored(name, &matrix, dtype, adapter.inputs_first).map(Some)
+            }
+            (_, entry, _) => entry.map(Entry::tensor).transpose(),
+        }
     }
 
     fn names(&self) -> Vec<String> {

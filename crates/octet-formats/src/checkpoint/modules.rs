@@ -116,6 +116,16 @@ impl Modules {
         Self { stored: bound.iter().filter_map(named).collect(), fp8_block: FP8_BLOCK }
     }
 
+    /// Leaves a module to the plain tensor of its name.
+    pub(super) fn forget(&mut self, module: &str) {
+        self.stored.remove(module);
+    }
+
+    /// Whether a module is stored in a form of its own.
+    pub(super) fn holds(&self, module: &str) -> bool {
+        self.stored.contains_key(module)
+    }
+
     /// Schemes of the modules that kernels run as codes.
     pub(super) fn integer_schemes(&self) -> BTreeMap<String, Scheme> {
         self.stored.iter().filter_map(|(module, form)| Some((module.clone(), form.scheme()?))).collect()
