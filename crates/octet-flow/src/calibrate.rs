@@ -263,7 +263,7 @@ impl Prepared {
 
     /// Whether a solver of the plan cannot do without calibration.
     pub fn needs_hessians(&self) -> bool {
-        self.plan.lines().iter().any(|line| matches!(line.action, octet_quant::Action::Quantize { solver, .. } if solver.needs_hessian()))
+        self.plan.lines().iter().any(|line| line.action.solver().is_some_and(|solver| solver.needs_hessian()))
     }
 
     /// Inputs of the widest linear that statistics are gathered for.

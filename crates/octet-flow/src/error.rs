@@ -113,6 +113,14 @@ pub enum Error {
         /// Megabytes of the smallest folder.
         megabytes: f64,
     },
+    /// A model that cannot be exported, or an export that is not what it should be.
+    #[error("cannot export to {target}: {what}")]
+    Export {
+        /// The format or the file.
+        target: String,
+        /// What is wrong, and what to do instead.
+        what: String,
+    },
     /// Asked to stop; what is finished stays.
     #[error("interrupted after {done} of {total} blocks; run the same command again to go on from there")]
     Paused {

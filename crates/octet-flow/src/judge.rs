@@ -161,6 +161,48 @@ pub fn judge_quality(
     bench.quality(&model, &checkpoint)
 }
 
+/// Judges a model in another format against the one it came from: quality and fidelity, tokens and prompts.
+///
+/// # Errors
+/// As [`judge`].
+pub(crate) fn judge_export(
+    original: &mut Original,
+    folder: &Folder,
+    label: &str,
+    settings: &JudgeSettings,
+    engine: &Engine,
+    cancel: &AtomicBool,
+    progress: Progress<'_>,
+) -> Result<Report> {
+    let mut bench = Bench { original, settings, engine, cancel, progress, parts: vec![] };
+    let checkpoint = Checkpoint::open(folder)?;
+    let model = TextModel::open(folder, engine, OpenOptions::default())?;
+    let (mut measures, mut gates) = bench.quality(&model, &checkpoint)?;
+    gates.push(bench.integrity(folder, &model, Origin::Elsewhere, &mut measures)?);
+    Ok(Report::new(label.into(), gates, false, measures, Machine::of(engine), settings.command.clone()))
+}
+
+/// Whether two folders turn the same text into the same tokens, and the same conversation into the same prompt; a sentence if not.
+pub(crate) fn same_text(original: &Folder, written: &Folder) -> std::result::Result<(), String> {
+    const FILE: &str = "tokenizer.json";
+    let words = |e: octet_runtime::Error| e.to_string();
+    let has = |folder: &Folder| folder.read(FILE).map(|file| file.is_some()).map_err(|e| e.to_string());
+    if !has(original)? && !has(written)? {
+        return Ok(());
+    }
+    let tokenizers = [original, written].map(|folder| octet_runtime::Tokenizer::open(folder).map_err(words));
+    let templates = [original, written].map(|folder| octet_runtime::ChatTemplate::open(folder).map_err(words));
+    let ([Ok(a), Ok(b)], [Ok(x), Ok(y)]) = (&tokenizers, &templates) else {
+        let errors = tokenizers.iter().filter_map(|t| t.as_ref().err()).chain(templates.iter().filter_map(|t| t.as_ref().err()));
+        return Err(errors.cloned().collect::<Vec<_>>().join("; "));
+    };
+    let checks = [same_tokens(a, b), same_prompts(x.as_ref(), y.as_ref())];
+    match checks.iter().find(|check| !check.pass) {
+        None => Ok(()),
+        Some(check) => Err(format!("read back, {} differ: {}; the format cannot hold this tokenizer", check.name, check.note)),
+    }
+}
+
 /// One judgement at work.
 struct Bench<'a, 'p> {
     original: &'a mut Original,

@@ -13,6 +13,7 @@ mod calibrate;
 mod claims;
 pub mod digest;
 mod error;
+pub mod export;
 mod journal;
 mod judge;
 pub mod machine;

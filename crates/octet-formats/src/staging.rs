@@ -32,6 +32,43 @@ impl Staging {
         Ok(staging)
     }
 
+    /// As [`Staging::begin`] for an output that is one file: it is written into the folder under the target's name, and
+    /// [`Staging::commit_file`] puts it in its place.
+    ///
+    /// # Errors
+    /// As [`Staging::begin`]; with `force` a file is replaced, never a folder.
+    pub fn begin_file(target: &Path, force: bool, inputs: &[&Path]) -> Result<Self> {
+        let (parent, name) = locate(target)?;
+        let target = parent.join(&name);
+        for input in inputs {
+            refuse_overlap(&target, input)?;
+        }
+        match fs::symlink_metadata(&target) {
+            Ok(meta) if !meta.is_file() => return refuse(&target, "there is a folder of that name; choose another output file"),
+            Ok(_) if !force => return refuse(&target, "the file exists; choose another name or give --force"),
+            _ => {}
+        }
+        let work = parent.join(format!(".{name}.octet-work"));
+        let lock = lock(&target, &work)?;
+        let mut staging = Self { target, work, lock: Some(lock), keep: false };
+        staging.clear()?;
+        Ok(staging)
+    }
+
+    /// Gives the one file of the output its name.
+    ///
+    /// # Errors
+    /// If the disk or the rename fails; an old file is then still there.
+    pub fn commit_file(self) -> Result<PathBuf> {
+        let made = self.path().join(self.target.file_name().unwrap_or_default());
+        sync_folder(&self.path())?;
+        fs::rename(&made, &self.target).map_err(Error::io("create", &self.target))?;
+        if let Some(parent) = self.target.parent() {
+            sync_folder(parent)?;
+        }
+        Ok(self.target.clone())
+    }
+
     /// As [`Staging::begin`], but leaves what a killed run left in the hidden folder, and leaves it there when dropped.
     ///
     /// # Errors

@@ -3,9 +3,9 @@
 
 use octet_formats::{
     Checkpoint, Folder,
-    gguf::{Binding, Change, File, parse_header},
+    gguf::{Binding, BlockType, Change, File, Meta, NewTensor, Writer, encode, parse_header},
 };
-use octet_tensor::{Bytes, Matrix, WeightSource};
+use octet_tensor::{BlockCode, BlockRows, Bytes, LEVELS, Levels, Matrix, RunOffsets, RunScales, WeightSource};
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -150,4 +150,97 @@ proptest! {
             }
         }
     }
+}
+
+/// Numbers without a pattern.
+fn noise(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state >> 16
+    }
+}
+
+/// Rows of any codes, scales and offsets that a type can hold.
+fn any_rows(code: BlockCode, rows: usize, cols: usize, seed: u64) -> BlockRows {
+    let (mut next, mut out) = (noise(seed), BlockRows::zeros(code, rows, cols).unwrap());
+    let mut half = || f32::from((next() % 4000) as u16) / 1024.0 - 1.5;
+    out.d.iter_mut().for_each(|d| *d = half());
+    let negative = code.offsets == RunOffsets::Float;
+    out.m.iter_mut().for_each(|m| *m = if negative { half() } else { half().abs() });
+    let (low, high) = code.range();
+    let mut next = noise(seed + 1);
+    let mut between = |low: i32, high: i32| low + (next() % (high - low + 1) as u64) as i32;
+    for value in &mut out.codes {
+        *value = match code.levels {
+            Levels::Table => LEVELS[between(0, 15) as usize],
+            Levels::Uniform { .. } => between(low.into(), high.into()) as i8,
+        };
+    }
+    if let RunScales::Multiples { low, high } = code.scales {
+        out.scales.iter_mut().for_each(|scale| *scale = between(low.into(), high.into()) as i8);
+    }
+    if let RunOffsets::Multiples(most) = code.offsets {
+        out.offsets.iter_mut().for_each(|offset| *offset = between(0, most.into()) as u8);
+    }
+    out
+}
+
+#[test]
+fn what_is_written_is_read_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    let all: Vec<BlockRows> = BlockCode::ALL.iter().enumerate().map(|(i, &code)| any_rows(code, 3, 512, i as u64)).collect();
+    let new = |rows: &BlockRows| NewTensor {
+        name: rows.code.name.into(),
+        kind: BlockType::named(rows.code.name).unwrap(),
+        shape: vec![rows.rows, rows.cols],
+    };
+    let metadata = [
+        ("a.number".to_string(), Meta::U32(7)),
+        ("a.float".to_string(), Meta::F32(0.5)),
+        ("a.flag".to_string(), Meta::Bool(true)),
+        ("a.text".to_string(), Meta::Text("ä".into())),
+        ("a.texts".to_string(), Meta::Texts(vec!["x".into(), String::new()])),
+        ("a.list".to_string(), Meta::I32s(vec![-1, 2])),
+        ("a.floats".to_string(), Meta::F32s(vec![1.5])),
+        ("a.flags".to_string(), Meta::Bools(vec![true, false])),
+    ];
+    let mut writer = Writer::create(&path, &metadata, &all.iter().map(new).collect::<Vec<_>>()).unwrap();
+    // In any order, a piece at a time.
+    for rows in all.iter().rev() {
+        let bytes = encode(rows);
+        let (first, rest) = bytes.split_at(bytes.len() / 3);
+        writer.write(rows.code.name, first.len() as u64, rest).unwrap();
+        writer.write(rows.code.name, 0, first).unwrap();
+    }
+    writer.finish().unwrap();
+    let file = File::open(&path).unwrap();
+    let found = file.metadata().unwrap();
+    assert_eq!((found["a.number"].as_u64(), found["a.float"].as_f64(), found["a.flag"].as_bool()), (Some(7), Some(0.5), Some(true)));
+    assert_eq!(found["a.text"].as_str(), Some("ä"));
+    let lists = ["a.texts", "a.list", "a.floats", "a.flags"].map(|key| found[key].to_json(9).to_string());
+    assert_eq!(lists, ["[\"x\",\"\"]", "[-1,2]", "[1.5]", "[true,false]"]);
+    let opened = checkpoint(&file, Change::None).unwrap();
+    for rows in &all {
+        assert_eq!(values(&opened, rows.code.name).0, rows.dequantize(), "{}", rows.code.name);
+    }
+}
+
+#[test]
+fn a_writer_takes_what_was_announced_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensor = |name: &str, cols| NewTensor { name: name.into(), kind: BlockType::Q8_0, shape: vec![2, cols] };
+    let path = |name: &str| dir.path().join(name);
+    let refusal = |tensors: &[NewTensor], name| Writer::create(&path(name), &[], tensors).unwrap_err().to_string();
+    assert!(refusal(&[tensor("t", 33)], "a").contains("whole blocks"));
+    assert!(refusal(&[tensor("t", 32), tensor("t", 64)], "b").contains("taken"));
+    let mut writer = Writer::create(&path("c"), &[], &[tensor("t", 32)]).unwrap();
+    assert!(writer.write("u", 0, &[0]).unwrap_err().to_string().contains("announced"));
+    assert!(writer.write("t", 60, &[0; 9]).unwrap_err().to_string().contains("68 bytes"));
+    writer.write("t", 0, &[0; 34]).unwrap();
+    assert!(writer.finish().unwrap_err().to_string().contains("34 of its 68"));
+    assert!(Writer::create(&path("c"), &[], &[]).is_err());
 }

@@ -1,7 +1,7 @@
 //! Writing behind: while one chunk is solved, the one before it is packed and written by a thread of its own.
 
 use crate::{Error, Sink, SinkError};
-use octet_tensor::{QMatrix, Tensor};
+use octet_tensor::{BlockRows, QMatrix, Tensor};
 use std::{
     sync::mpsc::{self, Receiver, SyncSender},
     thread,
@@ -13,6 +13,7 @@ const WAITING: usize = 1;
 /// What is to be written.
 enum Piece {
     Matrix { module: String, first_row: usize, rows: usize, q: QMatrix },
+    Blocks { module: String, first_row: usize, rows: usize, q: BlockRows },
     Tensor { name: String, tensor: Tensor },
 }
 
@@ -48,6 +49,9 @@ fn write(sink: &mut dyn Sink, to_write: &Receiver<Piece>) -> Result<(), Error> {
             Piece::Matrix { module, first_row, rows, q } => {
                 sink.matrix(&module, first_row, rows, &q).map_err(|source| Error::Sink { name: module, source })?;
             }
+            Piece::Blocks { module, first_row, rows, q } => {
+                sink.blocks(&module, first_row, rows, q).map_err(|source| Error::Sink { name: module, source })?;
+            }
             Piece::Tensor { name, tensor } => {
                 sink.tensor(&name, &tensor).map_err(|source| Error::Sink { name, source })?;
                 tensor.bytes().release();
@@ -71,6 +75,10 @@ impl Sink for Behind {
 
     fn matrix_owned(&mut self, module: &str, first_row: usize, rows: usize, q: QMatrix) -> Result<(), SinkError> {
         self.send(Piece::Matrix { module: module.into(), first_row, rows, q })
+    }
+
+    fn blocks(&mut self, module: &str, first_row: usize, rows: usize, q: BlockRows) -> Result<(), SinkError> {
+        self.send(Piece::Blocks { module: module.into(), first_row, rows, q })
     }
 
     fn tensor(&mut self, name: &str, tensor: &Tensor) -> Result<(), SinkError> {

@@ -6,6 +6,7 @@
 //! statistics and solver's workspace, and the hidden states unless they are spilled. A finished stage is durable before
 //! the next one begins, and a resumed run goes on from its results.
 
+mod blocks;
 mod forecast;
 mod forward;
 mod solving;
@@ -17,7 +18,7 @@ pub(crate) use stage::want;
 pub use weights::BlockWeights;
 pub(crate) use weights::floats;
 
-use crate::{Action, Error, HiddenStates, Line, Plan, Samples, Sink, SinkError, TensorReport, Transform, cost::Costs};
+use crate::{Error, HiddenStates, Line, Plan, Samples, Sink, SinkError, SolverChoice, TensorReport, Transform, cost::Costs};
 use forward::Forward;
 use octet_kernels::Engine;
 use octet_model::{ArchSpec, BlockGraph, Place};
@@ -191,7 +192,7 @@ impl CalibratedRun<'_> {
 
 /// Whether a solver of `plan` compares with the original, so that the hidden states of both are held.
 pub(crate) fn compares(plan: &Plan) -> bool {
-    let asymmetric = |line: &Line| matches!(line.action, Action::Quantize { solver, .. } if solver.is_asymmetric());
+    let asymmetric = |line: &Line| line.action.solver().is_some_and(SolverChoice::is_asymmetric);
     !plan.has_scalings() && plan.lines().iter().any(asymmetric)
 }
 

@@ -1,6 +1,6 @@
 //! What a calibrated run computes: products by kind, and the memory it holds at once.
 
-use crate::{Action, Line, Plan, Scaling, SolverChoice, Transform, asymmetric::Pairs, calibrated, transform::SAMPLE_ROWS};
+use crate::{Line, Plan, Scaling, SolverChoice, Transform, asymmetric::Pairs, calibrated, transform::SAMPLE_ROWS};
 use octet_kernels::{Gram, SymmetricMatrix};
 use octet_model::{ArchSpec, BlockGraph, Place, graph::Node, graph::PlainNode};
 use std::collections::BTreeMap;
@@ -148,10 +148,10 @@ pub(crate) fn products(node: &PlainNode) -> f64 {
 }
 
 fn solving(line: &Line) -> f64 {
-    let (Action::Quantize { solver, .. }, Some(site)) = (&line.action, &line.linear) else { return 0.0 };
+    let (Some(solver), Some(site)) = (line.action.solver(), &line.linear) else { return 0.0 };
     let factors = if solver.is_asymmetric() { 2.0 } else { f64::from(u8::from(solver.needs_hessian())) };
     let factor = factors * (site.cols as f64).powi(3) / 3.0;
-    solving_of(*solver, site.rows, site.cols) + factor
+    solving_of(solver, site.rows, site.cols) + factor
 }
 
 /// Multiply-adds of solving rows, once what they share is done.

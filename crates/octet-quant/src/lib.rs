@@ -15,6 +15,7 @@ mod allocate;
 mod anew;
 mod asymmetric;
 mod behind;
+mod block_rows;
 mod calibrated;
 mod chunks;
 mod cost;
@@ -56,6 +57,6 @@ pub use recipe::{
 pub use report::{ErrorSums, TensorReport};
 pub use samples::Samples;
 pub use sensitivity::{Effort, FusedGroup, GroupLosses, Ledger, Menu, Method, OptionLoss, Sensitivities, SensitivityRun, watch};
-pub use solve::{ActOrder, Gptq, Hessian, HessianOptions, RowSolver, RowsMut, Rtn, Solver, TensorJob};
+pub use solve::{ActOrder, BlockJob, Gptq, Hessian, HessianOptions, RowSolver, RowsMut, Rtn, Solver, TensorJob};
 pub use statistics::InputStatistics;
 pub use transform::{OUTLIER, Part, SampleRows, Scaling, Transform, move_factors, plant_outliers};

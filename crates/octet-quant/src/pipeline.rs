@@ -1,14 +1,15 @@
 //! Carrying out a plan: one tensor at a time, a chunk of its rows in memory at a time.
 
 use crate::{
-    Action, Error, ErrorSums, Line, Plan, TensorJob, TensorReport, behind,
+    Action, BlockJob, Error, ErrorSums, Line, Plan, SolverChoice, TensorJob, TensorReport, behind,
+    block_rows::BlockWork,
     chunks::Chunks,
     rows::{count_non_finite, lock, matrix, non_finite, solve_rows},
 };
 use half::bf16;
 use octet_kernels::Engine;
 use octet_model::LinearSite;
-use octet_tensor::{Bytes, Dtype, FloatMatrix, QMatrix, Tensor, WeightSource};
+use octet_tensor::{BlockCode, BlockRows, Bytes, Dtype, FloatMatrix, QMatrix, Tensor, WeightSource};
 use std::sync::{
     Mutex, PoisonError,
     atomic::{AtomicBool, Ordering},
@@ -31,6 +32,15 @@ pub trait Sink: Send {
     /// As [`Sink::matrix`], or whatever kept it from writing what it was given before.
     fn matrix_owned(&mut self, module: &str, first_row: usize, rows: usize, q: QMatrix) -> Result<(), SinkError> {
         self.matrix(module, first_row, rows, &q)
+    }
+
+    /// Takes rows `first_row ..` of the matrix `module` in blocks, which has `rows` in all.
+    ///
+    /// # Errors
+    /// Whatever keeps it from taking them.
+    fn blocks(&mut self, module: &str, first_row: usize, rows: usize, q: BlockRows) -> Result<(), SinkError> {
+        let _ = (first_row, rows);
+        Err(format!("{module} comes in {} blocks, which this output does not hold", q.code.name).into())
     }
 
     /// Takes the kept tensor `name`.
@@ -101,6 +111,14 @@ impl Run<'_> {
                     };
                     Some((*scheme, self.matrix(line, site, sink, &mut step)?))
                 }
+                (Action::Blocks { code, solver }, Some(site)) => {
+                    let mut step = |share: f64| {
+                        progress(&at(None, share));
+                        if self.cancel.load(Ordering::Relaxed) { Err(stopped()) } else { Ok(()) }
+                    };
+                    self.blocks(line, site, (*code, *solver), sink, &mut step)?;
+                    None
+                }
                 (Action::Drop { .. }, _) => None,
                 _ => {
                     progress(&at(None, 0.0));
@@ -150,6 +168,25 @@ impl Run<'_> {
         }
         matrix.release();
         Ok(sums)
+    }
+
+    fn blocks(
+        &self,
+        line: &Line,
+        site: &LinearSite,
+        (code, solver): (BlockCode, SolverChoice),
+        sink: &mut dyn Sink,
+        step: &mut dyn FnMut(f64) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if solver.needs_hessian() {
+            return Err(Error::NeedsCalibration { module: line.name.clone(), solver: solver.name() });
+        }
+        let matrix = matrix(self.source, site)?;
+        let shape = (site.rows, site.cols);
+        let job = BlockJob { module: &line.name, shape, code, importance: None, hessian: None, engine: self.engine };
+        BlockWork::new(&job, solver)?.run(&matrix, sink, false, step)?;
+        matrix.release();
+        Ok(())
     }
 
     fn keep(&self, line: &Line, sink: &mut dyn Sink) -> Result<(), Error> {

@@ -11,7 +11,7 @@ use crate::{
     recipe::{is_tied, lookup, role_name},
 };
 use octet_model::{LinearSite, Role};
-use octet_tensor::{Activations, Dtype, Granularity, Scheme};
+use octet_tensor::{Activations, BlockCode, Dtype, Granularity, Scheme};
 
 /// One explicit line a tensor, in the order they are written.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +49,13 @@ pub enum Action {
         scheme: Scheme,
         /// With scales of this type.
         scale_dtype: Dtype,
+        /// By this.
+        solver: SolverChoice,
+    },
+    /// It is put in blocks.
+    Blocks {
+        /// Of this type.
+        code: BlockCode,
         /// By this.
         solver: SolverChoice,
     },
@@ -100,6 +107,18 @@ impl Plan {
         Ok(Self { lines, scalings: scaling::steps(recipe, &inventory.sites), portable: recipe.portable })
     }
 
+    /// Decides what becomes of every tensor where weight matrices are put in blocks: `choose` gives the type for each, or `None`
+    /// where it stays a float tensor.
+    pub fn in_blocks(inventory: &Inventory, choose: &dyn Fn(&LinearSite) -> Option<(BlockCode, SolverChoice)>) -> Self {
+        let action = |site: &Site| match choose(&site.linear) {
+            Some((code, solver)) => Action::Blocks { code, solver },
+            None => keep(site, "as the file's type says".into()),
+        };
+        let mut lines: Vec<Line> = inventory.sites.iter().map(|site| site_line(site, action(site))).collect();
+        lines.extend(inventory.others.iter().map(other_line));
+        Self { lines, scalings: vec![], portable: false }
+    }
+
     /// All lines, weight matrices first.
     pub fn lines(&self) -> &[Line] {
         &self.lines
@@ -145,8 +164,19 @@ impl Action {
     fn canonical(&self) -> String {
         match self {
             Self::Quantize { scheme, scale_dtype, solver } => format!("quantize {scheme} scales {scale_dtype} {solver}"),
+            Self::Blocks { code, solver } => format!("blocks {} {solver}", code.name),
             Self::Keep { dtype, reason: _ } => format!("keep {dtype}"),
             Self::Drop { .. } => "drop".into(),
+        }
+    }
+}
+
+impl Action {
+    /// What chooses its codes; `None` where it has none.
+    pub fn solver(&self) -> Option<SolverChoice> {
+        match self {
+            Self::Quantize { solver, .. } | Self::Blocks { solver, .. } => Some(*solver),
+            Self::Keep { .. } | Self::Drop { .. } => None,
         }
     }
 }
@@ -237,6 +267,7 @@ fn site_line(site: &Site, action: Action) -> Line {
         Action::Quantize { scheme, scale_dtype, solver } => {
             quantized_bytes(rows, cols, *scheme, *scale_dtype) + if solver.orders_groups() { 4 * cols as u64 } else { 0 }
         }
+        Action::Blocks { code, .. } => (rows * cols.div_ceil(code.block) * code.bytes) as u64,
         Action::Keep { dtype, .. } => (rows * cols * dtype.size()) as u64,
         Action::Drop { .. } => 0,
     };

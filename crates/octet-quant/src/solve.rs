@@ -1,11 +1,14 @@
 //! Solvers: weights + statistics + scheme → codes, scales and zero points, with the error they leave.
 
+mod blocks;
 mod candidates;
 mod gptq;
 mod quick;
 mod rounding;
 mod rtn;
 
+pub use blocks::BlockJob;
+pub(crate) use blocks::{BlockGptq, BlockSearch};
 pub use gptq::{ActOrder, Gptq, Hessian, HessianOptions};
 pub use rtn::Rtn;
 

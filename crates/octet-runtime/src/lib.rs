@@ -20,7 +20,7 @@ mod tokenizer;
 pub use chat::{ChatTemplate, Message};
 pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, Timings, generate, generate_batch};
-pub use gguf::{folder as gguf_folder, open_gguf};
+pub use gguf::{OutgoingTokenizer, folder as gguf_folder, open_gguf, tokenizer_metadata};
 pub use memory::{MemoryForecast, MemoryNeeds};
 pub use rng::Rng;
 pub use sampler::{Sampler, SamplerConfig};

@@ -3,10 +3,11 @@
 //!
 //! What lives here: [`Dtype`] and [`Tensor`] (raw bytes with a shape, shared and never copied),
 //! [`Matrix`] (a linear's weights as stored, float or quantized), [`Scheme`] (how weights and
-//! activations are represented), [`QMatrix`] (codes, scales and zero points), and the scalar functions
+//! activations are represented), [`QMatrix`] (codes, scales and zero points), [`BlockRows`] (weights in blocks of blocks, as GGUF has them), and the scalar functions
 //! that turn one into the other. What does not: input and output, threads, `unsafe`.
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod bytes;
 mod divergence;
 mod dtype;
@@ -20,6 +21,7 @@ mod scheme;
 mod source;
 mod tensor;
 
+pub use blocks::{BlockCode, BlockRows, Levels, RunOffsets, RunScales};
 pub use bytes::{Bytes, Owner};
 pub use divergence::{Divergence, kl_divergence, kl_divergence_from, log_sum_exp};
 pub use dtype::Dtype;

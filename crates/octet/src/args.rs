@@ -1,10 +1,12 @@
 //! The command line: what can be asked for. Names and flags are meant to stay stable.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "these comments are what --help prints, plain text")]
 
+mod export;
 mod ladder;
 mod others;
 mod receipts;
 
+pub(crate) use export::Export;
 pub(crate) use ladder::{LadderArgs, ReportArgs, Rollback, SchemaArgs, Score, Tool};
 pub(crate) use others::{Compare, Verify};
 pub(crate) use receipts::{Keygen, Reproduce};
@@ -61,6 +63,8 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Architecture, tensors, bits per weight, size and memory forecast of a checkpoint
     Inspect(Inspect),
+    /// Write a model in another format (GGUF), re-open it, judge it against the model it came from
+    Export(Box<Export>),
     /// Raw logits for given token ids, to hold octet against another implementation
     Logits(Logits),
     /// Both models on the same prompts: where their texts part, divergence token by token

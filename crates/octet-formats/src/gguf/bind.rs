@@ -81,7 +81,7 @@ impl Bound {
                 let mut stored = values.clone();
                 rows::read_floats(&self.name, dtype, &self.data, &mut stored)?;
                 for (row, value) in values.iter_mut().enumerate() {
-                    *value = stored[rows::Stored::place(Some(heads), stored.len(), row)];
+                    *value = stored[rows::place(Some(heads), stored.len(), row)];
                 }
             }
         }

@@ -6,7 +6,7 @@ use octet_tensor::{Bits, Dtype, Granularity, Symmetry, WeightScheme};
 use std::num::NonZeroUsize;
 
 /// The table of IQ4_NL and IQ4_XS: whole numbers, so that both are codes of eight bits.
-pub(super) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(super) use octet_tensor::LEVELS as IQ4;
 
 /// How kernels run blocks whose values are a scale times a whole number: scheme and type of the scales. `None` for types
 /// whose values also have an offset, and for floats.

@@ -21,15 +21,8 @@ impl Stored {
         self.cols / self.kind.block() * self.kind.block_bytes()
     }
 
-    /// Where row `row` lies in the file.
-    pub(super) fn place(heads: Option<usize>, rows: usize, row: usize) -> usize {
-        let Some(width) = heads.map(|heads| rows / heads.max(1)).filter(|&width| width > 1) else { return row };
-        let (head, at) = (row / width, row % width);
-        head * width + at % (width / 2) * 2 + at / (width / 2)
-    }
-
     fn row(&self, row: usize) -> &[u8] {
-        let (at, bytes) = (Self::place(self.heads, self.rows, row), self.row_bytes());
+        let (at, bytes) = (place(self.heads, self.rows, row), self.row_bytes());
         &self.data[at * bytes..(at + 1) * bytes]
     }
 
@@ -45,6 +38,13 @@ impl Stored {
             bytes.release();
         }
     }
+}
+
+/// Where row `row` of `rows` lies in the file, if rows of `heads` lie in pairs there.
+pub fn place(heads: Option<usize>, rows: usize, row: usize) -> usize {
+    let Some(width) = heads.map(|heads| rows / heads.max(1)).filter(|&width| width > 1) else { return row };
+    let (head, at) = (row / width, row % width);
+    head * width + at % (width / 2) * 2 + at / (width / 2)
 }
 
 impl QuantRows for Stored {

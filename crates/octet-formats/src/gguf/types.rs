@@ -1,9 +1,9 @@
 //! Element types of GGUF tensors: floats and blocks of codes.
 
-use octet_tensor::Dtype;
+use octet_tensor::{BlockCode, Dtype};
 
 /// The type of a tensor's elements, which lie in blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "each is called as GGUF calls it")]
 #[expect(non_camel_case_types, reason = "each is called as GGUF calls it")]
 pub enum BlockType {
@@ -24,25 +24,23 @@ pub enum BlockType {
     BF16,
 }
 
-/// A row of the table: type, its number, its name, elements of a block, bytes of a block.
-type Row = (BlockType, u32, &'static str, usize, usize);
-
-const TYPES: [Row; 15] = [
-    (BlockType::F32, 0, "F32", 1, 4),
-    (BlockType::F16, 1, "F16", 1, 2),
-    (BlockType::Q4_0, 2, "Q4_0", 32, 18),
-    (BlockType::Q4_1, 3, "Q4_1", 32, 20),
-    (BlockType::Q5_0, 6, "Q5_0", 32, 22),
-    (BlockType::Q5_1, 7, "Q5_1", 32, 24),
-    (BlockType::Q8_0, 8, "Q8_0", 32, 34),
-    (BlockType::Q2_K, 10, "Q2_K", 256, 84),
-    (BlockType::Q3_K, 11, "Q3_K", 256, 110),
-    (BlockType::Q4_K, 12, "Q4_K", 256, 144),
-    (BlockType::Q5_K, 13, "Q5_K", 256, 176),
-    (BlockType::Q6_K, 14, "Q6_K", 256, 210),
-    (BlockType::IQ4_NL, 20, "IQ4_NL", 32, 18),
-    (BlockType::IQ4_XS, 23, "IQ4_XS", 256, 136),
-    (BlockType::BF16, 30, "BF16", 1, 2),
+/// Every type with its number; a quantized one is called as its [`BlockCode`] is.
+const TYPES: [(BlockType, u32, &str); 15] = [
+    (BlockType::F32, 0, "F32"),
+    (BlockType::F16, 1, "F16"),
+    (BlockType::Q4_0, 2, "Q4_0"),
+    (BlockType::Q4_1, 3, "Q4_1"),
+    (BlockType::Q5_0, 6, "Q5_0"),
+    (BlockType::Q5_1, 7, "Q5_1"),
+    (BlockType::Q8_0, 8, "Q8_0"),
+    (BlockType::Q2_K, 10, "Q2_K"),
+    (BlockType::Q3_K, 11, "Q3_K"),
+    (BlockType::Q4_K, 12, "Q4_K"),
+    (BlockType::Q5_K, 13, "Q5_K"),
+    (BlockType::Q6_K, 14, "Q6_K"),
+    (BlockType::IQ4_NL, 20, "IQ4_NL"),
+    (BlockType::IQ4_XS, 23, "IQ4_XS"),
+    (BlockType::BF16, 30, "BF16"),
 ];
 
 /// Types that octet does not read, by number.
@@ -73,6 +71,21 @@ impl BlockType {
         known.ok_or_else(|| OTHERS.iter().find(|row| row.0 == number).map_or_else(|| number.to_string(), |row| row.1.into()))
     }
 
+    /// The type called `name`.
+    pub fn named(name: &str) -> Option<Self> {
+        TYPES.iter().find(|row| row.2 == name).map(|row| row.0)
+    }
+
+    /// Its number in files.
+    pub(crate) fn number(self) -> u32 {
+        self.row().1
+    }
+
+    /// What its codes mean; `None` for plain floats.
+    pub fn code(self) -> Option<BlockCode> {
+        BlockCode::named(self.name())
+    }
+
     /// Its name, such as `Q4_K`.
     pub fn name(self) -> &'static str {
         self.row().2
@@ -80,12 +93,12 @@ impl BlockType {
 
     /// Elements of a block.
     pub fn block(self) -> usize {
-        self.row().3
+        self.code().map_or(1, |code| code.block)
     }
 
     /// Bytes of a block.
     pub fn block_bytes(self) -> usize {
-        self.row().4
+        self.code().map_or_else(|| self.dtype().map_or(0, Dtype::size), |code| code.bytes)
     }
 
     /// The element type of plain floats; `None` for blocks of codes.
@@ -98,7 +111,7 @@ impl BlockType {
         }
     }
 
-    fn row(self) -> Row {
+    fn row(self) -> (Self, u32, &'static str) {
         TYPES.iter().copied().find(|row| row.0 == self).unwrap_or(TYPES[0])
     }
 }

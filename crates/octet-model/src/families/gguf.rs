@@ -15,6 +15,10 @@ pub struct GgufRow {
     pub epsilon: &'static str,
     /// What config.json needs beside what every architecture has: key, then key of the metadata.
     pub keys: &'static [(&'static str, &'static str)],
+    /// Whether blocks that slide turn by a base of their own, and the file says which slide.
+    pub local_ropes: bool,
+    /// Whether llama.cpp leaves the sliding window out.
+    pub ignores_window: bool,
     /// What config.json needs and the metadata does not say.
     pub fixed: &'static [(&'static str, Fixed)],
 }
@@ -34,7 +38,16 @@ pub enum Fixed {
 
 const RMS: &str = "attention.layer_norm_rms_epsilon";
 
-const LLAMA: GgufRow = GgufRow { architecture: "llama", model_type: "llama", paired: true, epsilon: RMS, keys: &[], fixed: &[] };
+const LLAMA: GgufRow = GgufRow {
+    architecture: "llama",
+    model_type: "llama",
+    paired: true,
+    epsilon: RMS,
+    keys: &[],
+    local_ropes: false,
+    ignores_window: false,
+    fixed: &[],
+};
 
 const GEMMA2: GgufRow = GgufRow {
     architecture: "gemma2",
@@ -71,6 +84,7 @@ pub static GGUF: &[GgufRow] = &[
     GgufRow {
         architecture: "gemma3",
         model_type: "gemma3_text",
+        local_ropes: true,
         keys: &[("sliding_window", "attention.sliding_window"), ("rope_local_base_freq", "rope.freq_base_swa")],
         fixed: &[("hidden_activation", Fixed::Text("gelu_pytorch_tanh")), ("query_pre_attn_scalar", Fixed::QueryScalar(62))],
         ..GEMMA2
@@ -79,6 +93,7 @@ pub static GGUF: &[GgufRow] = &[
         architecture: "phi3",
         model_type: "phi3",
         paired: false,
+        ignores_window: true,
         keys: &[
             ("sliding_window", "attention.sliding_window"),
             ("original_max_position_embeddings", "rope.scaling.original_context_length"),

@@ -1,4 +1,5 @@
-//! A GGUF file's metadata and names as a checkpoint's: config.json, and what every tensor is called and how it differs.
+//! A GGUF file's metadata and names as a checkpoint's: config.json, and what every tensor is called and how it differs; and the
+//! other way round.
 //!
 //! The names a model needs are read off its graph; each has one name in GGUF files, from a table of modules (`names`).
 //! What an architecture is and how its config follows from the metadata is one row of [`crate::families::GGUF`].
@@ -6,6 +7,9 @@
 mod config;
 mod names;
 mod rope;
+mod write;
+
+pub use write::{DescribeError, Fact, Outgoing, describe};
 
 use crate::{ArchSpec, ConfigError, families::GGUF};
 use serde_json::{Map, Value};

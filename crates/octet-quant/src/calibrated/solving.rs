@@ -2,11 +2,11 @@
 
 use super::{BlockWeights, CalibratedRun, stage::Statistics};
 use crate::{
-    Action, Error, ErrorSums, Hessian, HessianOptions, Line, RowSolver, Rtn, Sink, Solver, TensorJob, TensorReport, asymmetric::Shift,
-    chunks::Chunks, outliers, rows,
+    Action, Error, ErrorSums, Hessian, HessianOptions, Line, RowSolver, Rtn, Sink, Solver, SolverChoice, TensorJob, TensorReport,
+    asymmetric::Shift, chunks::Chunks, outliers, rows,
 };
 use octet_kernels::Engine;
-use octet_model::InputSite;
+use octet_model::{InputSite, LinearSite};
 use octet_tensor::{Beside, FloatMatrix, FloatRows, Matrix, QMatrix, Scheme, StoredQuant};
 use std::{ops::Range, sync::Arc};
 
@@ -28,7 +28,7 @@ impl<'a> Hessians<'a> {
     pub(super) fn new(engine: &Engine, lines: &[&Line], statistics: &'a Statistics) -> Result<Self, Error> {
         let mut all = Self::default();
         for line in lines {
-            let (Action::Quantize { solver, .. }, Some(site)) = (&line.action, &line.linear) else { continue };
+            let (Some(solver), Some(site)) = (line.action.solver(), &line.linear) else { continue };
             let seen = statistics.get(&site.input);
             let moments = seen.and_then(|seen| seen.moments.as_ref());
             if let (Some(options), Some(moments)) = (solver.hessian(), moments)
@@ -60,28 +60,46 @@ pub(super) struct Solving<'a> {
     pub(super) keep: bool,
 }
 
+/// What a tensor is solved for.
+pub(super) struct Aim<'a> {
+    /// The weights: moved, where that makes good what the inputs have lost.
+    pub(super) matrix: FloatMatrix,
+    /// What is known of the input, where the solver asks for it.
+    pub(super) hessian: Option<&'a Hessian>,
+    /// How far the weights were moved.
+    pub(super) moved: Option<f64>,
+}
+
 impl Solving<'_> {
+    /// The weights of `site` as `choice` is to solve them.
+    pub(super) fn aim(&self, choice: SolverChoice, site: &LinearSite) -> Result<Aim<'_>, Error> {
+        let matrix = rows::matrix(self.weights, site)?;
+        let prepared = choice.hessian().and_then(|options| self.hessians.get(site.input, options));
+        let hessian = prepared.map(|prepared| &prepared.hessian);
+        if let (Some(Prepared { hessian: known, shift: Some(shift), .. }), true) = (prepared, choice.is_asymmetric())
+            && let Some((matrix, alpha)) = shift.target(self.run.engine, &matrix, known)?
+        {
+            return Ok(Aim { matrix, hessian, moved: Some(alpha) });
+        }
+        Ok(Aim { matrix, hessian, moved: None })
+    }
+
     /// Solves the tensor into `sink`.
     pub(super) fn solve(
         &self,
         sink: &mut dyn Sink,
         step: &mut dyn FnMut(f64) -> Result<(), Error>,
     ) -> Result<(TensorReport, Option<Matrix>), Error> {
+        if let Action::Blocks { code, solver } = &self.line.action {
+            return self.blocks(*code, *solver, sink, step);
+        }
         let (Action::Quantize { scheme, scale_dtype, solver: choice }, Some(site)) = (&self.line.action, &self.line.linear) else {
             return Ok((TensorReport::kept(self.line), None));
         };
-        let mut matrix = rows::matrix(self.weights, site)?;
+        let Aim { matrix, hessian, moved } = self.aim(*choice, site)?;
         let seen = self.statistics.get(&site.input);
         // 8 bits gain nothing from the importance of inputs.
         let importance = seen.filter(|_| scheme.weights.bits.get() < 8).map(|seen| seen.importance());
-        let prepared = choice.hessian().and_then(|options| self.hessians.get(site.input, options));
-        let hessian = prepared.map(|prepared| &prepared.hessian);
-        let mut moved = None;
-        if let (Some(Prepared { hessian, shift: Some(shift), .. }), true) = (prepared, choice.is_asymmetric())
-            && let Some((target, alpha)) = shift.target(self.run.engine, &matrix, hessian)?
-        {
-            (matrix, moved) = (target, Some(alpha));
-        }
         let job = TensorJob {
             module: &self.line.name,
             shape: (site.rows, site.cols),

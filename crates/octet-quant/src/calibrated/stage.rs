@@ -24,14 +24,19 @@ type TensorTick<'a> = &'a mut dyn FnMut(Option<&TensorReport>, f64) -> Result<()
 
 /// The statistics that can change what becomes of a tensor: 8 bits gain nothing from the importance of inputs.
 pub(crate) fn want(line: &Line) -> Option<(InputSite, Want)> {
-    let (Action::Quantize { scheme, solver, .. }, Some(site)) = (&line.action, &line.linear) else { return None };
+    let (Some(solver), Some(site)) = (line.action.solver(), &line.linear) else { return None };
+    let (bits, outliers) = match &line.action {
+        Action::Quantize { scheme, .. } => (f64::from(scheme.weights.bits.get()), has_outliers(*scheme)),
+        Action::Blocks { code, .. } => (code.bits_per_weight(), false),
+        _ => return None,
+    };
     match site.input.kind {
         InputKind::Tokens => None,
         // Which tokens reach an expert may differ between the original and the quantized model.
         InputKind::Expert(_) | InputKind::ExpertDown(_) if solver.needs_hessian() => Some((site.input, Want::Hessian)),
         _ if solver.is_asymmetric() => Some((site.input, Want::Asymmetric)),
         _ if solver.needs_hessian() => Some((site.input, Want::Hessian)),
-        _ if scheme.weights.bits.get() < 8 || has_outliers(*scheme) => Some((site.input, Want::Magnitudes)),
+        _ if bits < 8.0 || outliers => Some((site.input, Want::Magnitudes)),
         _ => None,
     }
 }
@@ -138,7 +143,7 @@ impl StageWork<'_> {
 
     /// The phases of the stage with what is wanted of their inputs and the lines to be solved in each.
     fn phases(&self) -> Vec<(Phase, BTreeMap<InputSite, Want>, Vec<&Line>)> {
-        let quantized = |line: &&Line| matches!(line.action, Action::Quantize { .. });
+        let quantized = |line: &&Line| line.action.solver().is_some();
         let of = |phase: Phase| {
             let lines: Vec<&Line> = self.lines.iter().copied().filter(|l| phase.modules.contains(&l.name)).filter(quantized).collect();
             let mut wanted = BTreeMap::new();
@@ -219,7 +224,7 @@ impl StageWork<'_> {
         tick: TensorTick<'_>,
     ) -> Result<Option<octet_tensor::Matrix>, Error> {
         let (report, matrix) = match &line.action {
-            Action::Quantize { .. } => {
+            Action::Quantize { .. } | Action::Blocks { .. } => {
                 let solving = Solving { run: self.run, line, weights, statistics, hessians, keep: matches!(self.place, Place::Layer(_)) };
                 solving.solve(journal, &mut |share| tick(None, share))?
             }

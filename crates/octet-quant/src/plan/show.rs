@@ -37,6 +37,7 @@ fn cells(line: &Line, verbose: bool) -> [String; 6] {
     let shape: Vec<String> = line.shape.iter().map(usize::to_string).collect();
     let (becomes, why) = match &line.action {
         Action::Quantize { scheme, scale_dtype, solver } => (format!("{scheme} {solver}, {scale_dtype} scales"), String::new()),
+        Action::Blocks { code, solver } => (format!("{} {solver}", code.name), String::new()),
         Action::Keep { dtype, reason } => (dtype.to_string(), reason.clone()),
         Action::Drop { reason } => ("nothing".into(), reason.clone()),
     };

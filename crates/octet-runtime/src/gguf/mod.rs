@@ -1,11 +1,14 @@
 //! A GGUF file as a model folder: config, tokenizer and chat template out of its metadata, weights where they are.
 //!
 //! What the file says is translated by [`octet_model::gguf`]; here the tokenizer is put together and all of it becomes a
-//! [`Folder`], which every command opens like any other.
+//! [`Folder`], which every command opens like any other. A folder's tokenizer as metadata is [`tokenizer_metadata`].
 
 mod pieces;
 mod pre_tokenizers;
 mod tokenizer;
+mod write;
+
+pub use write::{OutgoingTokenizer, tokenizer_metadata};
 
 use crate::{Error, Result};
 use octet_formats::{
@@ -50,7 +53,8 @@ pub fn folder(name: &str, file: &File) -> Result<Folder> {
     let translation = translate(&described).map_err(|e| bad(e.to_string()))?;
     let bindings: Vec<Binding> = translation.tensors.into_iter().map(binding).collect();
     let mut files = vec![("config.json".to_string(), bytes(&translation.config))];
-    if metadata.contains_key("tokenizer.ggml.model") {
+    // Files without a tokenizer say so.
+    if metadata.get("tokenizer.ggml.model").is_some_and(|model| model.as_str() != Some("none")) {
         let made = tokenizer::tokenizer(&metadata).map_err(bad)?;
         files.push(("tokenizer.json".into(), bytes(&made.tokenizer)));
         files.push(("tokenizer_config.json".into(), bytes(&made.config)));

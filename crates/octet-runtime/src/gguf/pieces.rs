@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 
 /// The space of SentencePiece.
-const SPACE: &str = "▁";
+pub(super) const SPACE: &str = "▁";
 
 /// Merges of a vocabulary, the most eager first.
 pub(super) fn merges(tokens: &[String], scores: &[f64]) -> Vec<Value> {

@@ -64,7 +64,52 @@ pub(super) fn find(name: &str) -> Result<&'static PreTokenizer, String> {
     })
 }
 
+/// The kind that cuts text in the `steps` of a tokenizer.json.
+pub(super) fn matching(steps: &[&Value], ignore_merges: bool) -> Result<&'static PreTokenizer, String> {
+    let found = spelt(steps);
+    let same = |kind: &&PreTokenizer| {
+        let json = kind.json();
+        let own: Vec<&Value> = json["pretokenizers"].as_array().map_or_else(|| vec![&json], |list| list.iter().collect());
+        spelt(&own) == found
+    };
+    let cut: Vec<&PreTokenizer> = ALL.iter().filter(same).collect();
+    cut.iter().find(|kind| kind.ignore_merges == ignore_merges).copied().ok_or_else(|| match cut.first() {
+        Some(kind) => format!(
+            "its tokenizer has ignore_merges = {ignore_merges} and cuts text as {} does, which GGUF has no word for; export it to another format",
+            kind.name()
+        ),
+        None => format!(
+            "its tokenizer cuts text in a way that octet knows no GGUF name for ({}); export it to another format",
+            found.join("; ")
+        ),
+    })
+}
+
+/// Steps in words that are the same for what does the same.
+fn spelt(steps: &[&Value]) -> Vec<String> {
+    let one = |step: &&Value| {
+        let flag = |key: &str, usual: bool| step[key].as_bool().unwrap_or(usual);
+        match step["type"].as_str().unwrap_or_default() {
+            "ByteLevel" => format!("bytes, cut {}, space {}", flag("use_regex", true), flag("add_prefix_space", true)),
+            "Digits" => format!("digits, each {}", flag("individual_digits", false)),
+            "Split" => {
+                // A class of one space is a space.
+                let pattern =
+                    step["pattern"]["Regex"].as_str().map_or_else(|| step["pattern"].to_string(), |text| text.replace("[ ]", " "));
+                format!("split {pattern} {} {}", step["behavior"], flag("invert", false))
+            }
+            other => other.to_string(),
+        }
+    };
+    steps.iter().map(one).collect()
+}
+
 impl PreTokenizer {
+    /// The name files give it.
+    pub(super) fn name(&self) -> &'static str {
+        self.names.first().copied().unwrap_or_default()
+    }
+
     /// The `pre_tokenizer` of tokenizer.json.
     pub(super) fn json(&self) -> Value {
         let bytes = |cut: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": cut});

@@ -11,9 +11,15 @@ pub(super) struct Made {
 }
 
 /// What a token is (`tokenizer.ggml.token_type`).
-const CONTROL: u64 = 3;
+pub(super) const CONTROL: u64 = 3;
+/// As above: stands for what is not in the vocabulary.
+pub(super) const UNKNOWN: u64 = 2;
 /// As above: written by whoever made the vocabulary, and text like any other.
-const USER_DEFINED: u64 = 4;
+pub(super) const USER_DEFINED: u64 = 4;
+
+/// The key, after `tokenizer.ggml.`, that says whether text is composed where the way of cutting it would say otherwise. Only
+/// octet writes and reads it: llama.cpp never composes.
+pub(super) const COMPOSED: &str = "octet_composed";
 
 /// Makes the tokenizer.
 pub(super) fn tokenizer(metadata: &Metadata<'_>) -> Result<Made, String> {
@@ -30,7 +36,7 @@ pub(super) fn tokenizer(metadata: &Metadata<'_>) -> Result<Made, String> {
     };
     let added = tokens.iter().enumerate().filter_map(|(id, token)| {
         let kind = types.as_ref().map_or(1.0, |types| types[id]) as u64;
-        let (control, user) = (kind == CONTROL, kind == USER_DEFINED);
+        let (control, user) = (kind == CONTROL || kind == UNKNOWN, kind == USER_DEFINED);
         (!token.is_empty() && (control || user)).then(|| {
             json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": control})
         })
@@ -65,7 +71,8 @@ fn byte_level(metadata: &Metadata<'_>, tokens: &[String]) -> Result<Parts, Strin
         "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
         "fuse_unk": false, "byte_fallback": false, "ignore_merges": kind.ignore_merges, "vocab": vocabulary(tokens), "merges": merges,
     });
-    let normalizer = if kind.composed { json!({"type": "NFC"}) } else { json!(null) };
+    let composed = metadata.get(format!("tokenizer.ggml.{COMPOSED}").as_str()).and_then(Value::as_bool).unwrap_or(kind.composed);
+    let normalizer = if composed { json!({"type": "NFC"}) } else { json!(null) };
     let decoder = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
     Ok((model, normalizer, kind.json(), decoder, kind.add_bos))
 }
@@ -75,9 +82,11 @@ fn sentence_piece(metadata: &Metadata<'_>, tokens: &[String]) -> Result<Parts, S
     let leading_space = metadata.get("tokenizer.ggml.add_space_prefix").and_then(Value::as_bool).unwrap_or(true);
     let unknown = metadata.get("tokenizer.ggml.unknown_token_id").and_then(Value::as_u64).unwrap_or(0);
     let unknown = usize::try_from(unknown).ok().and_then(|id| tokens.get(id));
+    // Without bytes every character that is not in the vocabulary is a token of its own.
+    let bytes = tokens.iter().any(|token| super::write::is_byte(token));
     let model = json!({
         "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null, "end_of_word_suffix": null,
-        "fuse_unk": true, "byte_fallback": true, "ignore_merges": false, "vocab": vocabulary(tokens),
+        "fuse_unk": bytes, "byte_fallback": true, "ignore_merges": false, "vocab": vocabulary(tokens),
         "merges": pieces::merges(tokens, &scores),
     });
     Ok((model, pieces::normalizer(leading_space), json!(null), pieces::decoder(leading_space), true))

@@ -10,6 +10,7 @@ mod compare;
 mod compare_show;
 mod doctor;
 mod eval;
+mod export;
 mod inspect;
 mod judging;
 mod ladder;
@@ -42,6 +43,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<Ended> {
         Command::Quantize(args) => quantize::quantize(&args, &global),
         Command::Run(args) => run::run(&args, &global),
         Command::Eval(args) => eval::eval(&args, &global),
+        Command::Export(args) => export::export(&args, &global),
         Command::Bench(args) => bench::bench(&args, &global),
         Command::Inspect(args) => inspect::inspect(&args, &global),
         Command::Logits(args) => logits::logits(&args, &global),

@@ -217,6 +217,7 @@ pub(super) fn plan_document(label: &str, plan: &Plan, forecast: &Forecast, runni
     let lines = plan.lines().iter().map(|line| {
         let (becomes, why) = match &line.action {
             Action::Quantize { scheme, .. } => (scheme.to_string(), None),
+            Action::Blocks { code, .. } => (code.name.to_string(), None),
             Action::Keep { dtype, reason } => (dtype.to_string(), Some(reason)),
             Action::Drop { reason } => ("nothing".into(), Some(reason)),
         };

@@ -19,6 +19,7 @@ Commands:
   eval         Perplexity with its interval; against a base also KL divergence, agreement and the paired ratio
   bench        Prefill and decode speed, load time, memory, and their share of this machine's limits
   inspect      Architecture, tensors, bits per weight, size and memory forecast of a checkpoint
+  export       Write a model in another format (GGUF), re-open it, judge it against the model it came from
   logits       Raw logits for given token ids, to hold octet against another implementation
   compare      Both models on the same prompts: where their texts part, divergence token by token
   verify       Judge a checkpoint that anyone made, or check that a folder holds what its receipt says

@@ -170,20 +170,20 @@ impl Hessian {
     }
 
     /// The undamped matrix; place p is input `columns()[p]`.
-    pub(super) fn matrix(&self) -> &SymmetricMatrix {
+    pub(in crate::solve) fn matrix(&self) -> &SymmetricMatrix {
         &self.matrix
     }
 
-    pub(super) fn columns(&self) -> Option<&[u32]> {
+    pub(in crate::solve) fn columns(&self) -> Option<&[u32]> {
         self.columns.as_deref()
     }
 
     /// Mean square of every place, mean 1 and no less than a thousandth.
-    pub(super) fn importance(&self) -> &[f32] {
+    pub(in crate::solve) fn importance(&self) -> &[f32] {
         &self.importance
     }
 
-    pub(super) fn factor(&self) -> Option<&Factor> {
+    pub(in crate::solve) fn factor(&self) -> Option<&Factor> {
         self.factor.as_ref()
     }
 }

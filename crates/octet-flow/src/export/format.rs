@@ -1,0 +1,55 @@
+//! The formats there are, by the names they are asked for.
+
+use super::{Export, Source, gguf};
+use crate::Result;
+use std::{fmt, str::FromStr};
+
+/// A format to export to, such as `gguf:q4_k_m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One GGUF file for llama.cpp and what builds on it.
+    Gguf(gguf::Target),
+}
+
+/// Names with what follows them.
+const KNOWN: &str = "gguf, gguf:TYPE or gguf:TYPE:TYPE OF EMBEDDING AND HEAD (such as gguf:q4_k_m)";
+
+impl Format {
+    /// Makes the format ready for a model. With `requantize`, weights that are quantized already in a way the format cannot hold
+    /// are decoded and quantized anew.
+    ///
+    /// # Errors
+    /// What the format cannot hold, as a sentence with what to do instead.
+    pub fn prepare(self, source: &Source, requantize: bool) -> Result<Box<dyn Export + '_>> {
+        match self {
+            Self::Gguf(target) => Ok(Box::new(gguf::GgufExport::new(source, target, requantize)?)),
+        }
+    }
+
+    /// What is added to a model's name to name the export.
+    pub fn suffix(&self) -> String {
+        match self {
+            Self::Gguf(_) => format!("{}.gguf", self.to_string().trim_start_matches("gguf").trim_start_matches(':').replace(':', "-")),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gguf(target) => write!(f, "gguf{target}"),
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (name, rest) = text.split_once(':').map_or((text, None), |(name, rest)| (name, Some(rest)));
+        match name {
+            "gguf" => rest.map_or(Ok(gguf::Target::default()), str::parse).map(Self::Gguf),
+            _ => Err(format!("{text:?} is no format; octet exports {KNOWN}")),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The export job: a model in another format, re-opened, judged against the model it came from, and only then given its name.
+//!
+//! Every format is a [`Format`] that makes itself ready for a model ([`Format::prepare`], where everything it cannot hold is
+//! refused) and an [`Export`] that writes. What follows the writing is the same for all of them.
+
+mod format;
+mod gguf;
+mod source;
+
+pub use format::Format;
+pub use source::Source;
+
+use crate::{
+    Calibration, Error, JudgeSettings, Original, Progress, Result,
+    judge::{judge_export, same_text},
+};
+use octet_eval::Report;
+use octet_formats::{Folder, staging::Staging};
+use octet_kernels::Engine;
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+/// How an export is carried out.
+#[derive(Clone, Copy)]
+pub struct ExportRun<'a> {
+    /// What flows through the model, where that is to be measured.
+    pub calibration: Option<&'a Calibration>,
+    /// Threads and kernels.
+    pub engine: &'a Engine,
+    /// Set it to stop.
+    pub cancel: &'a AtomicBool,
+}
+
+/// A format made ready for one model.
+pub trait Export {
+    /// Whether it is one file instead of a folder.
+    fn is_file(&self) -> bool;
+
+    /// Whether what flows through the model can change the result.
+    fn wants_calibration(&self) -> bool;
+
+    /// What a person should know: what is converted, what other readers do otherwise.
+    fn notes(&self) -> &[String];
+
+    /// Writes the file, or into the (empty) folder, at `path`.
+    ///
+    /// # Errors
+    /// If weights cannot be read or solved, or the disk fails.
+    fn write(&self, path: &Path, run: &ExportRun<'_>, progress: Progress<'_>) -> Result<()>;
+
+    /// Opens what was written with octet's own reader; `None` where octet does not read the format, and has checked it otherwise.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn reopen(&self, path: &Path) -> Result<Option<Folder>>;
+}
+
+/// An export that was written and waits for its verdict.
+pub struct Exported {
+    staging: Staging,
+    path: PathBuf,
+    is_file: bool,
+    /// The same, opened by octet's own reader.
+    pub folder: Option<Folder>,
+}
+
+impl Exported {
+    /// Writes `export` of `source` beside `target` and opens it again: text must become the same tokens.
+    ///
+    /// # Errors
+    /// If the target exists (without `force`) or touches the input, the export fails, or what was written cannot be read or
+    /// tokenizes text otherwise.
+    pub fn write(
+        source: &Source,
+        export: &dyn Export,
+        target: &Path,
+        force: bool,
+        run: &ExportRun<'_>,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
+        let inputs: Vec<&Path> = source.input.path().into_iter().collect();
+        let (staging, path) = match export.is_file() {
+            true => {
+                let staging = Staging::begin_file(target, force, &inputs)?;
+                let path = staging.path().join(target.file_name().unwrap_or_default());
+                (staging, path)
+            }
+            false => {
+                let staging = Staging::begin(target, force, &inputs)?;
+                let path = staging.path();
+                (staging, path)
+            }
+        };
+        export.write(&path, run, progress)?;
+        let folder = export.reopen(&path)?;
+        if let Some(folder) = &folder {
+            let failed = |what| Error::Export { target: target.display().to_string(), what };
+            same_text(&source.input, folder).map_err(failed)?;
+        }
+        Ok(Self { staging, path, is_file: export.is_file(), folder })
+    }
+
+    /// Judges it against the model it came from: perplexity, divergence, tokens and prompts. `None` where octet does not read the format.
+    ///
+    /// # Errors
+    /// If a model cannot run, or `cancel` is set.
+    pub fn judge(
+        &self,
+        original: &mut Original,
+        label: &str,
+        settings: &JudgeSettings,
+        run: &ExportRun<'_>,
+        progress: Progress<'_>,
+    ) -> Result<Option<Report>> {
+        let Some(folder) = &self.folder else { return Ok(None) };
+        judge_export(original, folder, label, settings, run.engine, run.cancel, progress).map(Some)
+    }
+
+    /// Bytes of all its files.
+    ///
+    /// # Errors
+    /// If they cannot be listed.
+    pub fn bytes(&self) -> Result<u64> {
+        if self.is_file {
+            return Ok(std::fs::metadata(&self.path).map_err(Error::read(&self.path))?.len());
+        }
+        crate::artefact::folder_bytes(&self.path)
+    }
+
+    /// Gives it its name.
+    ///
+    /// # Errors
+    /// If it cannot be renamed.
+    pub fn commit(self) -> Result<PathBuf> {
+        // What is mapped would keep the old file's pages.
+        drop(self.folder);
+        Ok(if self.is_file { self.staging.commit_file()? } else { self.staging.commit()? })
+    }
+}
