@@ -20,14 +20,14 @@ pub(crate) struct BlockWork<'a> {
 
 enum Solver<'a> {
     Search(BlockSearch),
-    Gptq(BlockGptq<'a>),
+    Gptq(Box<BlockGptq<'a>>),
 }
 
 impl<'a> BlockWork<'a> {
     pub(crate) fn new(job: &BlockJob<'a>, choice: SolverChoice) -> Result<Self, Error> {
         let gptq = if let SolverChoice::Gptq(settings) = choice { BlockGptq::new(job, settings.refine)? } else { None };
         let solver = match gptq {
-            Some(gptq) => Solver::Gptq(gptq),
+            Some(gptq) => Solver::Gptq(Box::new(gptq)),
             None => Solver::Search(BlockSearch::new(job)?),
         };
         Ok(Self { job: *job, solver })

@@ -154,7 +154,7 @@ fn feed_forward(mlp: &Mlp, config: &Value) -> usize {
 fn pattern(layers: &[LayerSpec]) -> Fact {
     let slides: Vec<bool> = layers.iter().map(|layer| layer.attention.window.is_some()).collect();
     let every = slides.iter().position(|slides| !slides).map(|first| first + 1);
-    let regular = |n: usize| slides.iter().enumerate().all(|(i, &slides)| slides == !(i + 1).is_multiple_of(n));
+    let regular = |n: usize| slides.iter().enumerate().all(|(i, &slides)| slides != (i + 1).is_multiple_of(n));
     match every.filter(|&n| regular(n)) {
         Some(n) => Fact::Count(n as u64),
         None => Fact::Flags(slides),
