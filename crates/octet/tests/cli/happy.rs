@@ -81,7 +81,7 @@ fn a_gate_that_cannot_be_passed_refuses() {
 #[test]
 fn too_little_text_is_undecided_and_several_schemes_are_compared() {
     let sandbox = Sandbox::new();
-    let ended = sandbox.octet("quantize tiny --scheme w8a16,w8a8 --eval-tokens 1024 --min-speedup 0 --json");
+    let ended = sandbox.octet("quantize tiny --scheme w8a16,w8a8 --eval-tokens 512 --min-speedup 0 --json");
     assert_eq!(ended.code, Some(3), "{ended:?}");
     let document = ended.json();
     assert_eq!(document["paths"], json!([null, null]));
@@ -164,7 +164,7 @@ fn unjudged_portable_and_renamed_outputs() {
     assert_eq!(sandbox.json("pocket-w8a16-portable/quantization_config.json")["portable"], json!(true));
 
     sandbox.octet("quantize pocket --no-judge ./elsewhere --preset w4").done();
-    assert_eq!(sandbox.json("elsewhere/quantization_config.json")["scheme"], json!("w4a16-g32"));
+    assert_eq!(sandbox.json("elsewhere/quantization_config.json")["scheme"], json!("w4ta16-g32"));
     sandbox.octet("quantize pocket --no-judge --bits 4 --group-size 64").done();
     assert_eq!(sandbox.json("pocket-w4a16-g64/quantization_config.json")["group_size"], json!(64));
 }
