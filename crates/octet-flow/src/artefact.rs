@@ -16,10 +16,10 @@ use std::{
 };
 
 /// Largest shard written; a model below it is one file.
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+pub(crate) const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// What every family here calls its head.
-const HEAD: &str = "lm_head";
+pub(crate) const HEAD: &str = "lm_head";
 
 /// Files of a model folder that hold the weights or what octet writes itself: everything else is copied byte for byte.
 const OWN_FILES: [&str; 7] = [

@@ -1,6 +1,10 @@
 //! The formats there are, by the names they are asked for.
 
-use super::{Export, Source, gguf};
+use super::{
+    Export, Source,
+    checkpoint::{self, CheckpointExport, Layout},
+    gguf,
+};
 use crate::Result;
 use std::{fmt, str::FromStr};
 
@@ -9,10 +13,13 @@ use std::{fmt, str::FromStr};
 pub enum Format {
     /// One GGUF file for llama.cpp and what builds on it.
     Gguf(gguf::Target),
+    /// A folder as another tool lays it out.
+    Folder(Layout),
 }
 
 /// Names with what follows them.
-const KNOWN: &str = "gguf, gguf:TYPE or gguf:TYPE:TYPE OF EMBEDDING AND HEAD (such as gguf:q4_k_m)";
+const KNOWN: &str = "gguf, gguf:TYPE or gguf:TYPE:TYPE OF EMBEDDING AND HEAD (such as gguf:q4_k_m), compressed-tensors, gptq, awq, mlx, bnb8, \
+                     npz and safetensors";
 
 impl Format {
     /// Makes the format ready for a model. With `requantize`, weights that are quantized already in a way the format cannot hold
@@ -23,6 +30,7 @@ impl Format {
     pub fn prepare(self, source: &Source, requantize: bool) -> Result<Box<dyn Export + '_>> {
         match self {
             Self::Gguf(target) => Ok(Box::new(gguf::GgufExport::new(source, target, requantize)?)),
+            Self::Folder(layout) => Ok(Box::new(CheckpointExport::new(source, layout, requantize)?)),
         }
     }
 
@@ -30,6 +38,7 @@ impl Format {
     pub fn suffix(&self) -> String {
         match self {
             Self::Gguf(_) => format!("{}.gguf", self.to_string().trim_start_matches("gguf").trim_start_matches(':').replace(':', "-")),
+            Self::Folder(layout) => layout.name().into(),
         }
     }
 }
@@ -38,6 +47,7 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gguf(target) => write!(f, "gguf{target}"),
+            Self::Folder(layout) => f.write_str(layout.name()),
         }
     }
 }
@@ -47,8 +57,9 @@ impl FromStr for Format {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let (name, rest) = text.split_once(':').map_or((text, None), |(name, rest)| (name, Some(rest)));
-        match name {
-            "gguf" => rest.map_or(Ok(gguf::Target::default()), str::parse).map(Self::Gguf),
+        match (name, rest, checkpoint::named(text)) {
+            ("gguf", ..) => rest.map_or(Ok(gguf::Target::default()), str::parse).map(Self::Gguf),
+            (_, _, Some(layout)) => Ok(Self::Folder(layout)),
             _ => Err(format!("{text:?} is no format; octet exports {KNOWN}")),
         }
     }

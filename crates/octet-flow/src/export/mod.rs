@@ -3,10 +3,13 @@
 //! Every format is a [`Format`] that makes itself ready for a model ([`Format::prepare`], where everything it cannot hold is
 //! refused) and an [`Export`] that writes. What follows the writing is the same for all of them.
 
+mod checkpoint;
+mod convert;
 mod format;
 mod gguf;
 mod source;
 
+pub use checkpoint::Layout;
 pub use format::Format;
 pub use source::Source;
 
