@@ -11,14 +11,15 @@ use std::path::PathBuf;
   octet export ./model --format gguf:q4_k_m            model-q4_k_m.gguf, solved on calibration text
   octet export ./model --format gguf:q4_0:q8_0         4 bits, embedding and head in 8
   octet export ./model-w8a16-g32 --format gguf         the codes there are, without loss
-  octet export ./model --format gguf:q8_0,gguf:iq4_xs --no-judge")]
+  octet export ./model --format gguf:q8_0,gguf:iq4_xs --no-judge
+  octet export ./model-w4a16 --format gptq,mlx --out ./folders   codes and scales as they are, for other tools")]
 pub(crate) struct Export {
     /// A checkpoint folder, a .gguf file, `pocket`, or org/name from the local Hugging Face cache
     pub(crate) model: String,
-    /// Formats, with commas: gguf, gguf:TYPE, gguf:TYPE:TYPE OF EMBEDDING AND HEAD
+    /// Formats, with commas: gguf, gguf:TYPE, gguf:TYPE:TYPE OF EMBEDDING AND HEAD, compressed-tensors, gptq, awq, mlx, bnb8, npz, safetensors
     #[arg(long, value_name = "F", value_delimiter = ',', required = true)]
     pub(crate) format: Vec<Format>,
-    /// Where to write; with several formats a folder [default: ./<model>-<type>.gguf]
+    /// Where to write; with several formats a folder [default: ./<model>-<type>.gguf or ./<model>-<format>]
     #[arg(long, value_name = "PATH")]
     pub(crate) out: Option<PathBuf>,
     /// Replace what is there
