@@ -175,7 +175,14 @@ fn specs(layout: Layout, planned: &Planned, scheme: Scheme, dtype: Dtype) -> Vec
     }
 }
 
-fn write_codes(job: Job<'_>, layout: Layout, planned: &Planned, (scheme, dtype): (Scheme, Dtype), run: &ExportRun<'_>, files: &mut Files) -> Result<()> {
+fn write_codes(
+    job: Job<'_>,
+    layout: Layout,
+    planned: &Planned,
+    (scheme, dtype): (Scheme, Dtype),
+    run: &ExportRun<'_>,
+    files: &mut Files,
+) -> Result<()> {
     let (module, shape) = (&planned.site.module, [planned.site.rows, planned.site.cols]);
     let mut encoder = fit(layout, planned, scheme, dtype).map(|(format, fit)| Encoder::new(format, module, shape, fit, None));
     let mut first = 0;

@@ -1,9 +1,6 @@
 //! What becomes of every matrix on its way into another format, decided before anything is written.
 
-use super::{
-    ExportRun, Source,
-    source::cannot,
-};
+use super::{ExportRun, Source, source::cannot};
 use crate::{Error, Progress, Result};
 use octet_formats::write::Given;
 use octet_model::{LinearSite, Role};
@@ -143,7 +140,15 @@ fn planned(job: Job<'_>, holds: &Holds<'_>, site: &LinearSite) -> Result<Planned
     let missing = || octet_tensor::Error::Missing { name: site.module.clone() };
     let matrix = job.source.checkpoint.matrix(&site.module)?.ok_or_else(missing)?;
     let action = match &matrix {
-        Matrix::Quant(matrix) => quantized(job, holds, site, matrix.scheme(), matrix.read_rows(0..1)?.scale_dtype())?,
+        Matrix::Quant(matrix) => {
+            let first = matrix.read_rows(0..1)?;
+            // Codes alone would be another matrix.
+            if first.order().is_some() || first.beside().is_some() || matrix.beside()?.is_some() {
+                let what = format!("has no place for {}, whose inputs are in activation order or partly in floats", site.module);
+                return Err(cannot_hold(holds, what, "give the original, or quantize it in another scheme"));
+            }
+            quantized(job, holds, site, matrix.scheme(), first.scale_dtype())?
+        }
         Matrix::Float(float) => floats(job, holds, site, float)?,
     };
     Ok(Planned { site: site.clone(), action })
