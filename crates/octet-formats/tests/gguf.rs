@@ -166,7 +166,7 @@ fn noise(seed: u64) -> impl FnMut() -> u64 {
 /// Rows of any codes, scales and offsets that a type can hold.
 fn any_rows(code: BlockCode, rows: usize, cols: usize, seed: u64) -> BlockRows {
     let (mut next, mut out) = (noise(seed), BlockRows::zeros(code, rows, cols).unwrap());
-    let mut half = || f32::from((next() % 4000) as u16) / 1024.0 - 1.5;
+    let mut half = || f32::from((next() % 2000) as u16) / 1024.0 - 1.0;
     out.d.iter_mut().for_each(|d| *d = half());
     let negative = code.offsets == RunOffsets::Float;
     out.m.iter_mut().for_each(|m| *m = if negative { half() } else { half().abs() });

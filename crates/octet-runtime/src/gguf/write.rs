@@ -6,7 +6,7 @@ use super::{pieces, pre_tokenizers, tokenizer};
 use crate::{ChatTemplate, GenerationConfig, Tokenizer, settings::read_json};
 use octet_formats::{Folder, gguf::Meta};
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// What a token is (`tokenizer.ggml.token_type`).
 const NORMAL: i32 = 1;
@@ -31,8 +31,8 @@ pub struct OutgoingTokenizer {
 pub fn tokenizer_metadata(folder: &Folder, config: &Value, rows: usize) -> Result<Option<OutgoingTokenizer>, String> {
     let words = |e: crate::Error| e.to_string();
     let Some(json) = read_json(folder, "tokenizer.json").map_err(words)? else { return Ok(None) };
-    let opened = Tokenizer::open(folder).map_err(words)?;
     let mut vocabulary = Vocabulary::new(&json, rows)?;
+    let opened = Tokenizer::open(folder).map_err(words)?;
     let mut notes = vec![];
     let mut out = vec![];
     let mut set = |key: &str, value: Meta| out.push((format!("tokenizer.ggml.{key}"), value));
@@ -145,8 +145,12 @@ impl Vocabulary {
         let scores: Vec<f32> = self.tokens.iter().map(|token| -(ranks.get(token).copied().unwrap_or(last) as f32)).collect();
         let read: Vec<f64> = scores.iter().map(|&score| f64::from(score)).collect();
         let back = pieces::merges(&self.tokens, &read);
-        let same = back.len() == merges.len()
-            && back.iter().zip(&merges).all(|(pair, (left, right))| pair[0] == left.as_str() && pair[1] == right.as_str());
+        // Ways to make the same token come in any order: only one of them is there at a time.
+        let made = |pairs: &[(String, String)]| pairs.iter().map(|(left, right)| format!("{left}{right}")).collect::<Vec<_>>();
+        let pair = |pair: &Value| (pair[0].as_str().unwrap_or_default().to_string(), pair[1].as_str().unwrap_or_default().to_string());
+        let back: Vec<(String, String)> = back.iter().map(pair).collect();
+        let all = |pairs: &[(String, String)]| pairs.iter().cloned().collect::<BTreeSet<_>>();
+        let same = made(&back) == made(&merges) && all(&back) == all(&merges);
         match same {
             true => Ok(scores),
             false => Err("its tokenizer merges pieces in an order that no scores of tokens give, which is all that GGUF has words for; \

@@ -1,7 +1,7 @@
 //! `octet export`: a model in other formats, each re-opened and judged.
 
 use super::{
-    judging, say_json,
+    calibration, judging, say_json,
     text::{self, BuiltIn, Given, Texts},
     verdict,
 };
@@ -12,12 +12,7 @@ use crate::{
     ui::{self, Progress},
 };
 use anyhow::Result;
-use octet_eval::{
-    Report,
-    gates::Status,
-    memory::available_memory,
-    overlap::{self, Overlap},
-};
+use octet_eval::{Report, gates::Status, memory::available_memory};
 use octet_flow::{
     Calibration, JudgeSettings, Original,
     export::{Export, ExportRun, Exported, Format, Source},
@@ -48,7 +43,7 @@ pub(crate) fn export(args: &Args, global: &Global) -> Result<Ended> {
         .collect::<octet_flow::Result<Vec<_>>>()?;
     let targets = targets(args)?;
     let wants = prepared.iter().any(|(_, export)| export.wants_calibration());
-    let calibration = if wants && !args.no_calibration { Some(calibration(args, &input, &source)?) } else { None };
+    let calibration = if wants && !args.no_calibration { Some(calibrate(args, &input, &source)?) } else { None };
     let mut judging = if args.no_judge { None } else { Some(judging_of(args, &input, &source, &engine, calibration.as_ref())?) };
     let mut session =
         Session { args, global, engine: &engine, source: &source, calibration: calibration.as_ref(), progress: Progress::new() };
@@ -85,7 +80,7 @@ fn targets(args: &Args) -> Result<Vec<PathBuf>> {
     }
 }
 
-fn calibration(args: &Args, input: &Folder, source: &Source) -> Result<Calibration> {
+fn calibrate(args: &Args, input: &Folder, source: &Source) -> Result<Calibration> {
     let (tokenizer, chat) = (Tokenizer::open(input)?, ChatTemplate::open(input)?);
     let length = args.calibration_length.min(source.spec().context());
     let given = Given { files: &args.calibration, field: args.judge.text_field.as_deref(), chat: chat.as_ref() };
@@ -118,10 +113,7 @@ fn judging_of(
     let Texts { texts, .. } =
         text::texts(given, BuiltIn::Evaluation, &tokenizer, source.spec().vocab_size(), LEAST_EVAL, judge.eval_tokens)?;
     if let Some(calibration) = calibration {
-        for text in &texts {
-            let window = overlap::window(&tokenizer, &text.ids)?;
-            Overlap::between(calibration.samples.tokens(), &text.ids, window).check(&calibration.texts.join(", "), &text.name)?;
-        }
+        calibration::check_disjoint(calibration, &texts, &tokenizer)?;
     }
     let settings = judging::settings(judge, false, texts)?;
     Ok((Original::open(input, engine, &settings)?, settings))
