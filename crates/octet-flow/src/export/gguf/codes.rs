@@ -135,6 +135,6 @@ mod tests {
         assert_eq!(in_blocks(kind.code().unwrap(), &q).unwrap().dequantize(), q.dequantize());
         let q = QMatrix::new(2, 128, scheme("w8a16-pc"), codes, vec![0.3, 1.0], Dtype::F32, vec![]).unwrap();
         assert!(in_blocks(BlockType::Q8_0.code().unwrap(), &q).unwrap_err().contains("0.3"));
-        assert!(holding(scheme("w4a16-g16-sym"), 128).unwrap_err().contains("groups of 16"));
+        assert!(holding(scheme("w4a16-pc-sym"), 100).unwrap_err().contains("groups of 100"));
     }
 }
