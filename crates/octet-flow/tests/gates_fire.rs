@@ -150,9 +150,9 @@ fn a_truncated_file_does_not_open() {
 #[test]
 fn tasks() {
     let text = std::fs::read_to_string(pocket().path().unwrap().join("text/tasks.jsonl")).unwrap();
-    let some: Vec<&str> = text.lines().step_by(4).collect();
+    let some: Vec<&str> = text.lines().step_by(2).collect();
     let tasks = Some(TaskSet::parse("pocket", &some.join("\n")).unwrap());
-    let (files, origin) = damaged("all layers at 2 bits");
+    let (files, origin) = damaged("a slow path: eight times the layers");
     let report = judge(&files, origin, &JudgeSettings { tasks, ..settings(Thresholds::default()) }).unwrap();
     let gate = report.gates.iter().find(|gate| gate.name == "tasks").unwrap();
     assert_eq!(gate.outcome, Outcome::Failed, "{gate:?}");
