@@ -2,7 +2,7 @@
 //!
 //! What lives here: [`Folder`] (a model folder, memory-mapped), [`Checkpoint`] (a Hugging Face checkpoint as a source
 //! of weights), the safetensors container, compressed-tensors in both directions, readers of what other tools
-//! quantize ([`gguf`], [`gptq`], AWQ, bitsandbytes, [`mlx`], [`torchao`]) and [writers](write) of most, numpy arrays and [archives](npz), low-rank [adapters](peft), the parts of an [ONNX](onnx) file, and the staging of an output folder. What does not: knowledge of architectures, and the choice of any scale or code.
+//! quantize ([`gguf`], [`gptq`], AWQ, bitsandbytes, [`mlx`], [`torchao`]) and [writers](mod@write) of most, numpy arrays and [archives](npz), low-rank [adapters](peft), the parts of an [ONNX](onnx) file, and the staging of an output folder. What does not: knowledge of architectures, and the choice of any scale or code.
 
 mod awq;
 mod bitsandbytes;
