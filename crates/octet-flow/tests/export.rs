@@ -57,6 +57,7 @@ fn every_architecture_comes_back_as_it_was_or_is_refused() {
         ("mistral", "window"),
         ("qwen2-window", "window"),
         ("qwen3-moe-mixed", ""),
+        ("qwen3-tied", "bias of the attention's output"),
     ];
     let (engine, dir) = (engine(), tempfile::tempdir().unwrap());
     let mut held = 0;
@@ -82,7 +83,7 @@ fn every_architecture_comes_back_as_it_was_or_is_refused() {
             (Err(why), None) => panic!("{name}: {why}"),
         }
     }
-    assert!(held >= 19, "{held}");
+    assert!(held >= 18, "{held}");
 }
 
 /// A Gemma fixture with the scale of queries that its published models have.

@@ -17,6 +17,8 @@ pub struct GgufRow {
     pub keys: &'static [(&'static str, &'static str)],
     /// Whether blocks that slide turn by a base of their own, and the file says which slide.
     pub local_ropes: bool,
+    /// Whether llama.cpp knows a bias of the attention's output projection.
+    pub out_bias: bool,
     /// Whether llama.cpp leaves the sliding window out.
     pub ignores_window: bool,
     /// What config.json needs and the metadata does not say.
@@ -45,6 +47,7 @@ const LLAMA: GgufRow = GgufRow {
     epsilon: RMS,
     keys: &[],
     local_ropes: false,
+    out_bias: true,
     ignores_window: false,
     fixed: &[],
 };
@@ -65,13 +68,14 @@ const GEMMA2: GgufRow = GgufRow {
 /// Every architecture whose GGUF files are read.
 pub static GGUF: &[GgufRow] = &[
     LLAMA,
-    GgufRow { architecture: "smollm3", model_type: "smollm3", ..LLAMA },
-    GgufRow { architecture: "qwen2", model_type: "qwen2", paired: false, ..LLAMA },
-    GgufRow { architecture: "qwen3", model_type: "qwen3", paired: false, ..LLAMA },
+    GgufRow { architecture: "smollm3", model_type: "smollm3", out_bias: false, ..LLAMA },
+    GgufRow { architecture: "qwen2", model_type: "qwen2", paired: false, out_bias: false, ..LLAMA },
+    GgufRow { architecture: "qwen3", model_type: "qwen3", paired: false, out_bias: false, ..LLAMA },
     GgufRow {
         architecture: "qwen3moe",
         model_type: "qwen3_moe",
         paired: false,
+        out_bias: false,
         keys: &[
             ("num_experts", "expert_count"),
             ("num_experts_per_tok", "expert_used_count"),

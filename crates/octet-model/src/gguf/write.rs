@@ -67,6 +67,10 @@ pub enum DescribeError {
 pub fn describe(spec: &ArchSpec, config: &Value) -> Result<Outgoing, DescribeError> {
     let unknown = || DescribeError::Architecture { family: spec.family };
     let row = GGUF.iter().find(|row| row.architecture == spec.gguf).ok_or_else(unknown)?;
+    if !row.out_bias && spec.layers.iter().any(|layer| layer.attention.out_bias) {
+        let what = "llama.cpp knows no bias of the attention's output there".into();
+        return Err(DescribeError::NotHeld { architecture: row.architecture, what });
+    }
     let mut out = Outgoing { metadata: vec![], tensors: names::tensors(row, spec)?, floats: vec![], notes: vec![] };
     facts(row, spec, config, &mut out);
     let back = read_back(&out, spec)?;

@@ -115,7 +115,7 @@ pub(super) fn take_over(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use octet_tensor::Scheme;
+    use octet_tensor::{LEVELS, Scheme};
 
     fn scheme(text: &str) -> WeightScheme {
         text.parse::<Scheme>().unwrap().weights
@@ -135,6 +135,11 @@ mod tests {
         assert_eq!(in_blocks(kind.code().unwrap(), &q).unwrap().dequantize(), q.dequantize());
         let q = QMatrix::new(2, 128, scheme("w8a16-pc"), codes, vec![0.3, 1.0], Dtype::F32, vec![]).unwrap();
         assert!(in_blocks(BlockType::Q8_0.code().unwrap(), &q).unwrap_err().contains("0.3"));
+        let levels: Vec<i8> = (0..64).map(|i| LEVELS[i % 16]).collect();
+        let q = QMatrix::new(1, 64, scheme("w4ta16-g32"), levels, vec![0.5, 0.25], Dtype::F16, vec![]).unwrap();
+        let kind = holding(q.scheme(), 64).unwrap();
+        assert_eq!(kind, BlockType::IQ4_NL);
+        assert_eq!(in_blocks(kind.code().unwrap(), &q).unwrap().dequantize(), q.dequantize());
         assert!(holding(scheme("w4a16-pc-sym"), 100).unwrap_err().contains("groups of 100"));
     }
 }
