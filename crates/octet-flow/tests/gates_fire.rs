@@ -1,7 +1,6 @@
 //! For every gate of a verdict a written model on which it fires, judged as `octet quantize` judges; and one on which none does.
 //!
-//! `size.linears` needs scales in 32 bits, which nothing here writes: a test of octet-eval has a model with such. For
-//! `quality.position` no damage to the built-in model is late in the context: it is tested on comparisons that break late.
+//! `size.linears` needs scales in 32 bits, which nothing here writes: a test of octet-eval has a model with such.
 //! The graded tables of docs/judging.md are made of the same damage by the program in `examples/sabotage`, on more text.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -38,44 +37,65 @@ fn pocket() -> Folder {
 /// Good 8 bits, to be damaged.
 static GOOD: LazyLock<Files> = LazyLock::new(|| Files::quantized(&pocket(), "w8a16", &ENGINE).unwrap());
 
-/// Tokens of all texts.
-const TOKENS: usize = 4_200;
+/// Tokens of each text: little, and enough for an interval of every tenth of long windows.
+const LITTLE: usize = 1_400;
+const ENOUGH_FOR_TENTHS: usize = 10_000;
 
-/// What a verdict rests on: little text, in short windows.
-fn settings(limits: Thresholds) -> JudgeSettings {
+/// Texts that models write where nothing is asked of them, and where it is: a figure that is worse in nearly all of twenty texts is
+/// below the health gate's limit.
+const FEW: usize = 2;
+const ENOUGH: usize = 20;
+
+/// The texts that come with the model.
+static TEXTS: LazyLock<[EvalText; 3]> = LazyLock::new(|| {
     let folder = pocket();
     let text = std::fs::read_to_string(folder.path().unwrap().join("text/evaluation.jsonl")).unwrap();
     let tokenizer = Tokenizer::open(&folder).unwrap();
-    let one = |kind: &str| {
+    ["hardware", "commands", "docs"].map(|kind| {
         let mark = format!("\"kind\": \"{kind}\"");
         let lines: Vec<&str> = text.lines().filter(|line| line.contains(&mark)).collect();
         let text = Text::parse(kind.into(), lines.join("\n"), true, ReadOptions::default()).unwrap();
-        let mut ids = text.tokens(&tokenizer, 4096, 1).unwrap();
-        ids.truncate(TOKENS / 3);
-        EvalText { name: kind.into(), ids }
-    };
+        EvalText { name: kind.into(), ids: text.tokens(&tokenizer, 4096, 1).unwrap() }
+    })
+});
+
+/// What a verdict rests on: little text, in short windows.
+fn settings(limits: Thresholds, health_prompts: usize) -> JudgeSettings {
+    JudgeSettings { context: Some(64), ..settings_of(LITTLE, limits, health_prompts) }
+}
+
+fn settings_of(tokens: usize, limits: Thresholds, health_prompts: usize) -> JudgeSettings {
+    let first = |text: &EvalText| EvalText { name: text.name.clone(), ids: text.ids.iter().copied().take(tokens).collect() };
     JudgeSettings {
-        texts: ["hardware", "commands", "docs"].map(one).into(),
-        context: Some(64),
+        texts: TEXTS.iter().map(first).collect(),
+        context: None,
         thresholds: limits,
         seed: 0,
         tasks: None,
-        // A figure that is worse in nearly all of twenty texts is below the health gate's limit.
-        health_prompts: 20,
+        health_prompts,
         store: None,
         command: vec![],
     }
 }
 
-/// What the original makes of little text, once for all tests.
-static ORIGINAL: LazyLock<Mutex<Original>> =
-    LazyLock::new(|| Mutex::new(Original::open(&pocket(), &ENGINE, &settings(Thresholds::default())).unwrap()));
+/// What the original makes of little text, once for all tests that ask for few texts.
+static ORIGINAL: LazyLock<Mutex<Original>> = LazyLock::new(|| Mutex::new(open(&settings(Thresholds::default(), FEW))));
+
+fn open(settings: &JudgeSettings) -> Original {
+    Original::open(&pocket(), &ENGINE, settings).unwrap()
+}
 
 fn judge(files: &Files, origin: Origin, settings: &JudgeSettings) -> octet_flow::Result<Report> {
-    let mut original = ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner);
+    if settings.health_prompts == FEW {
+        judge_against(&mut ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner), files, origin, settings)
+    } else {
+        judge_against(&mut open(settings), files, origin, settings)
+    }
+}
+
+fn judge_against(original: &mut Original, files: &Files, origin: Origin, settings: &JudgeSettings) -> octet_flow::Result<Report> {
     let never = std::sync::atomic::AtomicBool::new(false);
-    let judged = judge_folder(&mut original, &files.folder("variant"), "w8a16", origin, settings, &ENGINE, &never, &mut |_, _, _, _| {});
-    Ok(judged?.report)
+    Ok(judge_folder(original, &files.folder("variant"), "w8a16", origin, settings, &ENGINE, &never, &mut |_, _, _, _| {})?.report)
 }
 
 /// The blocking gates that failed.
@@ -95,8 +115,13 @@ fn damaged(name: &str) -> (Files, Origin) {
 
 #[track_caller]
 fn fires(name: &str, gates: &[&str], limits: Thresholds) {
+    fires_with(name, gates, &settings(limits, FEW));
+}
+
+#[track_caller]
+fn fires_with(name: &str, gates: &[&str], settings: &JudgeSettings) {
     let (files, origin) = damaged(name);
-    let report = judge(&files, origin, &settings(limits)).unwrap();
+    let report = judge(&files, origin, settings).unwrap();
     assert_eq!(report.status, Status::Refused, "{name}");
     for gate in gates {
         assert!(fired(&report).contains(gate), "{name}: {gate} among {:?}", fired(&report));
@@ -105,7 +130,7 @@ fn fires(name: &str, gates: &[&str], limits: Thresholds) {
 
 #[test]
 fn nothing_fires_on_good_8_bits() {
-    let report = judge(&GOOD, Origin::Octet { forecast: Some(GOOD.bytes()) }, &settings(Thresholds::default())).unwrap();
+    let report = judge(&GOOD, Origin::Octet { forecast: Some(GOOD.bytes()) }, &settings(Thresholds::default(), ENOUGH)).unwrap();
     // On a busy machine speed is what it is; every other gate is independent of that.
     assert!(fired(&report).iter().all(|gate| *gate == "speed"), "{:?}", fired(&report));
 }
@@ -119,13 +144,32 @@ fn quality_of_all_texts_and_of_one_and_fidelity() {
 }
 
 #[test]
-fn health() {
-    fires("head scaled by 8: sampling as good as greedy", &["health"], Thresholds::default());
+fn quality_along_the_context() {
+    let limits = Thresholds { early_stop: false, ..Thresholds::default() };
+    let settings = JudgeSettings { context: Some(cases::WINDOW), ..settings_of(ENOUGH_FOR_TENTHS, limits, FEW) };
+    let mut short = Files::read(pocket().path().unwrap()).unwrap();
+    short.positions(cases::EVEN).unwrap();
+    let mut original = Original::open(&short.folder("original"), &ENGINE, &settings).unwrap();
+    let (mut files, _) = damaged(cases::BREAKS_LATE);
+    files.positions(cases::EVEN).unwrap();
+    let report = judge_against(&mut original, &files, Origin::Elsewhere, &settings).unwrap();
+    let gate = report.gates.iter().find(|gate| gate.name == "quality.position").unwrap();
+    assert!(gate.outcome == Outcome::Failed && gate.blocking, "{gate:?}");
+    assert!(gate.note.contains("breaks along the context"), "{}", gate.note);
 }
 
 #[test]
-fn speed_and_memory() {
-    fires("a slow path: eight times the layers", &["speed", "memory"], Thresholds::default());
+fn health() {
+    fires_with("head scaled by 8: sampling as good as greedy", &["health"], &settings(Thresholds::default(), ENOUGH));
+}
+
+#[test]
+fn speed_memory_and_tasks() {
+    let text = std::fs::read_to_string(pocket().path().unwrap().join("text/tasks.jsonl")).unwrap();
+    let some: Vec<&str> = text.lines().step_by(8).collect();
+    let tasks = Some(TaskSet::parse("pocket", &some.join("\n")).unwrap());
+    let settings = JudgeSettings { tasks, ..settings(Thresholds::default(), FEW) };
+    fires_with("a slow path: eight times the layers", &["speed", "memory", "tasks"], &settings);
 }
 
 #[test]
@@ -143,17 +187,6 @@ fn integrity() {
 #[test]
 fn a_truncated_file_does_not_open() {
     let (files, origin) = damaged("weights cut short by a tenth");
-    let Err(error) = judge(&files, origin, &settings(Thresholds::default())) else { panic!("it opened") };
+    let Err(error) = judge(&files, origin, &settings(Thresholds::default(), FEW)) else { panic!("it opened") };
     assert!(error.to_string().contains("model.safetensors"), "{error}");
-}
-
-#[test]
-fn tasks() {
-    let text = std::fs::read_to_string(pocket().path().unwrap().join("text/tasks.jsonl")).unwrap();
-    let some: Vec<&str> = text.lines().step_by(2).collect();
-    let tasks = Some(TaskSet::parse("pocket", &some.join("\n")).unwrap());
-    let (files, origin) = damaged("a slow path: eight times the layers");
-    let report = judge(&files, origin, &JudgeSettings { tasks, ..settings(Thresholds::default()) }).unwrap();
-    let gate = report.gates.iter().find(|gate| gate.name == "tasks").unwrap();
-    assert_eq!(gate.outcome, Outcome::Failed, "{gate:?}");
 }

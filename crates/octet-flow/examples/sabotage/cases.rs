@@ -15,10 +15,17 @@ pub(crate) struct Sabotage {
     pub(crate) damage: Damage,
     /// Whether the tokenizer and template may be saved anew, as by somebody else.
     pub(crate) elsewhere: bool,
+    /// Most positions that both models say they have, where it is not the built-in model's own number.
+    pub(crate) positions: Option<u64>,
 }
 
+/// Positions over which the built-in model is as good late as early; further on it has little quality to lose.
+pub(crate) const EVEN: u64 = 512;
+/// Tokens of a window that shows it.
+pub(crate) const WINDOW: usize = 448;
+
 fn sabotage(name: &'static str, gate: &'static str, damage: impl Fn(&mut Files) -> Result<usize, Box<dyn Error>> + 'static) -> Sabotage {
-    Sabotage { name, gate, damage: Box::new(damage), elsewhere: false }
+    Sabotage { name, gate, damage: Box::new(damage), elsewhere: false, positions: None }
 }
 
 /// A normal number (Box and Muller 1958).
@@ -52,6 +59,19 @@ fn window(files: &mut Files, tokens: u64) -> Result<usize, Box<dyn Error>> {
     })
 }
 
+/// Turns positions of long wavelength fifty times as fast: what is near stays where it is, what is far ends up anywhere.
+fn slow_turns(files: &mut Files) -> Result<usize, Box<dyn Error>> {
+    config(files, |config| {
+        config["rope_parameters"] = serde_json::json!({
+            "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 0.02, "low_freq_factor": 0.2, "high_freq_factor": 0.201,
+            "original_max_position_embeddings": 2048
+        });
+    })
+}
+
+/// The sabotage that is good at the beginning of a text alone.
+pub(crate) const BREAKS_LATE: &str = "slow turns of positions fifty times as fast";
+
 /// The sabotages, weak ones before strong ones of the same kind.
 pub(crate) fn sabotages() -> Vec<Sabotage> {
     let projection = |layer: &'static str, part: &'static str| move |name: &str| name.contains(layer) && name.contains(part);
@@ -71,6 +91,7 @@ pub(crate) fn sabotages() -> Vec<Sabotage> {
         sabotage("rope base 3,000 instead of 10,000", "quality", |f| rope(f, 3_000.0)),
         sabotage("attention reaches back 1,024 tokens only", "quality.position", |f| window(f, 1024)),
         sabotage("attention reaches back 448 tokens only", "quality.position", |f| window(f, 448)),
+        Sabotage { positions: Some(EVEN), ..sabotage(BREAKS_LATE, "quality.position", slow_turns) },
         sabotage("a scale that is not a number", "open", |f| {
             f.scale(|name| name == "model.layers.1.mlp.down_proj.weight_scale", || f32::NAN)
         }),

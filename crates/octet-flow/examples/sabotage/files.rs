@@ -73,6 +73,11 @@ impl Files {
         Ok(())
     }
 
+    /// The model says that it has so many positions.
+    pub(crate) fn positions(&mut self, most: u64) -> Result<(), Box<dyn Error>> {
+        self.edit_json("config.json", |config| config["max_position_embeddings"] = most.into())
+    }
+
     /// Cuts the weights' file to a share of its length.
     pub(crate) fn truncate_weights(&mut self, share: f64) {
         self.edit(WEIGHTS, |bytes| bytes.truncate((bytes.len() as f64 * share) as usize));

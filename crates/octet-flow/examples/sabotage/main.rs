@@ -79,11 +79,17 @@ impl Bench {
         }
     }
 
-    fn judge(&self, original: &mut Original, files: &Files, origin: Origin, seed: u64) -> octet_flow::Result<Report> {
-        let settings = self.settings(seed);
+    fn judge(&self, original: &mut Original, files: &Files, origin: Origin, settings: &JudgeSettings) -> octet_flow::Result<Report> {
         let (folder, cancel) = (files.folder("variant"), AtomicBool::new(false));
-        let judged = judge_folder(original, &folder, "variant", origin, &settings, &self.engine, &cancel, &mut |_, _, _, _| {})?;
+        let judged = judge_folder(original, &folder, "variant", origin, settings, &self.engine, &cancel, &mut |_, _, _, _| {})?;
         Ok(judged.report)
+    }
+
+    /// The built-in model with so many positions.
+    fn shortened(&self, most: u64, settings: &JudgeSettings) -> Result<Original, Box<dyn Error>> {
+        let mut files = Files::read(self.folder.path().ok_or("the built-in model is on disk")?)?;
+        files.positions(most)?;
+        Ok(Original::open(&files.folder("original"), &self.engine, settings)?)
     }
 
     fn original(&self, seed: u64) -> octet_flow::Result<Original> {
@@ -98,8 +104,20 @@ impl Bench {
             if (sabotage.damage)(&mut files)? == 0 {
                 return Err(format!("{}: nothing was damaged", sabotage.name).into());
             }
-            let origin = if sabotage.elsewhere { Origin::Elsewhere } else { Origin::Octet { forecast: Some(good.bytes()) } };
-            let (verdict, fired, message) = match self.judge(&mut original, &files, origin, 0) {
+            let mut origin = Origin::Octet { forecast: Some(good.bytes()) };
+            if sabotage.elsewhere {
+                origin = Origin::Elsewhere;
+            }
+            let (mut settings, mut short) = (self.settings(0), None);
+            if let Some(most) = sabotage.positions {
+                // All of the text: the interval of a tenth needs more of it than that of the whole.
+                settings.thresholds.early_stop = false;
+                settings.context = Some(cases::WINDOW);
+                short = Some(self.shortened(most, &settings)?);
+                files.positions(most)?;
+                origin = Origin::Octet { forecast: Some(files.bytes()) };
+            }
+            let (verdict, fired, message) = match self.judge(short.as_mut().unwrap_or(&mut original), &files, origin, &settings) {
                 Err(error) => ("does not open".to_string(), vec!["open".to_string()], error.to_string()),
                 Ok(report) => {
                     let failed: Vec<_> = report.gates.iter().filter(|g| g.blocking && g.outcome == Outcome::Failed).collect();
@@ -118,7 +136,7 @@ impl Bench {
         let mut original = self.original(0)?;
         for scheme in cases::clean().into_iter().take(last).skip(first) {
             let files = Files::quantized(&self.folder, &scheme, &self.engine)?;
-            let report = self.judge(&mut original, &files, Origin::Octet { forecast: Some(files.bytes()) }, 0)?;
+            let report = self.judge(&mut original, &files, Origin::Octet { forecast: Some(files.bytes()) }, &self.settings(0))?;
             println!("| `{scheme}` | {} | {} |", summary(&report), refusals(&report));
         }
         Ok(())
@@ -133,7 +151,7 @@ impl Bench {
             for (name, files, origin) in
                 [("itself", &itself, Origin::Elsewhere), ("`w8a16`", &eight, Origin::Octet { forecast: Some(eight.bytes()) })]
             {
-                let report = self.judge(&mut original, files, origin, seed as u64)?;
+                let report = self.judge(&mut original, files, origin, &self.settings(seed as u64))?;
                 println!("| {seed} | {name} | {} | {} |", summary(&report), refusals(&report));
             }
         }
