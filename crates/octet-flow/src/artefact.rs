@@ -22,10 +22,15 @@ pub(crate) const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 pub(crate) const HEAD: &str = "lm_head";
 
 /// Files of a model folder that hold the weights or what octet writes itself: everything else is copied byte for byte.
-const OWN_FILES: [&str; 7] = [
+const OWN_FILES: [&str; 11] = [
     "config.json",
     "model.safetensors.index.json",
     "quantization_config.json",
+    // Of a format that the input was exported to.
+    "quantize_config.json",
+    "model_metadata.json",
+    "quantization_info.json",
+    "tokenizer_info.json",
     "validation_report.json",
     "receipt.json",
     "decision_log.jsonl",

@@ -85,7 +85,8 @@ impl Original {
 
     /// What stored results of the original depend on; `None` where nothing is stored.
     pub(crate) fn identity(&mut self, settings: &JudgeSettings) -> Result<Option<Key>> {
-        if settings.store.is_some() && self.identity.is_none() {
+        // Digests are of the base's files: with an adapter nothing is stored.
+        if settings.store.is_some() && self.identity.is_none() && self.folder.adapter().is_none() {
             let engine = self.text.model.engine();
             let key = Key::new("original")
                 .with("weights", digest::of_weights(&self.folder, &self.checkpoint, engine)?)

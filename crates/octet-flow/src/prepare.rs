@@ -36,6 +36,10 @@ impl Prepared {
     /// # Errors
     /// If the checkpoint is damaged, of an unknown architecture or already quantized, or the recipe does not fit it.
     pub fn new(input: &Folder, settings: impl FnOnce(&ArchSpec) -> Result<QuantizeSettings>) -> Result<Self> {
+        if input.adapter().is_some() {
+            let what = "a receipt names one folder as the original; merge the adapter first (octet export BASE+ADAPTER --format safetensors) and quantize that";
+            return Err(Error::Request(what.into()));
+        }
         let checkpoint = Checkpoint::open(input)?;
         if let Some(stored) = checkpoint.quantization() {
             let scheme = stored.main_scheme().map_or_else(|| stored.format.clone(), |scheme| scheme.to_string());

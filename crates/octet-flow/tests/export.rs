@@ -3,7 +3,7 @@
 
 use octet_flow::{
     Calibration,
-    export::{ExportRun, Exported, Format, Source},
+    export::{ExportRun, Exported, Format, Place, Source},
 };
 use octet_formats::{Checkpoint, Folder};
 use octet_kernels::{Engine, Isa, KvDtype};
@@ -39,7 +39,8 @@ fn export(engine: &Engine, from: &Path, format: &str, to: &Path, calibration: Op
     let export = format.parse::<Format>()?.prepare(&source, false).map_err(words)?;
     let cancel = AtomicBool::new(false);
     let run = ExportRun { calibration: calibration.filter(|_| export.wants_calibration()), engine, cancel: &cancel };
-    Exported::write(&source, &*export, to, false, &run, &mut |_, _, _, _| ()).and_then(Exported::commit).map_err(words)
+    let place = Place { target: to, force: false, deploy: false };
+    Exported::write(&source, &*export, place, &run, &mut |_, _, _, _| ()).and_then(Exported::commit).map_err(words)
 }
 
 fn pocket() -> PathBuf {

@@ -4,7 +4,10 @@
 use crate::builtin;
 use anyhow::{Context, Result, bail};
 use octet_flow::variants::{self, InUse};
-use octet_formats::Folder;
+use octet_formats::{
+    Folder,
+    peft::{self, Adapter},
+};
 use std::{
     env,
     path::{Path, PathBuf},
@@ -22,6 +25,9 @@ pub(crate) fn resolve(model: &str) -> Result<Folder> {
             InUse::Original(name) => bail!("{name} names itself as the original; name a model folder"),
         };
     }
+    if path.is_dir() && path.join(peft::CONFIG).is_file() && !path.join("config.json").is_file() {
+        return adapter(None, model);
+    }
     if path.is_dir() {
         return Folder::disk(path).with_context(|| format!("cannot open the folder {model}"));
     }
@@ -30,6 +36,9 @@ pub(crate) fn resolve(model: &str) -> Result<Folder> {
     }
     if path.is_file() {
         bail!("{model} is a file; give the folder that holds config.json and model.safetensors, or a .gguf file");
+    }
+    if let Some((base, low)) = model.split_once('+').filter(|(base, low)| !base.is_empty() && Path::new(low).is_dir()) {
+        return adapter(Some(base), low);
     }
     if model == builtin::NAME {
         return Ok(builtin::folder());
@@ -46,6 +55,17 @@ pub(crate) fn resolve(model: &str) -> Result<Folder> {
     bail!(
         "there is no folder {model}; give a checkpoint folder, a .gguf file, `pocket` for the built-in model, or org/name from the Hugging Face cache"
     );
+}
+
+/// A base with an adapter: `base`, or the one that the adapter itself names.
+fn adapter(base: Option<&str>, path: &str) -> Result<Folder> {
+    let low = Adapter::open(&Folder::disk(Path::new(path))?).with_context(|| format!("cannot open the adapter {path}"))?;
+    let found = match (base, &low.base) {
+        (Some(base), _) => resolve(base)?,
+        (None, Some(base)) => resolve(base).with_context(|| format!("{path} is an adapter; name it with its base as BASE+{path}"))?,
+        (None, None) => bail!("{path} is an adapter that names no base; name both as BASE+{path}"),
+    };
+    Ok(found.adapted(low))
 }
 
 /// A short name for output folders and tables.

@@ -1,8 +1,8 @@
 //! Checkpoint folders of other tools: GPTQ, AWQ, MLX, bitsandbytes, compressed-tensors, and octet's archive of arrays.
 
 use super::{
-    Export, ExportRun, Source,
-    convert::{Conversion, Holds, Job, Planned, codes, float_spec, float_tensor, told},
+    Export, ExportRun, Source, archive,
+    convert::{Conversion, Holds, Job, Planned, codes, float_spec, float_tensor, order, told},
 };
 use crate::{Progress, Result, artefact};
 use octet_formats::{
@@ -37,6 +37,19 @@ impl Layout {
         }
     }
 
+    /// See [`super::Format::executed_by`].
+    pub(super) fn executed_by(self) -> Option<&'static str> {
+        match self {
+            Self::CompressedTensors => Some("transformers 5.23 with compressed-tensors 0.20"),
+            Self::Floats => Some("transformers 5.23"),
+            Self::Other(Format::Gptq | Format::Awq) => Some("transformers 5.23 with gptqmodel 7.7"),
+            Self::Other(Format::Mlx) => Some("mlx-lm 0.32"),
+            Self::Other(Format::Bitsandbytes) => Some("transformers 5.23 with bitsandbytes 0.50"),
+            Self::Other(Format::Npz) => Some("numpy 2.4"),
+            Self::Other(_) => None,
+        }
+    }
+
     /// What a linear is solved to where it must be.
     fn usual(self) -> Scheme {
         let text = match self {
@@ -65,7 +78,20 @@ impl Layout {
         let codes = self != Self::Floats;
         Conversion::plan(
             job,
-            &Holds { format: self.name(), fits: &fits, tables, inputs_first, mixes, codes, floats: !codes, usual: self.usual() },
+            &Holds {
+                format: self.name(),
+                fits: &fits,
+                tables,
+                inputs_first,
+                // compressed-tensors 0.20 no longer loads it (`actorder: group`).
+                ordered: self == Self::Other(Format::Gptq),
+                mixes,
+                codes,
+                floats: !codes,
+                anew: true,
+                rounds: &|_| matches!(self, Self::CompressedTensors | Self::Other(Format::Bitsandbytes | Format::Npz)),
+                usual: self.usual(),
+            },
         )
     }
 }
@@ -80,9 +106,6 @@ const LAYOUTS: [Layout; 7] = [
     Layout::Other(Format::Npz),
     Layout::Floats,
 ];
-
-/// What is said of every folder until a tool of the format's own was run on one.
-const UNVERIFIED: &str = "unverified: octet reads and judges what it wrote, and no other tool was run on such a folder";
 
 /// The layout of this name.
 pub(super) fn named(name: &str) -> Option<Layout> {
@@ -101,8 +124,7 @@ impl<'a> CheckpointExport<'a> {
         let job = Job { source, requantize };
         let mut plan = layout.plan(job)?;
         let config = config(job, layout, &plan);
-        plan.notes.extend(rounding(job, layout, &config));
-        plan.notes.push(UNVERIFIED.into());
+        plan.notes.extend(rounding(job, layout, &config).into_iter().chain(offsets(layout, &plan)));
         Ok(Self { job, layout, plan })
     }
 }
@@ -142,6 +164,9 @@ impl Export for CheckpointExport<'_> {
         if layout == Layout::Other(Format::Gptq) {
             artefact::write_json(&path.join("quantize_config.json"), &config["quantization_config"])?;
         }
+        if layout == Layout::Other(Format::Npz) {
+            archive::documents(job, plan, &config, path)?;
+        }
         artefact::copy_companions(path, &job.source.input)
     }
 
@@ -160,9 +185,16 @@ fn rounding(job: Job<'_>, layout: Layout, config: &Value) -> Option<String> {
     })
 }
 
+/// What transformers does not load although the format has it.
+fn offsets(layout: Layout, plan: &Conversion) -> Option<String> {
+    let packed = |(scheme, _): (Scheme, Dtype)| scheme.weights.is_asymmetric() && scheme.weights.bits.get() < 8;
+    let any = layout == Layout::CompressedTensors && plan.matrices.iter().filter_map(Planned::codes).any(packed);
+    any.then(|| "transformers 5.23 with compressed-tensors 0.20 does not load packed zero points (5.17 with 0.19 does): unverified".into())
+}
+
 fn fit(layout: Layout, planned: &Planned, scheme: Scheme, scale_dtype: Dtype) -> Option<(Format, Fit)> {
     let Layout::Other(format) = layout else { return None };
-    let given = Given { rows: planned.site.rows, cols: planned.site.cols, scheme, scale_dtype, ordered: false };
+    let given = Given { rows: planned.site.rows, cols: planned.site.cols, scheme, scale_dtype, ordered: planned.ordered };
     Some((format, format.fit(&given).ok()?))
 }
 
@@ -184,7 +216,8 @@ fn write_codes(
     files: &mut Files,
 ) -> Result<()> {
     let (module, shape) = (&planned.site.module, [planned.site.rows, planned.site.cols]);
-    let mut encoder = fit(layout, planned, scheme, dtype).map(|(format, fit)| Encoder::new(format, module, shape, fit, None));
+    let order = order(job, planned)?;
+    let mut encoder = fit(layout, planned, scheme, dtype).map(|(format, fit)| Encoder::new(format, module, shape, fit, order));
     let mut first = 0;
     codes(job, planned, run, &mut |q| {
         let pieces = match &mut encoder {
@@ -254,10 +287,19 @@ impl Files {
 
 /// config.json of the new folder.
 fn config(job: Job<'_>, layout: Layout, plan: &Conversion) -> Value {
-    let mut config = job.source.checkpoint.config().clone();
-    let Some(fields) = config.as_object_mut() else { return config };
-    OLD_KEYS.iter().for_each(|key| drop(fields.remove(*key)));
-    fields.extend(described(layout, plan));
+    let mut config = without_quantization(job.source.checkpoint.config());
+    if let Some(fields) = config.as_object_mut() {
+        fields.extend(described(layout, plan));
+    }
+    config
+}
+
+/// A config.json that does not say how the input was quantized.
+pub(super) fn without_quantization(config: &Value) -> Value {
+    let mut config = config.clone();
+    if let Some(fields) = config.as_object_mut() {
+        OLD_KEYS.iter().for_each(|key| drop(fields.remove(*key)));
+    }
     config
 }
 
@@ -285,7 +327,7 @@ fn described(layout: Layout, plan: &Conversion) -> Map<String, Value> {
     let modules: Vec<Described> = coded
         .filter_map(|(planned, (scheme, dtype))| {
             let (_, fit) = fit(layout, planned, scheme, dtype)?;
-            Some(Described { module: planned.site.module.clone(), fit, activations: scheme.activations, ordered: false })
+            Some(Described { module: planned.site.module.clone(), fit, activations: scheme.activations, ordered: planned.ordered })
         })
         .collect();
     quantization_config(format, &modules, &kept)

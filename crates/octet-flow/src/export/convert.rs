@@ -29,12 +29,18 @@ pub(super) struct Holds<'a> {
     pub tables: bool,
     /// Whether linears that a checkpoint stores inputs first (GPT-2) can be codes.
     pub inputs_first: bool,
+    /// Whether inputs may belong to groups in an order of their own.
+    pub ordered: bool,
     /// Whether matrices may differ in width and group.
     pub mixes: bool,
     /// Whether it has codes at all.
     pub codes: bool,
     /// Whether a model in floats is held as it is.
     pub floats: bool,
+    /// Whether what it does not hold may be rounded anew.
+    pub anew: bool,
+    /// Whether whoever reads it is told that activations are rounded, or rounds them anyway.
+    pub rounds: &'a dyn Fn(Scheme) -> bool,
     /// What a linear is solved to where it must be.
     pub usual: Scheme,
 }
@@ -56,6 +62,8 @@ pub(super) enum Action {
 pub(super) struct Planned {
     pub site: LinearSite,
     pub action: Action,
+    /// Whether inputs belong to groups in an order of their own.
+    pub ordered: bool,
 }
 
 impl Planned {
@@ -105,7 +113,7 @@ impl Conversion {
         let kinds: Vec<String> = kinds.into_iter().collect();
         let what = format!("has one width and group for all linears, this model has {}", kinds.join(", "));
         if !job.requantize {
-            return Err(cannot_hold(holds, what, REQUANTIZE));
+            return Err(cannot_hold(holds, what, otherwise(holds)));
         }
         let usual = holds.usual;
         for planned in &mut self.matrices {
@@ -120,8 +128,13 @@ impl Conversion {
     }
 }
 
-/// The remedy of whatever can be solved anew.
-const REQUANTIZE: &str = "choose another format, or let those linears be rounded anew with --requantize";
+/// What to do about a matrix that is not held as it is.
+fn otherwise(holds: &Holds<'_>) -> &'static str {
+    match holds.anew {
+        true => "choose another format, or let those linears be rounded anew with --requantize",
+        false => "choose another format, or quantize the original in a scheme that it holds",
+    }
+}
 
 fn cannot_hold(holds: &Holds<'_>, what: String, remedy: &str) -> Error {
     cannot(holds.format, format!("{} {what}; {remedy}", holds.format))
@@ -138,20 +151,27 @@ fn is_inner(site: &LinearSite) -> bool {
 
 fn planned(job: Job<'_>, holds: &Holds<'_>, site: &LinearSite) -> Result<Planned> {
     let missing = || octet_tensor::Error::Missing { name: site.module.clone() };
+    if let Some(stored) = job.source.checkpoint.in_order(&site.module)?.filter(|_| holds.ordered && is_inner(site) && !site.transposed) {
+        let (scheme, scale_dtype) = (stored.scheme(), stored.read_rows(0..1)?.scale_dtype());
+        let given = Given { rows: site.rows, cols: site.cols, scheme, scale_dtype, ordered: true };
+        if (holds.fits)(&given).is_ok() {
+            return Ok(Planned { site: site.clone(), action: Action::Carry(scheme, scale_dtype), ordered: true });
+        }
+    }
     let matrix = job.source.checkpoint.matrix(&site.module)?.ok_or_else(missing)?;
     let action = match &matrix {
         Matrix::Quant(matrix) => {
             let first = matrix.read_rows(0..1)?;
             // Codes alone would be another matrix.
-            if first.order().is_some() || first.beside().is_some() || matrix.beside()?.is_some() {
-                let what = format!("has no place for {}, whose inputs are in activation order or partly in floats", site.module);
+            if first.beside().is_some() || matrix.beside()?.is_some() {
+                let what = format!("has no place for {}, some of whose inputs are floats", site.module);
                 return Err(cannot_hold(holds, what, "give the original, or quantize it in another scheme"));
             }
             quantized(job, holds, site, matrix.scheme(), first.scale_dtype())?
         }
         Matrix::Float(float) => floats(job, holds, site, float)?,
     };
-    Ok(Planned { site: site.clone(), action })
+    Ok(Planned { site: site.clone(), action, ordered: false })
 }
 
 fn quantized(job: Job<'_>, holds: &Holds<'_>, site: &LinearSite, scheme: Scheme, scale_dtype: Dtype) -> Result<Action> {
@@ -176,29 +196,33 @@ fn quantized(job: Job<'_>, holds: &Holds<'_>, site: &LinearSite, scheme: Scheme,
         Err(why) if job.requantize => solvable(holds, site, scale_dtype)
             .map(|scheme| Action::Solve(scheme, sixteen(scale_dtype)))
             .ok_or_else(|| cannot_hold(holds, format!("cannot store {name}: it {why}"), "choose another format")),
-        Err(why) => Err(cannot_hold(holds, format!("cannot store {name} as it is: it {why}"), REQUANTIZE)),
+        Err(why) => Err(cannot_hold(holds, format!("cannot store {name} as it is: it {why}"), otherwise(holds))),
     }
 }
 
 fn floats(job: Job<'_>, holds: &Holds<'_>, site: &LinearSite, float: &FloatMatrix) -> Result<Action> {
     let name = &site.module;
-    let stored = job.source.checkpoint.decoded().get(name).cloned();
+    let decoded = job.source.checkpoint.decoded();
+    let stored = decoded.get(name).cloned();
+    let weight = format!("{name}.weight");
+    let wide = |entry: &octet_formats::Entry| entry.name == weight && matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16);
     let keep = match &stored {
-        // Plain floats stay what they are.
+        // Plain floats stay what they are, and with an adapter of the type they were.
         None if float.dense_bytes().is_some() || site.transposed => Action::Copy,
+        Some(_) if job.source.input.adapter().is_some() && job.source.checkpoint.entries().iter().any(wide) => Action::Copy,
         _ => Action::Decode(Dtype::F16),
     };
     if !holds.codes {
         return Ok(keep);
     }
-    let anything_quantized = job.source.checkpoint.quantization().is_some();
+    let anything_quantized = job.source.checkpoint.quantization().is_some() || !decoded.is_empty();
     if !is_inner(site) || (holds.floats && !job.requantize) || (anything_quantized && stored.is_none() && keep == Action::Copy) {
         return Ok(keep);
     }
     let dtype = if float.dtype() == Dtype::Bf16 { Dtype::Bf16 } else { Dtype::F16 };
     if !job.requantize {
         let (what, remedy) = match stored {
-            Some(form) => (format!("cannot take {name} over from {form}, which octet reads as floats"), REQUANTIZE),
+            Some(form) => (format!("cannot take {name} over from {form}, which octet reads as floats"), otherwise(holds)),
             None => (
                 "holds codes, and this model is in floats".into(),
                 "quantize it first (octet quantize), or give --requantize to round it to nearest",
@@ -224,7 +248,7 @@ fn notes(holds: &Holds<'_>, matrices: &[Planned]) -> Vec<String> {
     let count = |test: &dyn Fn(&Action) -> bool| matrices.iter().filter(|planned| test(&planned.action)).count();
     let solved = count(&|action| matches!(action, Action::Solve(..)));
     let decoded = count(&|action| matches!(action, Action::Decode(_)));
-    let rounding = count(&|a| matches!(a, Action::Carry(s, _) if s.activations != Activations::Exact));
+    let rounding = count(&|a| matches!(a, Action::Carry(s, _) if s.activations != Activations::Exact && !(holds.rounds)(*s)));
     let mut notes = vec![];
     if solved > 0 {
         notes.push(format!("{solved} matrices are rounded to nearest anew ({})", holds.usual.weights));
@@ -232,7 +256,7 @@ fn notes(holds: &Holds<'_>, matrices: &[Planned]) -> Vec<String> {
     if decoded > 0 {
         notes.push(format!("{decoded} matrices are decoded from codes to 16-bit floats"));
     }
-    if rounding > 0 && !holds.tables && holds.format != "bnb8" && holds.format != "compressed-tensors" {
+    if rounding > 0 {
         notes.push(format!("activations stay floats there; the model rounds those of {rounding} matrices to 8 bits"));
     }
     notes
@@ -249,11 +273,22 @@ fn others(job: Job<'_>, sites: &[LinearSite]) -> Vec<String> {
     job.source.checkpoint.names().into_iter().filter(|name| !of_matrix(name)).collect()
 }
 
+/// The group of each input, where they have an order of their own.
+pub(super) fn order(job: Job<'_>, planned: &Planned) -> Result<Option<Vec<u32>>> {
+    let stored = job.source.checkpoint.in_order(&planned.site.module)?.filter(|_| planned.ordered);
+    Ok(stored.map(|stored| stored.read_rows(0..1)).transpose()?.and_then(|first| Some(first.order()?.to_vec())))
+}
+
 /// Hands out the codes of a matrix, carried over or solved, in runs of rows.
 pub(super) fn codes(job: Job<'_>, planned: &Planned, run: &ExportRun<'_>, take: &mut dyn FnMut(QMatrix) -> Result<()>) -> Result<()> {
     let site = &planned.site;
-    let missing = || octet_tensor::Error::Missing { name: site.module.clone() };
-    let matrix = job.source.checkpoint.matrix(&site.module)?.ok_or_else(missing)?;
+    let matrix = match job.source.checkpoint.in_order(&site.module)?.filter(|_| planned.ordered) {
+        Some(stored) => Matrix::Quant(stored),
+        None => {
+            let missing = || octet_tensor::Error::Missing { name: site.module.clone() };
+            job.source.checkpoint.matrix(&site.module)?.ok_or_else(missing)?
+        }
+    };
     let step = || if run.cancel.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
     match (planned.action, &matrix) {
         (Action::Carry(..), Matrix::Quant(stored)) => {

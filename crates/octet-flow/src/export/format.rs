@@ -4,6 +4,7 @@ use super::{
     Export, Source,
     checkpoint::{self, CheckpointExport, Layout},
     gguf,
+    onnx::{self, OnnxExport},
 };
 use crate::Result;
 use std::{fmt, str::FromStr};
@@ -15,11 +16,13 @@ pub enum Format {
     Gguf(gguf::Target),
     /// A folder as another tool lays it out.
     Folder(Layout),
+    /// A graph for onnxruntime.
+    Onnx,
 }
 
 /// Names with what follows them.
 const KNOWN: &str = "gguf, gguf:TYPE or gguf:TYPE:TYPE OF EMBEDDING AND HEAD (such as gguf:q4_k_m), compressed-tensors, gptq, awq, mlx, bnb8, \
-                     npz and safetensors";
+                     npz, onnx and safetensors";
 
 impl Format {
     /// Makes the format ready for a model. With `requantize`, weights that are quantized already in a way the format cannot hold
@@ -31,6 +34,7 @@ impl Format {
         match self {
             Self::Gguf(target) => Ok(Box::new(gguf::GgufExport::new(source, target, requantize)?)),
             Self::Folder(layout) => Ok(Box::new(CheckpointExport::new(source, layout, requantize)?)),
+            Self::Onnx => Ok(Box::new(OnnxExport::new(source)?)),
         }
     }
 
@@ -39,6 +43,18 @@ impl Format {
         match self {
             Self::Gguf(_) => format!("{}.gguf", self.to_string().trim_start_matches("gguf").trim_start_matches(':').replace(':', "-")),
             Self::Folder(layout) => layout.name().into(),
+            Self::Onnx => onnx::NAME.into(),
+        }
+    }
+}
+
+impl Format {
+    /// The tool that executed such exports, its logits held against octet's; `None` where none did. `scripts/interop` has the checks.
+    pub fn executed_by(self) -> Option<&'static str> {
+        match self {
+            Self::Gguf(_) => Some("llama.cpp (of llama-cpp-python 0.3.36)"),
+            Self::Folder(layout) => layout.executed_by(),
+            Self::Onnx => Some("onnxruntime 1.31"),
         }
     }
 }
@@ -48,6 +64,7 @@ impl fmt::Display for Format {
         match self {
             Self::Gguf(target) => write!(f, "gguf{target}"),
             Self::Folder(layout) => f.write_str(layout.name()),
+            Self::Onnx => f.write_str(onnx::NAME),
         }
     }
 }
@@ -60,6 +77,7 @@ impl FromStr for Format {
         match (name, rest, checkpoint::named(text)) {
             ("gguf", ..) => rest.map_or(Ok(gguf::Target::default()), str::parse).map(Self::Gguf),
             (_, _, Some(layout)) => Ok(Self::Folder(layout)),
+            (onnx::NAME, None, _) => Ok(Self::Onnx),
             _ => Err(format!("{text:?} is no format; octet exports {KNOWN}")),
         }
     }

@@ -3,12 +3,17 @@
 //! Every format is a [`Format`] that makes itself ready for a model ([`Format::prepare`], where everything it cannot hold is
 //! refused) and an [`Export`] that writes. What follows the writing is the same for all of them.
 
+mod archive;
+mod card;
 mod checkpoint;
 mod convert;
+mod deploy;
 mod format;
 mod gguf;
+mod onnx;
 mod source;
 
+pub use card::Facts;
 pub use checkpoint::Layout;
 pub use format::Format;
 pub use source::Source;
@@ -18,7 +23,7 @@ use crate::{
     judge::{judge_export, same_text},
 };
 use octet_eval::Report;
-use octet_formats::{Folder, staging::Staging};
+use octet_formats::{Checkpoint, Folder, staging::Staging};
 use octet_kernels::Engine;
 use std::{
     path::{Path, PathBuf},
@@ -34,6 +39,17 @@ pub struct ExportRun<'a> {
     pub engine: &'a Engine,
     /// Set it to stop.
     pub cancel: &'a AtomicBool,
+}
+
+/// Where an export goes.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The file or folder.
+    pub target: &'a Path,
+    /// Whether what is there is replaced.
+    pub force: bool,
+    /// Whether what servers need is written too: into `deploy/`, or for a file into the folder `<name>-deploy` beside it.
+    pub deploy: bool,
 }
 
 /// A format made ready for one model.
@@ -67,23 +83,30 @@ pub struct Exported {
     is_file: bool,
     /// The same, opened by octet's own reader.
     pub folder: Option<Folder>,
+    deploy: Deploy,
+}
+
+/// Where a hand-over to servers is written.
+enum Deploy {
+    No,
+    Inside,
+    Beside(Staging),
 }
 
 impl Exported {
-    /// Writes `export` of `source` beside `target` and opens it again: text must become the same tokens.
+    /// Writes `export` of `source` beside its place and opens it again: text must become the same tokens.
     ///
     /// # Errors
     /// If the target exists (without `force`) or touches the input, the export fails, or what was written cannot be read or
     /// tokenizes text otherwise.
-    pub fn write(
-        source: &Source,
-        export: &dyn Export,
-        target: &Path,
-        force: bool,
-        run: &ExportRun<'_>,
-        progress: Progress<'_>,
-    ) -> Result<Self> {
+    pub fn write(source: &Source, export: &dyn Export, place: Place<'_>, run: &ExportRun<'_>, progress: Progress<'_>) -> Result<Self> {
+        let Place { target, force, deploy } = place;
         let inputs: Vec<&Path> = source.input.path().into_iter().collect();
+        let deploy = match (deploy, export.is_file()) {
+            (false, _) => Deploy::No,
+            (true, false) => Deploy::Inside,
+            (true, true) => Deploy::Beside(Staging::begin(&beside(target), force, &inputs)?),
+        };
         let (staging, path) = match export.is_file() {
             true => {
                 let staging = Staging::begin_file(target, force, &inputs)?;
@@ -102,7 +125,28 @@ impl Exported {
             let failed = |what| Error::Export { target: target.display().to_string(), what };
             same_text(&source.input, folder).map_err(failed)?;
         }
-        Ok(Self { staging, path, is_file: export.is_file(), folder })
+        Ok(Self { staging, path, is_file: export.is_file(), folder, deploy })
+    }
+
+    /// Writes the model card, and what servers need where that was asked for. A single file has a card only beside the latter.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written.
+    pub fn describe(&self, source: &Source, facts: Facts<'_>) -> Result<()> {
+        let written = self.folder.as_ref().map(Checkpoint::open).transpose()?;
+        let (written, bytes) = (written.as_ref(), self.bytes()?);
+        if !self.is_file {
+            card::write(source, facts, bytes, written, &self.path)?;
+        }
+        match &self.deploy {
+            Deploy::No => Ok(()),
+            Deploy::Inside => deploy::write(source, facts.format, "..", written, &self.path.join("deploy")),
+            Deploy::Beside(staging) => {
+                let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+                deploy::write(source, facts.format, &name, written, &staging.path())?;
+                card::write(source, facts, bytes, written, &staging.path().join("card"))
+            }
+        }
     }
 
     /// Judges it against the model it came from: perplexity, divergence, tokens and prompts. `None` where octet does not read the format.
@@ -139,6 +183,16 @@ impl Exported {
     pub fn commit(self) -> Result<PathBuf> {
         // What is mapped would keep the old file's pages.
         drop(self.folder);
-        Ok(if self.is_file { self.staging.commit_file()? } else { self.staging.commit()? })
+        let path = if self.is_file { self.staging.commit_file()? } else { self.staging.commit()? };
+        if let Deploy::Beside(staging) = self.deploy {
+            staging.commit()?;
+        }
+        Ok(path)
     }
+}
+
+/// The folder of a hand-over beside a file.
+fn beside(target: &Path) -> PathBuf {
+    let stem = target.file_stem().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!("{stem}-deploy"))
 }

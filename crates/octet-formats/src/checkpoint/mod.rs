@@ -152,6 +152,17 @@ impl Checkpoint {
         self.quantization.as_ref()
     }
 
+    /// The codes of a module whose inputs are grouped in an order of their own ([`QMatrix::order`]): no kernel runs them, so that its matrix is
+    /// floats.
+    ///
+    /// # Errors
+    /// If the module is damaged.
+    pub fn in_order(&self, module: &str) -> octet_tensor::Result<Option<StoredQuant>> {
+        let changed = self.adapter.as_ref().is_some_and(|adapter| adapter.modules.contains_key(module));
+        let lookup = |name: &str| self.entry(name).map(Entry::tensor).transpose();
+        if changed { Ok(None) } else { self.modules.in_order(module, &lookup) }
+    }
+
     /// Whether packed weights are used (`Ok(true)`), absent, or there but of no use, and why.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use crate::{
     quantization::{CompressedTensors, Float8Scale, Layout, Quantization},
     torchao,
 };
-use octet_tensor::{Dtype, FloatMatrix, Matrix, Scheme, Tensor};
+use octet_tensor::{Dtype, FloatMatrix, Matrix, Scheme, StoredQuant, Tensor};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Looks a tensor up by name.
@@ -88,6 +88,17 @@ impl Form {
     }
 }
 
+impl Form {
+    /// The codes of a module whose inputs are grouped in an order of their own.
+    fn in_order(&self, module: &str, lookup: Lookup<'_>) -> octet_tensor::Result<Option<StoredQuant>> {
+        match self {
+            Self::Gptq(shape) if shape.ordered => gptq::codes(module, *shape, lookup).map(Some),
+            Self::CompressedTensors(Layout::Packed(scheme), true) => compressed_tensors::codes(module, *scheme, lookup).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
 impl Modules {
     /// Finds the quantized modules among `entries` and what `quantization` says of each.
     pub(super) fn resolve(quantization: Option<&Quantization>, entries: &[Entry]) -> Result<Self> {
@@ -134,6 +145,11 @@ impl Modules {
     /// What is stored of the modules that are decoded to floats, in words.
     pub(super) fn decoded(&self) -> BTreeMap<String, String> {
         self.stored.iter().filter_map(|(module, form)| Some((module.clone(), form.decoded()?))).collect()
+    }
+
+    /// The codes of a module whose inputs are grouped in an order of their own, and whose matrix therefore is floats.
+    pub(super) fn in_order(&self, module: &str, lookup: Lookup<'_>) -> octet_tensor::Result<Option<StoredQuant>> {
+        self.stored.get(module).map_or(Ok(None), |form| form.in_order(module, lookup))
     }
 
     /// The matrix of `module`, or `None` where nothing is stored for it.

@@ -12,7 +12,7 @@ pub use crate::write::Piece;
 pub(crate) use config::{OUTLIER_COLUMNS, OUTLIER_LIMIT};
 pub use config::{quantization_config, quantization_config_with_order};
 pub use encode::{encode_rows, order_spec, tensor_specs};
-pub(crate) use read::{int8, mxfp4, nvfp4, own_order, packed};
+pub(crate) use read::{codes, int8, mxfp4, nvfp4, own_order, packed};
 
 use octet_tensor::{Activations, Scheme};
 

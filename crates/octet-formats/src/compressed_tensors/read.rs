@@ -6,7 +6,7 @@ use crate::{
     fp4::{self, Fp4},
     stored::{check_rows, decoded, of_dtype, of_floats, quantized},
 };
-use octet_tensor::{Activations, Beside, Dtype, Error, FloatRows, Matrix, QMatrix, QuantRows, Result, Scheme, Tensor};
+use octet_tensor::{Activations, Beside, Dtype, Error, FloatRows, Matrix, QMatrix, QuantRows, Result, Scheme, StoredQuant, Tensor};
 use std::{ops::Range, sync::Arc};
 
 /// A quantized module over its stored tensors.
@@ -19,13 +19,23 @@ struct Stored {
     scales: Tensor,
     zeros: Option<Tensor>,
     /// The group of each input, where inputs are grouped in an order of their own (`actorder: group`).
-    order: Option<Vec<u32>>,
+    order: Option<Arc<[u32]>>,
     /// Which inputs are outliers, and their weights.
     outliers: Option<(Arc<[u32]>, Tensor)>,
 }
 
 /// A `pack-quantized` module.
 pub(crate) fn packed(module: &str, scheme: Scheme, lookup: Lookup<'_>) -> Result<Matrix> {
+    let stored = stored(module, scheme, lookup)?;
+    Ok(if stored.order.is_some() { decoded(module, stored) } else { quantized(module, stored) })
+}
+
+/// The codes of a `pack-quantized` module, with the group of each input where that is not the plain one.
+pub(crate) fn codes(module: &str, scheme: Scheme, lookup: Lookup<'_>) -> Result<StoredQuant> {
+    Ok(StoredQuant::new(module, Arc::new(stored(module, scheme, lookup)?)))
+}
+
+fn stored(module: &str, scheme: Scheme, lookup: Lookup<'_>) -> Result<Stored> {
     let codes = required(&format!("{module}.weight_packed"), lookup)?;
     let (rows, words) = of_dtype(&codes, Dtype::I32)?.dims2()?;
     let cols = packed_cols(&required(&format!("{module}.weight_shape"), lookup)?, rows)?;
@@ -37,7 +47,7 @@ pub(crate) fn packed(module: &str, scheme: Scheme, lookup: Lookup<'_>) -> Result
             bits.get()
         )));
     }
-    let order = own_order(module, scheme, cols, lookup)?;
+    let order = own_order(module, scheme, cols, lookup)?.map(Into::into);
     let zero_rows = bits::words(rows, bits);
     build(module, scheme, [rows, cols], codes, (Dtype::I32, zero_rows), order, lookup)
 }
@@ -46,7 +56,7 @@ pub(crate) fn packed(module: &str, scheme: Scheme, lookup: Lookup<'_>) -> Result
 pub(crate) fn int8(module: &str, scheme: Scheme, lookup: Lookup<'_>) -> Result<Matrix> {
     let codes = required(&format!("{module}.weight"), lookup)?;
     let (rows, cols) = of_dtype(&codes, Dtype::I8)?.dims2()?;
-    build(module, scheme, [rows, cols], codes, (Dtype::I8, rows), None, lookup)
+    Ok(quantized(module, build(module, scheme, [rows, cols], codes, (Dtype::I8, rows), None, lookup)?))
 }
 
 /// An `nvfp4-pack-quantized` module.
@@ -72,9 +82,9 @@ fn build(
     [rows, cols]: [usize; 2],
     codes: Tensor,
     zeros: (Dtype, usize),
-    order: Option<Vec<u32>>,
+    order: Option<Arc<[u32]>>,
     lookup: Lookup<'_>,
-) -> Result<Matrix> {
+) -> Result<Stored> {
     let groups = scheme.weights.groups(cols);
     let scales = required(&format!("{module}.weight_scale"), lookup)?;
     // A single scale serves the whole matrix (strategy `tensor`); one a row is written as [rows, 1] or [rows].
@@ -89,13 +99,11 @@ fn build(
     {
         return Err(zeros.wrong_shape(format!("[{zero_rows}, {groups}] zero points")));
     }
-    let is_ordered = order.is_some();
     let outliers = match scheme.activations {
         Activations::Int8Beside(share) => Some(outliers(module, [rows, cols], share.columns(cols), lookup)?),
         _ => None,
     };
-    let stored = Stored { module: module.into(), scheme, rows, cols, codes, scales, zeros, order, outliers };
-    Ok(if is_ordered { decoded(module, stored) } else { quantized(module, stored) })
+    Ok(Stored { module: module.into(), scheme, rows, cols, codes, scales, zeros, order, outliers })
 }
 
 /// Which `count` inputs are outliers, and their weights `[rows, count]`.
@@ -226,6 +234,10 @@ impl QuantRows for Stored {
         let made = QMatrix::new(range.len(), self.cols, self.scheme.weights, codes, scales, self.scales.dtype(), zeros);
         let made = match self.beside(range)? {
             Some(beside) => made.and_then(|q| q.with_beside(beside)),
+            None => made,
+        };
+        let made = match &self.order {
+            Some(order) => made.and_then(|q| q.with_order(order.clone())),
             None => made,
         };
         made.map_err(|e| Error::Malformed { name: self.module.clone(), what: e.to_string() })

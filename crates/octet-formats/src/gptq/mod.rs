@@ -11,4 +11,4 @@ mod read;
 pub use config::Config;
 pub(crate) use config::{bits, group};
 pub use read::Shape;
-pub(crate) use read::{layout, matrix};
+pub(crate) use read::{codes, layout, matrix};

@@ -6,9 +6,10 @@ use crate::{
     stored::{check_rows, decoded, field, malformed, of_dtype, of_floats, of_module, of_words, quantized, transposed_floats, word, words},
 };
 use octet_tensor::{
-    Activations, Bits, Dtype, Error, FloatRows, Granularity, Matrix, QMatrix, QuantRows, Result, Scheme, Symmetry, Tensor, WeightScheme,
+    Activations, Bits, Dtype, Error, FloatRows, Granularity, Matrix, QMatrix, QuantRows, Result, Scheme, StoredQuant, Symmetry, Tensor,
+    WeightScheme,
 };
-use std::{num::NonZeroUsize, ops::Range};
+use std::{num::NonZeroUsize, ops::Range, sync::Arc};
 
 /// How a module is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,7 @@ struct Stored {
     scales: Tensor,
     zeros: Tensor,
     /// The group of each input, where it is not the plain one.
-    order: Option<Vec<u32>>,
+    order: Option<Arc<[u32]>>,
 }
 
 /// How `module` is stored, read off the shapes of its tensors (which single modules of a checkpoint may have of their own).
@@ -69,6 +70,16 @@ fn order(module: &str, lookup: Lookup<'_>) -> Result<Option<Vec<u32>>> {
 
 /// The matrix of a module: codes, or floats where inputs are grouped in an order of their own.
 pub(crate) fn matrix(module: &str, shape: Shape, lookup: Lookup<'_>) -> Result<Matrix> {
+    let stored = stored(module, shape, lookup)?;
+    Ok(if stored.order.is_some() { decoded(module, stored) } else { quantized(module, stored) })
+}
+
+/// The codes of a module, with the group of each input where that is not the plain one.
+pub(crate) fn codes(module: &str, shape: Shape, lookup: Lookup<'_>) -> Result<StoredQuant> {
+    Ok(StoredQuant::new(module, Arc::new(stored(module, shape, lookup)?)))
+}
+
+fn stored(module: &str, shape: Shape, lookup: Lookup<'_>) -> Result<Stored> {
     let codes = required(&format!("{module}.qweight"), lookup)?;
     let (lines, rows) = of_words(&codes)?.dims2()?;
     let bits = shape.scheme.weights.bits.get() as usize;
@@ -88,9 +99,7 @@ pub(crate) fn matrix(module: &str, shape: Shape, lookup: Lookup<'_>) -> Result<M
         let what = format!("names group {group} of {groups}; the file is damaged, download it again");
         return Err(Error::Malformed { name: format!("{module}.g_idx"), what });
     }
-    let is_ordered = order.is_some();
-    let stored = Stored { module: module.into(), shape, rows, cols, groups, codes, scales, zeros, order };
-    Ok(if is_ordered { decoded(module, stored) } else { quantized(module, stored) })
+    Ok(Stored { module: module.into(), shape, rows, cols, groups, codes, scales, zeros, order: order.map(Into::into) })
 }
 
 impl Stored {
@@ -174,7 +183,11 @@ impl QuantRows for Stored {
         let (codes, zeros) = (self.read_codes(&range), self.read_zeros(&range)?);
         let scales = transposed_floats(&self.scales, &range)?;
         let made = QMatrix::new(range.len(), self.cols, self.shape.scheme.weights, codes, scales, self.scales.dtype(), zeros);
-        of_module(&self.module, made)
+        let made = of_module(&self.module, made)?;
+        match &self.order {
+            Some(order) => made.with_order(order.clone()),
+            None => Ok(made),
+        }
     }
 }
 

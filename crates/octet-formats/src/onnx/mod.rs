@@ -3,7 +3,10 @@
 //! Format: `onnx.proto3` of ONNX 1.20 (field numbers), external data as `docs/ExternalData.md` has it. The operators of a graph are
 //! the caller's business.
 
+mod blocks;
 mod proto;
+
+pub use blocks::{Blocks, blocks, decoded, stored_bits};
 
 use crate::{Error, Result};
 use proto::Message;
@@ -211,44 +214,4 @@ impl Data {
         let file = self.file.into_inner().map_err(|e| Error::io("write", &self.path)(e.into_error()))?;
         file.sync_all().map_err(Error::io("write", &self.path))
     }
-}
-
-/// A quantized matrix as `MatMulNBits` reads it, some rows of it.
-#[derive(Clone, Debug, Default)]
-pub struct Blocks {
-    /// Codes `[rows, blocks, block · bits / 8]`, unsigned, lowest bits first.
-    pub codes: Vec<u8>,
-    /// Scales `[rows, blocks]`.
-    pub scales: Vec<f32>,
-    /// Zero points `[rows, ⌈blocks · bits / 8⌉]`; empty where all are the middle.
-    pub zeros: Vec<u8>,
-}
-
-/// Width of a stored code: the next of 4 and 8 that holds it.
-pub fn stored_bits(bits: octet_tensor::Bits) -> usize {
-    if bits.get() <= 4 { 4 } else { 8 }
-}
-
-/// Rows in blocks of `block` inputs, which divide the groups; the last block of a row is padded with zeros.
-pub fn blocks(q: &octet_tensor::QMatrix, block: usize) -> Blocks {
-    let (cols, bits) = (q.cols(), stored_bits(q.scheme().bits));
-    let (size, count, middle) = (q.scheme().group_size(cols), cols.div_ceil(block), 1i32 << (bits - 1));
-    let mut out = Blocks::default();
-    for row in 0..q.rows() {
-        let codes = &q.codes()[row * cols..(row + 1) * cols];
-        let mut unsigned: Vec<u8> = codes.iter().map(|&code| (i32::from(code) + middle) as u8).collect();
-        unsigned.resize(count * block, middle as u8);
-        let (mut zeros, pairs) =
-            (vec![], |bytes: &[u8]| bytes.chunks(2).map(|p| p[0] | p.get(1).map_or(0, |high| high << 4)).collect::<Vec<u8>>());
-        for at in 0..count {
-            let (scale, zero) = q.group(row, at * block / size);
-            out.scales.push(scale);
-            zeros.push((zero + middle) as u8);
-        }
-        out.codes.extend(if bits == 4 { pairs(&unsigned) } else { unsigned });
-        if !q.zeros().is_empty() {
-            out.zeros.extend(if bits == 4 { pairs(&zeros) } else { zeros });
-        }
-    }
-    out
 }

@@ -195,7 +195,9 @@ impl<'de> Deserialize<'de> for RawHeader {
                 let mut header = RawHeader::default();
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
-                        header.metadata = map.next_value::<std::collections::BTreeMap<_, _>>()?.into_iter().collect();
+                        // MLX writes null where it has none.
+                        let metadata = map.next_value::<Option<std::collections::BTreeMap<_, _>>>()?;
+                        header.metadata = metadata.unwrap_or_default().into_iter().collect();
                     } else {
                         let tensor = map.next_value()?;
                         header.tensors.push((name, tensor));
@@ -231,6 +233,7 @@ mod tests {
         assert_eq!(header.tensors[0].range, 8 + GOOD.len()..8 + GOOD.len() + 24);
         assert_eq!((&header.tensors[0].shape[..], header.tensors[2].dtype), (&[2, 3][..], Dtype::Bf16));
         assert_eq!(header.metadata, [("format".to_string(), "pt".to_string())]);
+        assert!(parse_header(&file(r#"{"__metadata__":null}"#, 0)).unwrap().metadata.is_empty());
         assert!(parse_header(&file("{}", 0)).unwrap().tensors.is_empty());
     }
 

@@ -12,11 +12,13 @@ use std::path::PathBuf;
   octet export ./model --format gguf:q4_0:q8_0         4 bits, embedding and head in 8
   octet export ./model-w8a16-g32 --format gguf         the codes there are, without loss
   octet export ./model --format gguf:q8_0,gguf:iq4_xs --no-judge
-  octet export ./model-w4a16 --format gptq,mlx --out ./folders   codes and scales as they are, for other tools")]
+  octet export ./model-w4a16 --format gptq,mlx --out ./folders   codes and scales as they are, for other tools
+  octet export ./model-w4a16 --format compressed-tensors --deploy   with commands and manifests for servers
+  octet export ./base+./adapter --format safetensors             the adapter merged")]
 pub(crate) struct Export {
-    /// A checkpoint folder, a .gguf file, `pocket`, or org/name from the local Hugging Face cache
+    /// A checkpoint folder, a .gguf file, `pocket`, org/name from the local Hugging Face cache, or BASE+ADAPTER (LoRA, rsLoRA, DoRA)
     pub(crate) model: String,
-    /// Formats, with commas: gguf, gguf:TYPE, gguf:TYPE:TYPE OF EMBEDDING AND HEAD, compressed-tensors, gptq, awq, mlx, bnb8, npz, safetensors
+    /// Formats, with commas: gguf, gguf:TYPE, gguf:TYPE:TYPE OF EMBEDDING AND HEAD, compressed-tensors, gptq, awq, mlx, bnb8, npz, onnx, safetensors
     #[arg(long, value_name = "F", value_delimiter = ',', required = true)]
     pub(crate) format: Vec<Format>,
     /// Where to write; with several formats a folder [default: ./<model>-<type>.gguf or ./<model>-<format>]
@@ -25,6 +27,9 @@ pub(crate) struct Export {
     /// Replace what is there
     #[arg(long)]
     pub(crate) force: bool,
+    /// Also write what servers need: commands and manifests, and into how many parts the model can be cut among them
+    #[arg(long)]
+    pub(crate) deploy: bool,
     /// Decode what is quantized already and quantize it anew as the format asks
     #[arg(long)]
     pub(crate) requantize: bool,

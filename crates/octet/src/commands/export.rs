@@ -15,7 +15,7 @@ use anyhow::Result;
 use octet_eval::{Report, gates::Status, memory::available_memory};
 use octet_flow::{
     Calibration, JudgeSettings, Original,
-    export::{Export, ExportRun, Exported, Format, Source},
+    export::{Export, ExportRun, Exported, Facts, Format, Place, Source},
 };
 use octet_formats::Folder;
 use octet_kernels::Engine;
@@ -55,8 +55,7 @@ pub(crate) fn export(args: &Args, global: &Global) -> Result<Ended> {
         }
     }
     if global.json {
-        let documents: Vec<_> =
-            results.iter().map(|r| json!({"format": r.format.to_string(), "path": r.path, "report": r.report})).collect();
+        let documents: Vec<_> = results.iter().map(Outcome::document).collect();
         say_json(&json!({ "model": args.model, "exports": documents }))?;
     }
     Ok(if results.iter().all(|result| result.path.is_some()) { Ended::Done } else { Ended::Refused })
@@ -135,6 +134,12 @@ struct Outcome {
     report: Option<Report>,
 }
 
+impl Outcome {
+    fn document(&self) -> serde_json::Value {
+        json!({"format": self.format.to_string(), "path": self.path, "executed_by": self.format.executed_by(), "report": self.report})
+    }
+}
+
 impl Session<'_> {
     /// Writes and judges one format; `None` where it was interrupted.
     fn one(
@@ -148,9 +153,14 @@ impl Session<'_> {
         let run = ExportRun { calibration, engine: self.engine, cancel: interrupt::flag() };
         let quiet = self.global.json;
         export.notes().iter().for_each(|note| ui::note(&format!("note: {note}")));
+        match format.executed_by() {
+            Some(tool) => ui::note(&format!("executed by {tool}, its logits held against octet's (docs/export.md)")),
+            None => ui::note("unverified: no other tool was run on such an export"),
+        }
         let progress = &mut self.progress;
         let mut step = |stage: &str, done, total, detail: &str| progress.update(stage, done, total, detail);
-        let exported = Exported::write(self.source, export, target, self.args.force, &run, &mut step);
+        let place = Place { target, force: self.args.force, deploy: self.args.deploy };
+        let exported = Exported::write(self.source, export, place, &run, &mut step);
         progress.finish();
         if interrupt::asked() {
             return Ok(None);
@@ -170,7 +180,13 @@ impl Session<'_> {
         };
         let bytes = exported.bytes()?;
         let accepted = report.as_ref().is_none_or(|report| matches!(report.status, Status::Accepted | Status::FellBack));
-        let path = if accepted { Some(exported.commit()?) } else { None };
+        let path = match accepted {
+            true => {
+                exported.describe(self.source, Facts { format, notes: export.notes(), report: report.as_ref() })?;
+                Some(exported.commit()?)
+            }
+            false => None,
+        };
         if !quiet {
             if let Some(report) = &report {
                 ui::say(&verdict::judged(&format!("{} as {format}", resolve::short_name(&self.args.model)), report));
