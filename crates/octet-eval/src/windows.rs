@@ -33,10 +33,25 @@ impl Windows {
         Self::cut(&model.tokenizer, ids, context, model.tokenizer.leading_bos())
     }
 
-    fn cut(tokenizer: &Tokenizer, ids: &[u32], context: usize, bos: Option<u32>) -> Result<Self> {
-        let windows = cut(ids, context, bos);
+    /// Windows of pieces of text that were cut before, each by itself; a piece that leaves nothing to predict is left out.
+    ///
+    /// # Errors
+    /// If the ids cannot be decoded (to count bytes).
+    pub fn of_pieces<'a>(model: &TextModel, pieces: impl IntoIterator<Item = &'a [u32]>) -> Result<Self> {
+        let (tokenizer, bos) = (&model.tokenizer, model.tokenizer.leading_bos());
+        let cut = |piece: &&[u32]| bos.into_iter().chain(piece.iter().copied()).take(model.context()).collect::<Vec<u32>>();
+        let windows: Vec<Vec<u32>> = pieces.into_iter().map(|piece| cut(&piece)).filter(|window| window.len() > 1).collect();
+        Self::counted(tokenizer, windows, bos)
+    }
+
+    fn counted(tokenizer: &Tokenizer, windows: Vec<Vec<u32>>, bos: Option<u32>) -> Result<Self> {
         let bytes = windows.iter().map(|w| Ok(tokenizer.decode(&w[1..])?.len())).collect::<Result<_>>()?;
+        let context = windows.iter().map(Vec::len).max().unwrap_or(0);
         Ok(Self { windows, bytes, context, bos })
+    }
+
+    fn cut(tokenizer: &Tokenizer, ids: &[u32], context: usize, bos: Option<u32>) -> Result<Self> {
+        Ok(Self { context, ..Self::counted(tokenizer, cut(ids, context, bos), bos)? })
     }
 
     /// Predicted tokens in all.

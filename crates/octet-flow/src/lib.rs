@@ -32,7 +32,7 @@ pub use calibrate::Calibration;
 pub use claims::Claims;
 pub use error::{Error, Result};
 pub use judge::{FORECAST, JudgeSettings, Judged, Origin, judge, judge_folder, judge_quality};
-pub use mixed::{Allocated, Budget, Gains, MixedEvent, MixedFound, MixedJob, MixedTry, SearchForecast};
+pub use mixed::{Allocated, Budget, Gains, MixedBest, MixedCandidate, MixedEvent, MixedFound, MixedJob, MixedTry, SearchForecast};
 pub use original::Original;
 pub use prepare::{Prepared, QuantizeSettings};
 pub use receipt::{Receipt, ReceiptFacts, TextSource};

@@ -1,17 +1,20 @@
 //! Mixed precision: every fused group of linears, the embedding and the head get the width that pays.
 //!
 //! [`MixedJob::sensitivities`] measures what each scheme costs each group (once; kept on disk), [`MixedJob::within`] allocates
-//! under a budget, and [`MixedJob::smallest`] searches for the smallest budget whose written model passes the quality gate.
+//! under a budget, [`MixedJob::best`] measures a few allocations within a budget whole, one scheme for everything among them, and
+//! [`MixedJob::smallest`] searches for the smallest budget whose written model passes the quality gate.
 //! The search judges quality alone; whoever calls it gives the last word to [`crate::judge`], on the same written files.
 
 mod cache;
+mod check;
 mod search;
 
+pub use check::{MixedBest, MixedCandidate};
 pub use search::{MixedEvent, MixedFound, MixedTry};
 
 use crate::{Calibration, Error, JudgeSettings, Prepared, Result, artefact};
 use cache::Kept;
-use octet_eval::store::Store;
+use octet_eval::store::{Key, Store};
 use octet_kernels::Engine;
 use octet_quant::{Effort, FusedGroup, Line, Menu, Sensitivities, SensitivityRun, Site, allocate, least_bytes};
 use octet_tensor::Scheme;
@@ -101,12 +104,16 @@ impl MixedJob<'_> {
         let ledger = Kept { job: self, key: &key };
         let wanted = |site: &Site| modules.contains(&site.linear.module);
         let run = SensitivityRun { ledger: Some(&ledger), ..self.run(&menu, &wanted) };
+        Ok((self.measure(&run, &key, progress)?, false))
+    }
+
+    fn measure(&self, run: &SensitivityRun<'_>, key: &Key, progress: &mut dyn FnMut(f64, &str)) -> Result<Sensitivities> {
         let measured = run.measure(progress).map_err(|error| match error {
             octet_quant::Error::Interrupted { .. } => Error::Interrupted,
             other => other.into(),
         })?;
-        self.keep(&key, &measured);
-        Ok((measured, false))
+        self.keep(key, &measured);
+        Ok(measured)
     }
 
     fn run<'r>(&'r self, menu: &'r Menu, wanted: &'r dyn Fn(&Site) -> bool) -> SensitivityRun<'r> {
@@ -114,6 +121,7 @@ impl MixedJob<'_> {
             spec: &self.prepared.spec,
             inventory: &self.prepared.inventory,
             source: &self.prepared.checkpoint,
+            around: None,
             samples: &self.calibration.samples,
             menu,
             wanted,
@@ -159,22 +167,26 @@ impl MixedJob<'_> {
     /// # Errors
     /// If no allocation fits: the smallest possible is stated.
     pub fn within(&self, sensitivities: &Sensitivities, gains: &Gains, budget: Budget) -> Result<Allocated> {
+        self.weighed(sensitivities, gains, 1.0, budget)
+    }
+
+    /// The allocation within `budget` of the least sum of losses to the power `power`: above 1 it spares single groups.
+    fn weighed(&self, sensitivities: &Sensitivities, gains: &Gains, power: f64, budget: Budget) -> Result<Allocated> {
         let sizes = self.sizes(sensitivities)?;
-        let alternatives = sensitivities.alternatives(|group, scheme| self.gain(gains, group, scheme));
+        let alternatives = sensitivities.alternatives(|group| self.gain(gains, group));
+        let mut weighed = alternatives.clone();
+        weighed.iter_mut().flatten().for_each(|alternative| alternative.loss = alternative.loss.powf(power));
         let least = least_bytes(&alternatives);
         let mut bytes = match budget {
             Budget::BitsPerWeight(bits) => ((bits * sizes.weights as f64 / 8.0).max(0.0) as u64).checked_sub(sizes.pinned),
             Budget::FolderBytes(most) => most.checked_sub(sizes.pinned + sizes.beside),
         };
         loop {
-            let chosen = bytes.and_then(|bytes| allocate(&alternatives, bytes).ok());
+            let chosen = bytes.and_then(|bytes| allocate(&weighed, bytes).ok());
             let Some(chosen) = chosen else { return Err(sizes.impossible(budget, least)) };
             let allocated = self.settle(sensitivities, &chosen, &sizes, &alternatives)?;
             // A folder's config grows with the number of schemes.
-            let over = match budget {
-                Budget::FolderBytes(most) => self.folder_bytes(&allocated.prepared)?.saturating_sub(most),
-                Budget::BitsPerWeight(_) => 0,
-            };
+            let over = self.over(&allocated, budget)?;
             if over == 0 {
                 return Ok(allocated);
             }
@@ -182,13 +194,22 @@ impl MixedJob<'_> {
         }
     }
 
-    fn gain(&self, gains: &Gains, group: &FusedGroup, scheme: Scheme) -> f64 {
+    /// Bytes that an allocation takes beyond `budget`.
+    fn over(&self, allocated: &Allocated, budget: Budget) -> Result<u64> {
+        Ok(match budget {
+            Budget::FolderBytes(most) => self.folder_bytes(&allocated.prepared)?.saturating_sub(most),
+            Budget::BitsPerWeight(bits) if allocated.bits_per_weight <= bits => 0,
+            Budget::BitsPerWeight(bits) => (allocated.bytes as f64 * (1.0 - bits / allocated.bits_per_weight)).ceil() as u64,
+        })
+    }
+
+    fn gain(&self, gains: &Gains, group: &FusedGroup) -> f64 {
         // What a table that is looked up as well as multiplied loses is not what its Hessian tells.
         if group.layer.is_none() {
             return 1.0;
         }
         let sites: Vec<&Site> = self.prepared.inventory.sites.iter().filter(|site| group.modules.contains(&site.linear.module)).collect();
-        let solves = self.prepared.settings.recipe.mixed_step().is_some_and(|step| step.solver_of(&sites, scheme).needs_hessian());
+        let solves = self.prepared.settings.recipe.mixed_step().is_some_and(|step| step.solver_of(&sites).needs_hessian());
         if solves { gains.get(&group.name).copied().unwrap_or_else(|| usual_gain(gains, group)) } else { 1.0 }
     }
 

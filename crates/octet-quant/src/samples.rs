@@ -30,8 +30,7 @@ impl Samples {
         }
         let mut samples = Self { tokens: vec![], ends: vec![] };
         for index in chosen {
-            samples.tokens.extend_from_slice(windows[index]);
-            samples.ends.push(samples.tokens.len());
+            samples.push(windows[index]);
         }
         samples
     }
@@ -51,9 +50,35 @@ impl Samples {
         self.ends.is_empty()
     }
 
+    /// The windows, in order.
+    pub fn windows(&self) -> impl Iterator<Item = &[u32]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.tokens[start..end])
+    }
+
+    /// Every `step`th window aside: the others, and those. What is made of the others has not seen them. Neither part is empty
+    /// where there are two windows; of one both parts are that one.
+    pub fn held_out(&self, step: usize) -> (Self, Self) {
+        if self.len() < 2 {
+            return (self.clone(), self.clone());
+        }
+        let step = step.clamp(2, self.len());
+        let (mut others, mut held) = (Self { tokens: vec![], ends: vec![] }, Self { tokens: vec![], ends: vec![] });
+        for (index, window) in self.windows().enumerate() {
+            let part = if index % step == step - 1 { &mut held } else { &mut others };
+            part.push(window);
+        }
+        (others, held)
+    }
+
+    fn push(&mut self, window: &[u32]) {
+        self.tokens.extend_from_slice(window);
+        self.ends.push(self.tokens.len());
+    }
+
     /// Tokens of each window, in order.
     pub fn lengths(&self) -> impl Iterator<Item = usize> {
-        std::iter::once(0).chain(self.ends.iter().copied()).zip(&self.ends).map(|(start, end)| end - start)
+        self.windows().map(<[u32]>::len)
     }
 
     /// How many different tokens occur.
@@ -100,5 +125,20 @@ mod tests {
         assert_eq!((drawn.tokens(), drawn.lengths().collect::<Vec<_>>()), (&ids[..], vec![10, 10, 5]));
         assert!(Samples::draw(&ids[..1], 64, 10, 0).is_empty());
         assert_eq!(Samples::draw(&ids, 2, 10, 0).tokens().len(), 20);
+    }
+
+    #[test]
+    fn held_out_windows_and_the_others_are_all() {
+        let ids: Vec<u32> = (0..95).collect();
+        for (count, held, others) in [(10, vec![3, 7], 8), (3, vec![2], 2), (2, vec![1], 1)] {
+            let all = Samples::draw(&ids[..count * 10 - 5], 64, 10, 0);
+            let (rest, aside) = all.held_out(4);
+            assert_eq!((rest.len(), aside.windows().map(|w| w[0] / 10).collect::<Vec<_>>()), (others, held));
+            let mut tokens = [rest.tokens(), aside.tokens()].concat();
+            tokens.sort_unstable();
+            assert_eq!(tokens, all.tokens());
+        }
+        let one = Samples::draw(&ids[..5], 64, 10, 0);
+        assert_eq!(one.held_out(4), (one.clone(), one.clone()));
     }
 }

@@ -92,13 +92,13 @@ pub struct Sensitivities {
 
 impl Sensitivities {
     /// What an allocation chooses from. `gain` says by what factor the solver of the final model lowers the loss of a group
-    /// under a scheme; it is not asked about groups that stay as they are.
-    pub fn alternatives(&self, gain: impl Fn(&FusedGroup, Scheme) -> f64) -> Vec<Vec<Alternative>> {
-        let of = |group: &GroupLosses, option: &OptionLoss| {
-            let gain = option.scheme.map_or(1.0, |scheme| gain(&group.group, scheme));
-            Alternative { bytes: option.bytes, loss: option.loss * gain }
+    /// (one that stays as it is has none).
+    pub fn alternatives(&self, gain: impl Fn(&FusedGroup) -> f64) -> Vec<Vec<Alternative>> {
+        let of = |group: &GroupLosses| {
+            let gain = gain(&group.group);
+            group.options.iter().map(|option| Alternative { bytes: option.bytes, loss: option.loss * gain }).collect()
         };
-        self.groups.iter().map(|group| group.options.iter().map(|option| of(group, option)).collect()).collect()
+        self.groups.iter().map(of).collect()
     }
 
     /// Weights of all groups.

@@ -54,6 +54,7 @@ impl Case {
             spec: &self.spec,
             inventory: &self.inventory,
             source: &self.source,
+            around: None,
             samples: &self.samples,
             menu: &menu,
             wanted: &|_| true,
@@ -167,7 +168,7 @@ fn an_allocation_becomes_a_recipe_and_a_plan_of_its_size() {
         let found = case.all(&SCHEMES);
         let recipe = Recipe::mixed(false);
         assert!(Plan::new(&recipe, &case.inventory, false).is_err(), "unsettled");
-        let alternatives = found.alternatives(|_, _| 1.0);
+        let alternatives = found.alternatives(|_| 1.0);
         let least = least_bytes(&alternatives);
         let chosen = allocate(&alternatives, least * 3 / 2).unwrap();
         let choices: Vec<_> = found.groups.iter().zip(&chosen).map(|(group, &at)| (&group.group, group.options[at].scheme)).collect();

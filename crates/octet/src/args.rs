@@ -256,7 +256,8 @@ pub(crate) enum Method {
     Awq,
     /// SmoothQuant: what makes activations hard to quantize moves into the weights; for a8, needs calibration
     Smoothquant,
-    /// LLM.int8: inputs of a magnitude beyond 6 are multiplied as floats, the rest in 8 bits; for a8, w8a8 where no scheme is given
+    /// LLM.int8: the inputs that calibration saw largest are multiplied as floats, the rest in 8 bits (w8a8-c1; without
+    /// calibration those of a magnitude beyond 6, w8a8-o6)
     LlmInt8,
 }
 

@@ -7,7 +7,7 @@ use octet_quant::{GroupLosses, Ledger, Menu};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Raised whenever the same key stands for other measurements.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 impl MixedJob<'_> {
     /// Everything that losses depend on.

@@ -1,7 +1,7 @@
 //! The smallest allocation whose written model passes the quality gate.
 
-use super::{Allocated, Budget, Gains, MixedJob};
-use crate::{Error, JudgeSettings, Original, Result, Staged, judge_quality};
+use super::{Allocated, Budget, Gains, MixedCandidate, MixedJob};
+use crate::{Calibration, Error, JudgeSettings, Original, Result, Staged, judge_quality};
 use octet_eval::{gates::Gate, store::Key};
 use octet_quant::{Event, Sensitivities, TensorReport};
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,8 @@ pub enum MixedEvent<'a> {
     Judging(u64, u64, &'a str),
     /// It was judged.
     Tried(&'a MixedTry),
+    /// An allocation within a budget was measured whole.
+    Candidate(&'a MixedCandidate),
 }
 
 /// Where a search stands.
@@ -111,7 +113,7 @@ impl MixedJob<'_> {
                 Some(known) => known,
                 None => {
                     drop(written.take());
-                    let staged = self.write(&allocated, target, force, event)?;
+                    let staged = self.write(&allocated, self.calibration, target, force, event)?;
                     let tried = self.judge(&allocated, &staged, original, settings, event)?;
                     self.keep(&key, &tried);
                     written = Some((allocated.bytes, staged));
@@ -127,7 +129,7 @@ impl MixedJob<'_> {
             Some((bytes, staged)) if bytes == allocated.bytes => staged,
             other => {
                 drop(other);
-                self.write(&allocated, target, force, event)?
+                self.write(&allocated, self.calibration, target, force, event)?
             }
         };
         Ok(MixedFound { allocated, staged, tries: standing.tries, sensitivities, cached })
@@ -160,7 +162,7 @@ impl MixedJob<'_> {
     /// The smallest allocation whose losses add up to `loss` at most, or the largest there is.
     fn of_loss(&self, sensitivities: &Sensitivities, gains: &Gains, loss: f64) -> Result<Allocated> {
         const STEPS: usize = 24;
-        let alternatives = sensitivities.alternatives(|group, scheme| self.gain(gains, group, scheme));
+        let alternatives = sensitivities.alternatives(|group| self.gain(gains, group));
         let loss_of = |bytes: u64| -> f64 {
             let chosen = octet_quant::allocate(&alternatives, bytes).unwrap_or_default();
             alternatives.iter().zip(&chosen).map(|(group, &at)| group[at].loss).sum()
@@ -188,15 +190,22 @@ impl MixedJob<'_> {
         self.within(sensitivities, &standing.gains, Budget::BitsPerWeight(8.0 * (bytes as f64 + 0.5) / weights as f64))
     }
 
-    fn write(&self, allocated: &Allocated, target: &Path, force: bool, event: &mut dyn FnMut(MixedEvent<'_>)) -> Result<Staged> {
+    pub(super) fn write(
+        &self,
+        allocated: &Allocated,
+        calibration: &Calibration,
+        target: &Path,
+        force: bool,
+        event: &mut dyn FnMut(MixedEvent<'_>),
+    ) -> Result<Staged> {
         let mut progress = |at: &Event<'_>| event(MixedEvent::Quantizing(at));
-        let write = |calibration: &crate::Calibration, progress: &mut dyn FnMut(&Event<'_>)| {
+        let write = |calibration: &Calibration, progress: &mut dyn FnMut(&Event<'_>)| {
             allocated.prepared.write_calibrated(target, force, calibration, self.engine, self.cancel, progress)
         };
-        match write(self.calibration, &mut progress) {
+        match write(calibration, &mut progress) {
             // What is there is another try of this search.
             Err(Error::OtherWork { differs, .. }) if differs.starts_with("recipe (") && !differs.contains("), ") => {
-                write(&crate::Calibration { restart: true, ..self.calibration.clone() }, &mut progress)
+                write(&Calibration { restart: true, ..calibration.clone() }, &mut progress)
             }
             other => other,
         }
@@ -239,7 +248,7 @@ impl MixedJob<'_> {
 const LARGEST: f64 = 80.0;
 
 fn least(sensitivities: &Sensitivities) -> u64 {
-    octet_quant::least_bytes(&sensitivities.alternatives(|_, _| 1.0))
+    octet_quant::least_bytes(&sensitivities.alternatives(|_| 1.0))
 }
 
 impl Standing {
@@ -265,7 +274,7 @@ fn highest(gates: &[Gate], settings: &JudgeSettings) -> Option<f64> {
 }
 
 /// By what factor the solver lowered the error of each group that it solved.
-fn gains(allocated: &Allocated, reports: &[TensorReport]) -> Gains {
+pub(super) fn gains(allocated: &Allocated, reports: &[TensorReport]) -> Gains {
     let mut gains = Gains::new();
     for (group, _) in &allocated.choices {
         let own = || reports.iter().filter(|report| group.modules.contains(&report.name));

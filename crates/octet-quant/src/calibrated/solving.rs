@@ -119,20 +119,7 @@ impl Solving<'_> {
                 rounding.prepare(job)?
             }
             (false, strict) => {
-                remark = match hessian {
-                    Some(hessian) if !hessian.is_positive_definite() => {
-                        let error = Error::NotPositiveDefinite { module: self.line.name.clone(), damping: hessian.damping() };
-                        if strict {
-                            return Err(error);
-                        }
-                        Some(format!("rounded to nearest: {error}"))
-                    }
-                    Some(hessian) if hessian.is_damping_raised() => Some(format!(
-                        "damping raised to {} of the mean diagonal, so that its Hessian is positive definite",
-                        hessian.damping()
-                    )),
-                    _ => None,
-                };
+                remark = damped(hessian, &self.line.name, strict)?;
                 solver.prepare(job)?
             }
         };
@@ -173,6 +160,18 @@ impl Solving<'_> {
         let whole = self.keep.then(|| whole.finish(job, extras)).transpose()?;
         Ok((sums, whole))
     }
+}
+
+/// What is to be said of the damping of `module`'s Hessian: that it was raised, or that it was not enough, so that the tensor is
+/// rounded to nearest, which is an error where that is not as asked.
+fn damped(hessian: Option<&Hessian>, module: &str, strict: bool) -> Result<Option<String>, Error> {
+    let Some(hessian) = hessian else { return Ok(None) };
+    if hessian.is_positive_definite() {
+        let raised = || format!("damping raised to {} of the mean diagonal, so that its Hessian is positive definite", hessian.damping());
+        return Ok(hessian.is_damping_raised().then(raised));
+    }
+    let error = Error::NotPositiveDefinite { module: module.into(), damping: hessian.damping() };
+    if strict { Err(error) } else { Ok(Some(format!("rounded to nearest: {error}"))) }
 }
 
 /// What a matrix has beside codes, scales and zero points.
@@ -257,5 +256,35 @@ impl FloatRows for Decoded {
     fn read_rows(&self, range: Range<usize>, out: &mut [f32]) -> octet_tensor::Result<()> {
         range.zip(out.chunks_mut(self.0.cols().max(1))).for_each(|(row, out)| self.0.dequantize_row(row, out));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use octet_kernels::{Gram, Isa};
+    use std::num::NonZeroUsize;
+
+    #[test]
+    fn a_hessian_that_no_damping_mends_is_reported_or_refused_when_strict() {
+        let engine = Engine::new(Isa::best(), NonZeroUsize::new(1).unwrap()).unwrap();
+        let mut gram = Gram::new(4);
+        gram.add(&engine, &[1.0, 0.0, 0.5, 0.0, 0.0, 1.0, 0.0, -1.0, 0.5, 0.25, 2.0, 1.0]);
+        let mut moments = gram.finish(&engine);
+        let mut said = |share: f32, strict: bool| {
+            // Two inputs that are more than the same thing: what no data gives, but spoiled sums might.
+            let size = moments.second.at(0, 0).max(moments.second.at(2, 2));
+            moments.second.set(0, 0, size);
+            moments.second.set(2, 2, size);
+            moments.second.set(0, 2, size * share);
+            let hessian = Hessian::new(&engine, "x", &moments, HessianOptions::default()).unwrap();
+            damped(Some(&hessian), "model.layers.0.mlp.up_proj", strict)
+        };
+        assert_eq!(said(0.1, true).unwrap(), None);
+        assert!(said(1.03, true).unwrap().unwrap().contains("damping raised to 0.1"));
+        let fallback = said(9.0, false).unwrap().unwrap();
+        assert!(fallback.starts_with("rounded to nearest: ") && fallback.contains("up_proj is not positive definite even with"), "{fallback}");
+        assert!(matches!(said(9.0, true), Err(Error::NotPositiveDefinite { .. })));
+        assert_eq!(damped(None, "x", true).unwrap(), None);
     }
 }

@@ -15,7 +15,7 @@ pub struct MixedStep {
     pub schemes: Vec<Scheme>,
     /// Bits a weight of all weight matrices together; `None`: whoever carries the recipe out decides.
     pub bits_per_weight: Option<f64>,
-    /// What chooses the codes of tensors with fewer than 8 bits.
+    /// What chooses the codes of all tensors but tables that are only looked up.
     pub solver: SolverChoice,
 }
 
@@ -34,10 +34,10 @@ impl MixedStep {
         if self.schemes.is_empty() { Menu::usual(portable) } else { Menu { schemes: self.schemes.clone(), portable } }
     }
 
-    /// The solver of a group of these sites under `scheme`: 8 bits and tables that are only looked up are rounded to nearest.
-    pub fn solver_of(&self, sites: &[&Site], scheme: Scheme) -> SolverChoice {
+    /// The solver of a group of these sites: tables that are only looked up are rounded to nearest.
+    pub fn solver_of(&self, sites: &[&Site]) -> SolverChoice {
         let looked_up = sites.iter().all(|site| site.linear.input.kind == InputKind::Tokens);
-        if looked_up || scheme.weights.bits.get() >= 8 { SolverChoice::Rtn { candidates: self.solver.candidates() } } else { self.solver }
+        if looked_up { SolverChoice::Rtn { candidates: self.solver.candidates() } } else { self.solver }
     }
 
     pub(super) fn write_keys(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,7 +108,7 @@ impl MixedStep {
         let mut steps: Vec<(Choice, Vec<Target>)> = vec![];
         for (group, scheme) in chosen {
             let sites: Vec<&Site> = inventory.sites.iter().filter(|site| group.modules.contains(&site.linear.module)).collect();
-            let choice = scheme.map(|scheme| (scheme, self.solver_of(&sites, scheme)));
+            let choice = scheme.map(|scheme| (scheme, self.solver_of(&sites)));
             let at = steps.iter().position(|(known, _)| *known == choice).unwrap_or_else(|| {
                 steps.push((choice, vec![]));
                 steps.len() - 1

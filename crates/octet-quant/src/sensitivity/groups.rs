@@ -35,7 +35,7 @@ pub struct Menu {
 
 impl Menu {
     /// Bits and group sizes that pay for themselves somewhere: 2 to 8 bits, exact activations.
-    pub const USUAL: [&str; 20] = [
+    pub const USUAL: [&str; 25] = [
         "w2a16-g32-asym",
         "w2a16-g64-asym",
         "w3a16-g32",
@@ -50,10 +50,15 @@ impl Menu {
         "w4a16-g64",
         "w4a16-g128",
         "w4a16-g256",
+        "w5a16-g32",
         "w5a16-g64",
         "w5a16-g128",
+        "w6a16-g64",
         "w6a16-g128",
         "w6a16-pc",
+        "w7a16-g64",
+        "w7a16-g128",
+        "w7a16-pc",
         "w8a16-g128",
         "w8a16-pc",
     ];

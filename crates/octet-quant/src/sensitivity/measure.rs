@@ -42,7 +42,7 @@ pub enum Effort {
 
 /// Multiply-adds up to which a way of measuring is taken, with its tokens and schemes a group.
 const WAYS: [(f64, usize, usize); 6] =
-    [(1e11, 4096, usize::MAX), (5e12, 4096, 4), (3e13, 4096, 2), (3e13, 2048, 2), (6e13, 1024, 2), (6e13, 1024, 1)];
+    [(5e11, 4096, usize::MAX), (5e12, 4096, 4), (3e13, 4096, 2), (3e13, 2048, 2), (6e13, 1024, 2), (6e13, 1024, 1)];
 
 /// Everything a measurement needs.
 pub struct SensitivityRun<'a> {
@@ -52,6 +52,9 @@ pub struct SensitivityRun<'a> {
     pub inventory: &'a Inventory,
     /// Where the weights are.
     pub source: &'a dyn WeightSource,
+    /// A quantized model that all other groups are as in; `None`: as in the original. Losses of one group are then what it adds
+    /// to that model's, so that they hold where losses of groups no longer add up.
+    pub around: Option<&'a dyn WeightSource>,
     /// Calibration text; a few thousand tokens of it are used.
     pub samples: &'a Samples,
     /// The schemes to choose from.
@@ -126,6 +129,9 @@ impl SensitivityRun<'_> {
         let mut probe = Probe::new(self.engine, self.spec, &graph, self.source, &samples, &mut observer)?;
         let statistics = observer.finish();
         statistics.iter().try_for_each(|(site, seen)| seen.check(*site))?;
+        if let Some(around) = self.around {
+            probe.settle_on(&graph, around)?;
+        }
         let work = self.work(&way);
         let total: f64 = work.iter().map(|work| self.cost(&graph, work)).sum::<f64>().max(1.0);
         let (mut losses, mut done, mut layer, mut substitutions) = (vec![], 0.0, 0, 0);
@@ -216,37 +222,50 @@ impl SensitivityRun<'_> {
         let kept = work.sites.iter().map(|site| would_take(site, None)).sum();
         let mut options = vec![];
         let mut stage = match work.group.layer {
-            Some(layer) if !work.anchors.is_empty() => Some(Stage::load(self.engine, graph, Place::Layer(layer), self.source, None)?),
+            Some(layer) if !work.anchors.is_empty() => Some(Stage::load(self.engine, graph, Place::Layer(layer), self.base(), None)?),
             _ => None,
+        };
+        let mut diverged = |matrices: Vec<(&Site, Matrix)>, probe: &mut Probe<'_>| -> Result<f64, Error> {
+            let Some(stage) = &mut stage else { return self.outside(graph, matrices, probe) };
+            for (site, matrix) in matrices {
+                stage.replace(self.engine, graph, &site.linear.module, matrix)?;
+            }
+            probe.divergence(work.group.layer.unwrap_or(0), Variant::Block(stage))
+        };
+        // What the other groups lose, this one as it is in the original.
+        let others = match self.around {
+            Some(_) if !work.anchors.is_empty() => diverged(self.originals(&work.sites)?, probe)?,
+            _ => 0.0,
         };
         for (index, &(scheme, bytes)) in work.schemes.iter().enumerate() {
             tick(index as f64 / work.schemes.len() as f64)?;
             let (mut sums, mut matrices) = (ErrorSums::default(), vec![]);
-            for site in &work.sites {
+            for &site in &work.sites {
                 let (part, matrix) = self.rounded(site, scheme, statistics.get(&site.linear.input))?;
                 sums.add(&part);
                 matrices.push((site, matrix));
             }
             let measured = work.anchors.contains(&index);
-            let loss = match (measured, &mut stage) {
-                (false, _) => 0.0,
-                (true, Some(stage)) => {
-                    for (site, matrix) in matrices {
-                        stage.replace(self.engine, graph, &site.linear.module, matrix)?;
-                    }
-                    probe.divergence(work.group.layer.unwrap_or(0), Variant::Block(stage))?
-                }
-                (true, None) => self.outside(graph, matrices, probe)?,
-            };
+            let loss = if measured { (diverged(matrices, probe)? - others).max(0.0) } else { 0.0 };
             options.push(OptionLoss { scheme: Some(scheme), bytes, error: sums.weighted_relative(), loss, measured });
         }
         options.push(OptionLoss { scheme: None, bytes: kept, error: 0.0, loss: 0.0, measured: true });
         Ok(GroupLosses { group: work.group.clone(), options })
     }
 
+    /// The model that groups are exchanged in.
+    fn base(&self) -> &dyn WeightSource {
+        self.around.unwrap_or(self.source)
+    }
+
+    /// The matrices of `sites` as they are in the original.
+    fn originals<'s>(&self, sites: &[&'s Site]) -> Result<Vec<(&'s Site, Matrix)>, Error> {
+        sites.iter().map(|&site| Ok((site, Matrix::Float(rows::matrix(self.source, &site.linear)?)))).collect()
+    }
+
     /// Substitutes the embedding or the head.
-    fn outside(&self, graph: &BlockGraph, matrices: Vec<(&&Site, Matrix)>, probe: &mut Probe<'_>) -> Result<f64, Error> {
-        let mut weights = Substituted { base: self.source, matrices: BTreeMap::new() };
+    fn outside(&self, graph: &BlockGraph, matrices: Vec<(&Site, Matrix)>, probe: &mut Probe<'_>) -> Result<f64, Error> {
+        let mut weights = Substituted { base: self.base(), matrices: BTreeMap::new() };
         let (mut embeds, mut heads) = (false, false);
         for (site, matrix) in matrices {
             embeds |= site.linear.role == Role::Embedding;
@@ -287,7 +306,7 @@ impl SensitivityRun<'_> {
     }
 }
 
-/// The original with some matrices exchanged.
+/// A model with some matrices exchanged.
 struct Substituted<'a> {
     base: &'a dyn WeightSource,
     matrices: BTreeMap<String, Matrix>,

@@ -1,4 +1,4 @@
-//! The original with one stage exchanged: how far its predictions move.
+//! A model with one stage exchanged, the original or one that is quantized already: how far its predictions are from the original's.
 
 use super::divergence::{Predictions, losses, predictions};
 use crate::{Error, InputObserver, Samples};
@@ -88,7 +88,7 @@ impl<'a> Rig<'a> {
     }
 }
 
-/// The original, run stage by stage.
+/// A model, run stage by stage.
 pub(super) struct Probe<'a> {
     rig: Rig<'a>,
     ids: &'a [u32],
@@ -96,8 +96,10 @@ pub(super) struct Probe<'a> {
     head: Stage,
     /// What enters the block at work, of all tokens.
     entering: Vec<f32>,
-    /// What enters the head in the original.
+    /// What enters the head.
     last: Vec<f32>,
+    /// The original's head and what enters it, where the model is another.
+    original: Option<(Stage, Vec<f32>)>,
     /// The original's predictions where they fit into memory, a chunk of rows each.
     kept: Option<Vec<Predictions>>,
 }
@@ -130,7 +132,7 @@ impl<'a> Probe<'a> {
         for (layer, block) in blocks.iter().enumerate() {
             rig.block(layer, block, &mut last, Some(&mut *observer))?;
         }
-        let mut probe = Self { rig, ids, blocks, head, entering, last, kept: None };
+        let mut probe = Self { rig, ids, blocks, head, entering, last, original: None, kept: None };
         let fits = ids.len() * spec.vocab_size() * size_of::<f32>() <= KEPT_BYTES;
         let mut kept = vec![];
         for rows in probe.chunks() {
@@ -141,6 +143,20 @@ impl<'a> Probe<'a> {
         }
         probe.kept = fits.then_some(kept);
         Ok(probe)
+    }
+
+    /// Lets `source` be the model in which stages are exchanged; divergence stays that from the original. The first block is at work.
+    pub(super) fn settle_on(&mut self, graph: &BlockGraph, source: &dyn WeightSource) -> Result<(), Error> {
+        let engine = self.rig.engine;
+        let load = |place| Stage::load(engine, graph, place, source, None);
+        self.blocks.clear();
+        self.blocks = (0..graph.blocks.len()).map(|layer| load(Place::Layer(layer))).collect::<Result<Vec<_>, _>>()?;
+        self.entering = self.rig.embed(&load(Place::Embedding)?, self.ids)?;
+        let head = std::mem::replace(&mut self.head, load(Place::Head)?);
+        let mut last = self.entering.clone();
+        self.run_on(0, &mut last)?;
+        self.original = Some((head, std::mem::replace(&mut self.last, last)));
+        Ok(())
     }
 
     /// Puts the block after `layer` to work.
@@ -177,7 +193,8 @@ impl<'a> Probe<'a> {
             let p = match &self.kept {
                 Some(kept) => &kept[index],
                 None => {
-                    let logits = self.rig.head(&self.head, &self.last[rows.clone()], None)?.to_vec();
+                    let (head, last) = self.original.as_ref().map_or((&self.head, &self.last), |(head, last)| (head, last));
+                    let logits = self.rig.head(head, &last[rows.clone()], None)?.to_vec();
                     fresh = predictions(self.rig.engine, logits, vocab);
                     &fresh
                 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use octet_formats::Folder;
 use octet_model::{ArchSpec, Role};
 use octet_quant::{AwqSettings, Flags, GptqSettings, Precision, Recipe, SmoothSettings, SolverChoice, Step, TransformChoice};
-use octet_tensor::{Activations, Limit, Scheme};
+use octet_tensor::{Activations, Limit, Scheme, Share};
 
 /// Scale candidates that make a search quick.
 const QUICK_CANDIDATES: usize = 8;
@@ -86,14 +86,16 @@ pub(super) fn flags(args: &Quantize, scheme: Scheme, method: Method) -> Flags {
 /// One scheme by a method.
 fn plain(args: &Quantize, text: &str, method: Method) -> Result<Asked> {
     let scheme: Scheme = text.trim().parse()?;
-    let scheme = if method == Method::LlmInt8 { with_outliers_aside(scheme)? } else { scheme };
+    let scheme = if method == Method::LlmInt8 { with_outliers_aside(args, scheme)? } else { scheme };
     Ok(Asked::Scheme(scheme.short(), flags(args, scheme, method)))
 }
 
-/// The scheme with large inputs multiplied as floats.
-fn with_outliers_aside(scheme: Scheme) -> Result<Scheme> {
+/// The scheme with large inputs multiplied as floats: the columns that calibration saw largest, whatever their size; without
+/// calibration what exceeds the limit that large models have.
+fn with_outliers_aside(args: &Quantize, scheme: Scheme) -> Result<Scheme> {
+    let beside = if args.fast || args.no_calibration { Activations::Int8Below(Limit::USUAL) } else { Activations::Int8Beside(Share::USUAL) };
     match scheme.activations {
-        Activations::Int8PerToken => Ok(Scheme { activations: Activations::Int8Below(Limit::USUAL), ..scheme }),
+        Activations::Int8PerToken => Ok(Scheme { activations: beside, ..scheme }),
         Activations::Int8Below(_) | Activations::Int8Beside(_) => Ok(scheme),
         _ => usage(format!("--method llm-int8 is for inputs of 8 bits with one scale a token; {scheme} has others, use w8a8")),
     }

@@ -7,7 +7,7 @@ use crate::{
     ui::{self, Progress},
 };
 use anyhow::{Result, bail};
-use octet_flow::{Budget, Calibration, JudgeSettings, MixedEvent, MixedJob, MixedTry, Original, Prepared, SearchForecast};
+use octet_flow::{Budget, Calibration, JudgeSettings, MixedBest, MixedCandidate, MixedEvent, MixedJob, MixedTry, Original, Prepared, SearchForecast};
 use octet_kernels::Engine;
 use octet_quant::{Effort, Plan, Sensitivities};
 use serde_json::{Value, json};
@@ -33,6 +33,12 @@ pub(super) struct Mixed<'a> {
     pub(super) progress: &'a mut Progress,
 }
 
+/// How large the result of a recipe with a mixed step may be, where that was said.
+pub(super) fn budget(args: &Quantize, prepared: &Prepared) -> Option<Budget> {
+    let bits = prepared.settings().recipe.mixed_step().and_then(|step| step.bits_per_weight).map(Budget::BitsPerWeight);
+    bits.or_else(|| args.judge.max_size.map(|size| Budget::FolderBytes(size.0)))
+}
+
 impl Mixed<'_> {
     /// Measures and allocates within the budget that was given, or searches for the smallest that passes, which is left
     /// written where the next stage finds it.
@@ -49,11 +55,8 @@ impl Mixed<'_> {
         let store = judging::store(&self.args.judge);
         let (engine, cancel) = (self.engine, interrupt::flag());
         let job = MixedJob { prepared, calibration, engine, cancel, store: store.as_ref(), effort: Effort::Usual };
-        let step = prepared.settings().recipe.mixed_step();
-        let bits = step.and_then(|step| step.bits_per_weight).map(Budget::BitsPerWeight);
-        let size = self.args.judge.max_size.map(|size| Budget::FolderBytes(size.0));
-        match (bits.or(size), judging) {
-            (Some(budget), _) => self.within(&job, budget),
+        match (budget(self.args, prepared), judging) {
+            (Some(budget), _) => self.within(&job, budget, target),
             (None, Some((original, settings))) => self.smallest(&job, target, original, settings),
             (None, None) => {
                 bail!(
@@ -63,17 +66,49 @@ impl Mixed<'_> {
         }
     }
 
-    fn within(&mut self, job: &MixedJob<'_>, budget: Budget) -> Result<(Prepared, Value)> {
+    fn within(&mut self, job: &MixedJob<'_>, budget: Budget, target: &Path) -> Result<(Prepared, Value)> {
         let started = Instant::now();
         let progress = &mut *self.progress;
         let (sensitivities, cached) = job.sensitivities(&mut |share, group| {
             progress.update("measuring", (UNITS * share) as u64, UNITS as u64, group);
         })?;
         self.measured(&sensitivities, cached, started);
-        let allocated = job.within(&sensitivities, &Default::default(), budget)?;
-        self.say(&format!("{:.3} bits a weight, embedding and head included", allocated.bits_per_weight));
-        let document = document(&sensitivities, &allocated, &[]);
-        Ok((allocated.prepared, document))
+        let (mut reporter, mut tried) = (None, 0);
+        let best = job.best(&sensitivities, budget, target, &mut |event| self.event(event, &mut reporter, &mut tried, job.prepared))?;
+        let what = best.candidates.get(best.chosen).map_or("", |candidate| &candidate.what);
+        self.say(&format!(
+            "{:.3} bits a weight, embedding and head included: {what} diverges least of {} on {} tokens held out",
+            best.allocated.bits_per_weight,
+            best.candidates.len(),
+            best.held_out
+        ));
+        let mut document = document(&sensitivities, &best.allocated, &[]);
+        document["candidates"] = candidates(&best);
+        document["held_out_tokens"] = best.held_out.into();
+        Ok((best.allocated.prepared, document))
+    }
+
+    /// Shows where a search stands.
+    fn event(&mut self, event: MixedEvent<'_>, reporter: &mut Option<Reporter>, tried: &mut usize, prepared: &Prepared) {
+        match event {
+            MixedEvent::Trying(count, _) => {
+                *tried = count;
+                *reporter = self.reporter(prepared).ok();
+            }
+            MixedEvent::Quantizing(event) => {
+                if let Some(reporter) = reporter {
+                    reporter.event(self.progress, event);
+                }
+            }
+            MixedEvent::Measuring(share, group) => self.progress.update("measuring", (UNITS * share) as u64, UNITS as u64, group),
+            MixedEvent::Judging(done, total, detail) => self.progress.update("perplexity", done, total, detail),
+            MixedEvent::Tried(result) => self.say(&format!("try {tried}: {}", outcome(result))),
+            MixedEvent::Candidate(found) => self.say(&format!(
+                "candidate {tried}: {:.3} bits a weight, {}: KL {:.5}",
+                found.bits_per_weight, found.what, found.kl
+            )),
+            MixedEvent::Measured(..) => {}
+        }
     }
 
     fn smallest(
@@ -86,19 +121,8 @@ impl Mixed<'_> {
         self.announce(&job.forecast(settings)?);
         let (started, mut reporter, mut tried) = (Instant::now(), None, 0);
         let found = job.smallest(target, self.args.force, original, settings, &mut |event| match event {
-            MixedEvent::Measuring(share, group) => self.progress.update("measuring", (UNITS * share) as u64, UNITS as u64, group),
             MixedEvent::Measured(sensitivities, cached) => self.measured(sensitivities, cached, started),
-            MixedEvent::Trying(count, _) => {
-                tried = count;
-                reporter = self.reporter(job.prepared).ok();
-            }
-            MixedEvent::Quantizing(event) => {
-                if let Some(reporter) = &mut reporter {
-                    reporter.event(self.progress, event);
-                }
-            }
-            MixedEvent::Judging(done, total, detail) => self.progress.update("perplexity", done, total, detail),
-            MixedEvent::Tried(result) => self.say(&format!("try {tried}: {}", outcome(result))),
+            other => self.event(other, &mut reporter, &mut tried, job.prepared),
         })?;
         let document = document(&found.sensitivities, &found.allocated, &found.tries);
         Ok((found.allocated.prepared, document))
@@ -157,6 +181,17 @@ fn outcome(tried: &MixedTry) -> String {
 pub(super) fn bits_per_weight(plan: &Plan) -> f64 {
     let matrices = || plan.lines().iter().filter(|line| line.linear.is_some());
     8.0 * matrices().map(|line| line.bytes).sum::<u64>() as f64 / matrices().map(|line| line.elements()).sum::<u64>().max(1) as f64
+}
+
+/// The allocations that were measured whole.
+fn candidates(best: &MixedBest) -> Value {
+    let one = |(at, found): (usize, &MixedCandidate)| {
+        json!({
+            "what": found.what, "bits_per_weight": found.bits_per_weight, "predicted_kl": found.predicted_kl, "kl": found.kl,
+            "chosen": at == best.chosen,
+        })
+    };
+    best.candidates.iter().enumerate().map(one).collect()
 }
 
 /// What was decided and why.

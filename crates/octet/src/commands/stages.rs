@@ -157,14 +157,15 @@ impl Stages for Walk<'_, '_> {
         };
         prepared.check_target(&target, self.session.args.force)?;
         let judging = Some((&mut *self.original, self.settings));
+        let searched = mixed::budget(self.session.args, &prepared).is_none();
         let settled = self.session.settle(&prepared, &target, calibration.as_ref(), judging)?;
         let Some((prepared, decision)) = settled else {
             self.decision = None;
             return Ok(Planned { prepared, calibration, target });
         };
         self.decision = Some(decision);
-        // What the search wrote last is what was asked for.
-        let calibration = calibration.map(|calibration| octet_flow::Calibration { restart: false, ..calibration });
+        // Where a search ran, what it wrote last is what was asked for.
+        let calibration = calibration.map(|calibration| octet_flow::Calibration { restart: calibration.restart && !searched, ..calibration });
         Ok(Planned { prepared, calibration, target })
     }
 

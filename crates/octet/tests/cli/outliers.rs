@@ -35,9 +35,9 @@ fn planted_outliers_are_refused_with_plain_activations_and_accepted_when_smoothe
     assert_eq!(plain.json()["reports"][0]["status"], "refused");
     let smooth = sandbox.octet(&format!("quantize planted smooth --preset smooth-w8a8 {JUDGED}")).done().json();
     assert_eq!(smooth["reports"][0]["status"], "accepted");
-    let aside = sandbox.octet(&format!("quantize planted aside --method llm-int8 {JUDGED}")).done().json();
+    let aside = sandbox.octet(&format!("quantize planted aside --method llm-int8 --no-calibration {JUDGED}")).done().json();
     assert_eq!((&aside["reports"][0]["status"], &aside["reports"][0]["scheme"]), (&"accepted".into(), &"w8a8-o6".into()));
-    let fixed = format!("quantize planted fixed --scheme w8a8-c1 --calibration-samples 8 {JUDGED}");
+    let fixed = format!("quantize planted fixed --method llm-int8 --calibration-samples 8 {JUDGED}");
     let fixed = sandbox.octet(&fixed).done().json();
     assert_eq!((&fixed["reports"][0]["status"], &fixed["reports"][0]["scheme"]), (&"accepted".into(), &"w8a8-c1".into()));
     let calls = fixed["reports"][0]["measures"]["kernels"].to_string();

@@ -1,6 +1,9 @@
 //! Requests that nothing supports: schemes, recipes, threads, numbers out of range.
 
 use crate::sandbox::{Sandbox, ended, words};
+use octet_formats::{Checkpoint, Folder};
+use octet_tensor::WeightSource;
+use octet_testkit::{MemorySource, write_folder};
 use std::fs;
 
 #[test]
@@ -50,6 +53,26 @@ fn too_little_calibration_says_how_much_is_missing() {
     sandbox.refuses(&format!("{asked} 64 --calibration short.txt"), &["short.txt has only", "give ", " more"]);
 }
 
+/// The model `tiny` in floats with the weights that the codes of `folder` stand for.
+fn decoded(sandbox: &Sandbox, folder: &str, to: &str) {
+    let open = |name: &str| Checkpoint::open(&Folder::disk(&sandbox.path(name)).unwrap()).unwrap();
+    let (original, quantized, mut floats) = (open("tiny"), open(folder), MemorySource::default());
+    for name in original.names() {
+        let tensor = original.tensor(&name).unwrap().unwrap();
+        let module = name.strip_suffix(".weight").filter(|_| tensor.shape().len() == 2);
+        let values = match module.and_then(|module| quantized.matrix(module).unwrap()) {
+            Some(matrix) => {
+                let mut values = vec![0.0; matrix.rows() * matrix.cols()];
+                matrix.read_rows_f32(0..matrix.rows(), &mut values).unwrap();
+                values
+            }
+            None => tensor.to_f32().unwrap(),
+        };
+        floats.insert(&name, tensor.shape().to_vec(), &values);
+    }
+    write_folder(&sandbox.path("tiny"), &floats, &sandbox.path(to)).unwrap();
+}
+
 #[test]
 fn groups_in_activation_order_are_stored_and_run() {
     let sandbox = Sandbox::new();
@@ -62,6 +85,15 @@ fn groups_in_activation_order_are_stored_and_run() {
     let seen = sandbox.octet("inspect out --tensors").done().stdout;
     assert!(seen.contains("weight_g_idx"), "{seen}");
     sandbox.octet("run out hello -n 4").done();
+    // What it computes is what a model of floats computes whose weights are what the codes stand for, and not what groups of
+    // neighbours would give.
+    decoded(&sandbox, "out", "floats");
+    let kl = |base: &str| {
+        let seen = sandbox.octet(&format!("eval out --base {base} --context 64 --eval-tokens 2048 --json")).done().json();
+        seen["measures"]["kl"]["mean"].as_f64().unwrap()
+    };
+    let (same, original) = (kl("floats"), kl("tiny"));
+    assert!(same < 1e-6 && original > 100.0 * same, "{same} {original}");
     sandbox.write("desc8.toml", step.replace("w4a16-g32", "w4a8-g32"));
     sandbox.refuses(&format!("quantize tiny two --recipe desc8.toml {text}"), &["act_order", "integer activations", "static"]);
 }
