@@ -48,13 +48,24 @@ impl Case {
         progress: &mut dyn FnMut(f64, &str),
         cancel: &AtomicBool,
     ) -> Result<Sensitivities, Error> {
+        self.measure_around(None, schemes, threads, progress, cancel)
+    }
+
+    fn measure_around(
+        &self,
+        around: Option<&dyn WeightSource>,
+        schemes: &[&str],
+        threads: usize,
+        progress: &mut dyn FnMut(f64, &str),
+        cancel: &AtomicBool,
+    ) -> Result<Sensitivities, Error> {
         let engine = Engine::new(Isa::best(), NonZeroUsize::new(threads).unwrap()).unwrap();
         let menu = Menu { schemes: schemes.iter().map(|s| s.parse().unwrap()).collect(), portable: false };
         let run = SensitivityRun {
             spec: &self.spec,
             inventory: &self.inventory,
             source: &self.source,
-            around: None,
+            around,
             samples: &self.samples,
             menu: &menu,
             wanted: &|_| true,
@@ -159,6 +170,24 @@ fn threads_change_nothing_and_a_stop_is_one() {
     assert_eq!(one, case.all(&SCHEMES));
     let stopped = case.measure(&SCHEMES, 1, &mut |_, _| stop.store(true, Ordering::Relaxed), &stop);
     assert!(matches!(stopped, Err(Error::Interrupted { .. })));
+}
+
+#[test]
+fn around_a_model_groups_lose_what_they_add_to_its_loss() {
+    let case = Case::new(TINY_LLAMA);
+    let around = |source: &MemorySource| case.measure_around(Some(source), &SCHEMES, 2, &mut |_, _| {}, &AtomicBool::new(false)).unwrap();
+    let plain = case.all(&SCHEMES);
+    let losses = |found: &Sensitivities| found.groups.iter().flat_map(|g| g.options.iter().map(|o| o.loss)).collect::<Vec<_>>();
+    // Around the original it is the same.
+    for (a, b) in losses(&plain).into_iter().zip(losses(&around(&case.source))) {
+        assert!((a - b).abs() <= 1e-9 + 1e-6 * a, "{a} {b}");
+    }
+    // Around a model whose last norm lets nothing through, no group of a block can lose more.
+    let mut mute = case.source.renamed(str::to_string);
+    mute.insert("model.norm.weight", vec![case.spec.hidden()], &vec![0.0; case.spec.hidden()]);
+    let found = around(&mute);
+    let mut inside = found.groups.iter().filter(|group| group.group.layer.is_some()).flat_map(|group| &group.options);
+    assert!(inside.all(|option| option.loss < 1e-9), "{found:?}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::{
 };
 use octet_eval::{Quality, Reference, Windows, store::Key};
 use octet_formats::{Checkpoint, Folder};
-use octet_quant::{Samples, SensitivityRun, Sensitivities, Site};
+use octet_quant::{Effort, Samples, SensitivityRun, Sensitivities, Site};
 use octet_runtime::{OpenOptions, TextModel};
 use octet_tensor::Scheme;
 use serde::{Deserialize, Serialize};
@@ -153,7 +153,7 @@ impl MixedJob<'_> {
         let quantized = Checkpoint::open(&Folder::disk(&staged.path())?)?;
         let wanted = |site: &Site| modules.contains(&site.linear.module);
         let (ledger, samples) = (Kept { job: self, key: &key }, &trial.calibration.samples);
-        let run = SensitivityRun { ledger: Some(&ledger), around: Some(&quantized), samples, ..self.run(&menu, &wanted) };
+        let run = SensitivityRun { ledger: Some(&ledger), around: Some(&quantized), samples, effort: Effort::Brief, ..self.run(&menu, &wanted) };
         let measured = self.measure(&run, &key, &mut |share, group| event(MixedEvent::Measuring(share, group)));
         drop(quantized);
         staged.discard();

@@ -36,6 +36,8 @@ pub enum Effort {
     /// Some minutes at the most, decided by the forecast number of multiply-adds (not by a clock, so that every machine
     /// measures the same).
     Usual,
+    /// As usual, but never every scheme of a group: some, which the others follow from.
+    Brief,
     /// Every scheme of every group, however long it takes.
     Full,
 }
@@ -181,7 +183,11 @@ impl SensitivityRun<'_> {
             let work = self.work(&Way { tokens, anchors, stride });
             tokens as f64 * work.iter().map(|work| self.cost(graph, work)).sum::<f64>()
         };
-        let fits = |&(limit, tokens, anchors): &(f64, usize, usize)| self.effort == Effort::Full || cost(tokens, anchors, 1) <= limit;
+        let fits = |&(limit, tokens, anchors): &(f64, usize, usize)| match self.effort {
+            Effort::Full => true,
+            Effort::Brief if anchors == usize::MAX => false,
+            Effort::Usual | Effort::Brief => cost(tokens, anchors, 1) <= limit,
+        };
         if let Some((_, tokens, anchors)) = WAYS.into_iter().find(fits) {
             return Way { tokens, anchors, stride: 1 };
         }

@@ -45,6 +45,13 @@ fn budgets() {
     sandbox.octet(&format!("quantize tiny out --bits-per-weight 4,6 {small}")).done();
     let bits = |name: &str| sandbox.json(&format!("out/{name}/mixed_precision.json"))["bits_per_weight"].as_f64().unwrap();
     assert!(bits("tiny-mixed-4") <= 4.0 && bits("tiny-mixed-6") <= 6.0 && bits("tiny-mixed-6") > 4.5);
+    // What was taken diverges least of all that were measured, one scheme for everything among them.
+    let candidates = sandbox.json("out/tiny-mixed-6/mixed_precision.json")["candidates"].as_array().unwrap().clone();
+    let kl = |candidate: &serde_json::Value| candidate["kl"].as_f64().unwrap();
+    let chosen = candidates.iter().find(|candidate| candidate["chosen"] == true).unwrap();
+    assert!(candidates.len() > 1 && candidates.iter().all(|candidate| kl(chosen) <= kl(candidate)), "{candidates:?}");
+    assert!(candidates.iter().any(|candidate| candidate["what"].as_str().unwrap().starts_with("one scheme for all")), "{candidates:?}");
+    assert_eq!(sandbox.names("").iter().filter(|name| name.contains("candidate")).count(), 0);
     sandbox.octet(&format!("quantize tiny small --max-size 200KB {small}")).done();
     let bytes: u64 = sandbox.names("small").iter().map(|name| fs::metadata(sandbox.path("small").join(name)).unwrap().len()).sum();
     assert!(bytes <= 200_000, "{bytes}");
