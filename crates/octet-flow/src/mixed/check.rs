@@ -12,7 +12,7 @@ use crate::{
 };
 use octet_eval::{Quality, Reference, Windows, store::Key};
 use octet_formats::{Checkpoint, Folder};
-use octet_quant::{Effort, Samples, SensitivityRun, Sensitivities, Site};
+use octet_quant::{Effort, Samples, Sensitivities, SensitivityRun, Site};
 use octet_runtime::{OpenOptions, TextModel};
 use octet_tensor::Scheme;
 use serde::{Deserialize, Serialize};
@@ -27,8 +27,7 @@ const WORK: f64 = 1e14;
 const FEWEST: usize = 2;
 
 /// How candidates come to be, the first ones first.
-const IDEAS: [Idea; 6] =
-    [Idea::Sum, Idea::OneScheme, Idea::Solved(1.0), Idea::Solved(1.5), Idea::Around, Idea::Around];
+const IDEAS: [Idea; 6] = [Idea::Sum, Idea::OneScheme, Idea::Solved(1.0), Idea::Solved(1.5), Idea::Around, Idea::Around];
 
 /// How an allocation within a budget comes to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -153,7 +152,8 @@ impl MixedJob<'_> {
         let quantized = Checkpoint::open(&Folder::disk(&staged.path())?)?;
         let wanted = |site: &Site| modules.contains(&site.linear.module);
         let (ledger, samples) = (Kept { job: self, key: &key }, &trial.calibration.samples);
-        let run = SensitivityRun { ledger: Some(&ledger), around: Some(&quantized), samples, effort: Effort::Brief, ..self.run(&menu, &wanted) };
+        let run =
+            SensitivityRun { ledger: Some(&ledger), around: Some(&quantized), samples, effort: Effort::Brief, ..self.run(&menu, &wanted) };
         let measured = self.measure(&run, &key, &mut |share, group| event(MixedEvent::Measuring(share, group)));
         drop(quantized);
         staged.discard();

@@ -283,7 +283,10 @@ mod tests {
         assert_eq!(said(0.1, true).unwrap(), None);
         assert!(said(1.03, true).unwrap().unwrap().contains("damping raised to 0.1"));
         let fallback = said(9.0, false).unwrap().unwrap();
-        assert!(fallback.starts_with("rounded to nearest: ") && fallback.contains("up_proj is not positive definite even with"), "{fallback}");
+        assert!(
+            fallback.starts_with("rounded to nearest: ") && fallback.contains("up_proj is not positive definite even with"),
+            "{fallback}"
+        );
         assert!(matches!(said(9.0, true), Err(Error::NotPositiveDefinite { .. })));
         assert_eq!(damped(None, "x", true).unwrap(), None);
     }

@@ -93,7 +93,8 @@ fn plain(args: &Quantize, text: &str, method: Method) -> Result<Asked> {
 /// The scheme with large inputs multiplied as floats: the columns that calibration saw largest, whatever their size; without
 /// calibration what exceeds the limit that large models have.
 fn with_outliers_aside(args: &Quantize, scheme: Scheme) -> Result<Scheme> {
-    let beside = if args.fast || args.no_calibration { Activations::Int8Below(Limit::USUAL) } else { Activations::Int8Beside(Share::USUAL) };
+    let beside =
+        if args.fast || args.no_calibration { Activations::Int8Below(Limit::USUAL) } else { Activations::Int8Beside(Share::USUAL) };
     match scheme.activations {
         Activations::Int8PerToken => Ok(Scheme { activations: beside, ..scheme }),
         Activations::Int8Below(_) | Activations::Int8Beside(_) => Ok(scheme),

@@ -7,7 +7,9 @@ use crate::{
     ui::{self, Progress},
 };
 use anyhow::{Result, bail};
-use octet_flow::{Budget, Calibration, JudgeSettings, MixedBest, MixedCandidate, MixedEvent, MixedJob, MixedTry, Original, Prepared, SearchForecast};
+use octet_flow::{
+    Budget, Calibration, JudgeSettings, MixedBest, MixedCandidate, MixedEvent, MixedJob, MixedTry, Original, Prepared, SearchForecast,
+};
 use octet_kernels::Engine;
 use octet_quant::{Effort, Plan, Sensitivities};
 use serde_json::{Value, json};
@@ -103,10 +105,9 @@ impl Mixed<'_> {
             MixedEvent::Measuring(share, group) => self.progress.update("measuring", (UNITS * share) as u64, UNITS as u64, group),
             MixedEvent::Judging(done, total, detail) => self.progress.update("perplexity", done, total, detail),
             MixedEvent::Tried(result) => self.say(&format!("try {tried}: {}", outcome(result))),
-            MixedEvent::Candidate(found) => self.say(&format!(
-                "candidate {tried}: {:.3} bits a weight, {}: KL {:.5}",
-                found.bits_per_weight, found.what, found.kl
-            )),
+            MixedEvent::Candidate(found) => {
+                self.say(&format!("candidate {tried}: {:.3} bits a weight, {}: KL {:.5}", found.bits_per_weight, found.what, found.kl))
+            }
             MixedEvent::Measured(..) => {}
         }
     }

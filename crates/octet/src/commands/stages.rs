@@ -165,7 +165,8 @@ impl Stages for Walk<'_, '_> {
         };
         self.decision = Some(decision);
         // Where a search ran, what it wrote last is what was asked for.
-        let calibration = calibration.map(|calibration| octet_flow::Calibration { restart: calibration.restart && !searched, ..calibration });
+        let calibration =
+            calibration.map(|calibration| octet_flow::Calibration { restart: calibration.restart && !searched, ..calibration });
         Ok(Planned { prepared, calibration, target })
     }
 
