@@ -63,6 +63,13 @@ impl Artefact {
         Ok(Self { writer, quantized: schemes(plan), written: Some(BTreeMap::new()) })
     }
 
+    /// Opens files that are complete, to write what belongs to these modules, and tensors of these names, again.
+    pub(crate) fn reopen(dir: &Path, plan: &Plan, again: &BTreeSet<String>) -> Result<Self> {
+        let module = |name: &str| name.rsplit_once('.').is_some_and(|(module, _)| again.contains(module));
+        let names = specs(plan).into_iter().map(|spec| spec.name);
+        Self::resume(dir, plan, &names.filter(|name| !again.contains(name) && !module(name)).collect())
+    }
+
     /// Brings what was written to disk and gives its digests, by tensor.
     pub(crate) fn sync(&mut self) -> Result<BTreeMap<String, String>> {
         self.writer.sync()?;
@@ -210,7 +217,9 @@ fn method(plan: &Plan) -> String {
         }
     }
     let before = plan.transforms();
-    if names.is_empty() && before.is_empty() { "rtn".into() } else { [before, names].concat().join("+") }
+    let after = plan.distill().map(|_| "distill");
+    let names = [before, names, after.into_iter().collect()].concat();
+    if names.is_empty() { "rtn".into() } else { names.join("+") }
 }
 
 /// quantization_config.json: what was done, in octet's own words.

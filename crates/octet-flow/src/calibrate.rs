@@ -3,7 +3,7 @@
 use crate::{
     Error, Prepared, Result, Staged,
     artefact::{self, Artefact},
-    digest,
+    digest, distill,
     journal::{self, DiskJournal, Identity},
     receipt::{CalibrationRecord, TextSource},
     spill::OnDisk,
@@ -13,7 +13,7 @@ use octet_formats::{Checkpoint, staging::Staging};
 use octet_kernels::Engine;
 use octet_model::ForwardError;
 use octet_quant::{
-    CalibratedOptions, CalibratedRun, CalibrationForecast, Event, HiddenStates, InMemory, Samples, SinkError, StageRecord, Transform,
+    CalibratedOptions, CalibratedRun, CalibrationForecast, Event, HiddenStates, InMemory, Plan, Samples, SinkError, StageRecord, Transform,
 };
 use octet_tensor::WeightSource;
 use serde_json::{Value, json};
@@ -39,6 +39,8 @@ pub struct Calibration {
     pub length: usize,
     /// What was drawn from them.
     pub samples: Samples,
+    /// All windows of them: what a model learns from that learns.
+    pub text: Samples,
     /// Whether linears see what already quantized linears of the same block leave.
     pub sequential: bool,
     /// Memory that may be taken, in bytes; hidden states go to disk where they would not fit.
@@ -48,6 +50,11 @@ pub struct Calibration {
 }
 
 impl Calibration {
+    /// All tokens that have a say in the result of a plan.
+    pub fn seen(&self, plan: &Plan) -> &[u32] {
+        if plan.distill().is_some() { self.text.tokens() } else { self.samples.tokens() }
+    }
+
     /// What the receipt says of it.
     pub(crate) fn record(&self) -> CalibrationRecord {
         let mut rest = self.samples.tokens();
@@ -109,6 +116,9 @@ impl Prepared {
         cancel: &AtomicBool,
         progress: &mut dyn FnMut(&Event<'_>),
     ) -> Result<Staged> {
+        if let Some(step) = self.plan.distill() {
+            distill::check(&self.spec, step, calibration)?;
+        }
         let mut staging = self.open_stage(target, force)?;
         let (work, out) = (staging.work().to_path_buf(), staging.path());
         let identity = self.identity(calibration, engine)?;
@@ -150,6 +160,14 @@ impl Prepared {
         if let Err(error) = outcome {
             return Err(self.stopped(error, staging));
         }
+        if let Some(step) = self.plan.distill() {
+            let outcome = self.distill(step, calibration, (&mut journal, &work), engine, cancel, progress);
+            if let Err(error) = outcome {
+                // What was interrupted, or could not be written, is gone on with.
+                staging.retain(error.is_pause() || matches!(error, Error::Quant(octet_quant::Error::Sink { .. })));
+                return Err(error);
+            }
+        }
         let records = journal.finish()?;
         artefact::copy_companions(&out, &self.input)?;
         let calibrated = self.calibrated(calibration, &records);
@@ -181,11 +199,29 @@ impl Prepared {
         }
     }
 
+    /// Bytes and seconds (by this machine's measured rates) that distilling will take, where the plan distils.
+    ///
+    /// # Errors
+    /// If the model cannot be distilled.
+    pub fn forecast_distillation(&self, calibration: &Calibration, engine: &Engine) -> Result<Option<(u64, f64)>> {
+        let Some(step) = self.plan.distill() else { return Ok(None) };
+        distill::check(&self.spec, step, calibration)?;
+        let needs = distill::forecast(&self.spec, step, calibration);
+        Ok(Some((needs.bytes, needs.seconds(engine, &self.spec))))
+    }
+
+    /// Multiply-adds of distilling, where the plan distils.
+    pub(crate) fn distillation_cost(&self, calibration: &Calibration) -> f64 {
+        self.plan.distill().map_or(0.0, |step| distill::forecast(&self.spec, step, calibration).work)
+    }
+
     /// Everything the bytes of the result depend on.
     fn identity(&self, calibration: &Calibration, engine: &Engine) -> Result<Identity> {
         let plan = self.plan_digest();
         let order = if calibration.sequential { "true-sequential" } else { "one pass a block" };
+        let learnt = self.plan.distill().map_or_else(|| "nothing".into(), |_| distill::text_digest(calibration));
         let entries = [
+            ("text learnt from", learnt),
             ("octet version", env!("CARGO_PKG_VERSION").to_string()),
             ("recipe", plan),
             ("model", digest::of_weights(&self.input, &self.checkpoint, engine)?),
@@ -253,7 +289,7 @@ impl Prepared {
 
     /// Whether a solver or transform of the plan cannot do without calibration.
     pub fn needs_calibration(&self) -> bool {
-        self.plan.has_scalings() || self.chooses_outliers() || self.needs_hessians()
+        self.plan.has_scalings() || self.chooses_outliers() || self.plan.distill().is_some() || self.needs_hessians()
     }
 
     /// Whether outlier columns are chosen by what flows into linears.

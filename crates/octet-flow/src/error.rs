@@ -84,6 +84,17 @@ pub enum Error {
     /// Planning or solving failed.
     #[error(transparent)]
     Quant(#[from] octet_quant::Error),
+    /// Distillation failed.
+    #[error(transparent)]
+    Tune(#[from] octet_tune::TuneError),
+    /// There is too little memory to distil.
+    #[error("distilling needs {needed} MB of memory, {budget} MB may be taken; allow more with --memory-budget, or leave distillation off")]
+    TooLargeToDistill {
+        /// Megabytes needed.
+        needed: u64,
+        /// Megabytes that may be taken.
+        budget: u64,
+    },
     /// Tokenizer, template or generation failed.
     #[error(transparent)]
     Runtime(#[from] octet_runtime::Error),
@@ -138,6 +149,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether someone asked to stop.
+    pub fn is_pause(&self) -> bool {
+        matches!(self, Self::Interrupted | Self::Paused { .. } | Self::Tune(octet_tune::TuneError::Interrupted { .. }))
+    }
+
     /// Turns an I/O error into one that names the file being read.
     pub(crate) fn read(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result, artefact::Artefact, write::hex};
 use octet_formats::{Checkpoint, Folder};
-use octet_quant::{Journal, Sink, SinkError, StageRecord};
+use octet_quant::{Journal, Plan, Sink, SinkError, StageRecord};
 use octet_tensor::{QMatrix, Tensor, WeightSource};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -48,17 +48,23 @@ pub(crate) fn find(work: &Path, out: &Path, identity: &Identity) -> Result<Optio
         return Err(Error::OtherWork { work: work.to_path_buf(), differs: differences(&made_for, identity) });
     }
     let (mut entries, mut sound) = (vec![], first.len() as u64);
-    let stored = Folder::disk(out).ok().and_then(|folder| Checkpoint::open(&folder).ok());
-    for line in lines {
-        let Ok(entry) = serde_json::from_str::<Entry>(line) else { break };
-        if !stored.as_ref().is_some_and(|stored| entry.holds(stored)) {
-            tracing::warn!("{}: the stored tensors are not the ones that were written; it is made again", entry.record.stage);
-            break;
-        }
-        entries.push(entry);
-        sound += line.len() as u64;
+    let Some(stored) = Folder::disk(out).ok().and_then(|folder| Checkpoint::open(&folder).ok()) else { return Ok(None) };
+    let mut read: Vec<(Entry, u64)> = lines.map_while(|line| Some((serde_json::from_str(line).ok()?, line.len() as u64))).collect();
+    // A later entry may have written tensors of an earlier one again. What does not hold takes everything after it along,
+    // and then the earlier one is asked.
+    while let Some(bad) = (0..read.len()).find(|&at| {
+        let later: BTreeSet<&String> = read[at + 1..].iter().flat_map(|(entry, _)| entry.sha256.keys()).collect();
+        !read[at].0.holds(&stored, &later)
+    }) {
+        let stage = &read[bad].0.record.stage;
+        tracing::warn!("{stage}: the stored tensors are not the ones that were written; it is made again");
+        read.truncate(bad);
     }
-    Ok(stored.is_some().then_some(Found { entries, sound }))
+    for (entry, bytes) in read {
+        entries.push(entry);
+        sound += bytes;
+    }
+    Ok(Some(Found { entries, sound }))
 }
 
 /// Whether there is unfinished work of a calibrated run.
@@ -67,10 +73,10 @@ pub(crate) fn exists(work: &Path) -> bool {
 }
 
 impl Entry {
-    /// Whether the tensors in `stored` are the ones that were written.
-    fn holds(&self, stored: &Checkpoint) -> bool {
+    /// Whether the tensors in `stored` are the ones that were written, but for those that were written again `later`.
+    fn holds(&self, stored: &Checkpoint, later: &BTreeSet<&String>) -> bool {
         let known: BTreeMap<&str, _> = stored.entries().iter().map(|entry| (entry.name.as_str(), entry)).collect();
-        self.sha256.iter().all(|(name, digest)| {
+        self.sha256.iter().filter(|(name, _)| !later.contains(name)).all(|(name, digest)| {
             let tensor = known.get(name.as_str()).and_then(|entry| entry.tensor().ok());
             tensor.is_some_and(|tensor| hex(&Sha256::digest(&**tensor.bytes())) == *digest)
         })
@@ -131,6 +137,12 @@ impl DiskJournal {
         let file = begin().map_err(write)?;
         let finished = entries.into_iter().map(|entry| entry.record).collect();
         Ok(Self { out: out.to_path_buf(), path, file, artefact, finished })
+    }
+
+    /// Lets the tensors of these modules, and those of these names, be written again.
+    pub(crate) fn reopen(&mut self, plan: &Plan, again: &BTreeSet<String>) -> Result<()> {
+        self.artefact = Artefact::reopen(&self.out, plan, again)?;
+        Ok(())
     }
 
     /// Checks that nothing is missing and brings the weights to disk.

@@ -12,6 +12,7 @@ mod artefact;
 mod calibrate;
 mod claims;
 pub mod digest;
+mod distill;
 mod error;
 pub mod export;
 mod journal;
@@ -30,6 +31,7 @@ mod write;
 
 pub use calibrate::Calibration;
 pub use claims::Claims;
+pub use distill::STAGE as DISTILLATION;
 pub use error::{Error, Result};
 pub use judge::{FORECAST, JudgeSettings, Judged, Origin, judge, judge_folder, judge_quality};
 pub use mixed::{Allocated, Budget, Gains, MixedBest, MixedCandidate, MixedEvent, MixedFound, MixedJob, MixedTry, SearchForecast};

@@ -142,7 +142,8 @@ impl MixedJob<'_> {
         let (measuring, some_blocks) = self.run(&menu, &|site: &Site| modules.contains(&site.linear.module)).forecast();
         let mut forecast = self.prepared.forecast_calibration(self.calibration);
         forecast.cost.forward += self.judging_cost(settings);
-        let each = forecast.seconds(self.engine)?;
+        let learning = self.prepared.forecast_distillation(self.calibration, self.engine)?.map_or(0.0, |(_, seconds)| seconds);
+        let each = forecast.seconds(self.engine)? + learning;
         forecast.cost = octet_quant::Cost { forward: measuring, ..Default::default() };
         let peak_bytes = forecast.peak_bytes;
         Ok(SearchForecast { measuring: forecast.seconds(self.engine)?, some_blocks, tries: self.tries(settings), each, peak_bytes })
@@ -158,7 +159,8 @@ impl MixedJob<'_> {
     /// forecast number of multiply-adds, not by a clock, so that every machine comes to the same files.
     fn tries(&self, settings: &JudgeSettings) -> usize {
         let cost = self.prepared.forecast_calibration(self.calibration).cost;
-        let each = cost.forward + cost.moments + cost.solving + self.judging_cost(settings);
+        let learning = self.prepared.distillation_cost(self.calibration);
+        let each = cost.forward + cost.moments + cost.solving + self.judging_cost(settings) + learning;
         ((SEARCH / each.max(1.0)) as usize).clamp(2, TRIES)
     }
 

@@ -159,6 +159,7 @@ fn feedback_inside_blocks_lowers_divergence() {
         field: None,
         length: 512,
         samples: Samples::draw(&calibration, 12, 512, 1),
+        text: Samples::default(),
         sequential: true,
         memory_budget: u64::MAX,
         restart: true,

@@ -16,7 +16,6 @@ mod weights;
 pub use forecast::CalibrationForecast;
 pub(crate) use stage::want;
 pub use weights::BlockWeights;
-pub(crate) use weights::floats;
 
 use crate::{Error, HiddenStates, Line, Plan, Samples, Sink, SinkError, SolverChoice, TensorReport, Transform, cost::Costs};
 use forward::Forward;

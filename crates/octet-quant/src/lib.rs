@@ -52,7 +52,8 @@ pub use observe::{InputObserver, Want};
 pub use pipeline::{Progress, Run, Sink, SinkError};
 pub use plan::{Action, Line, Plan};
 pub use recipe::{
-    AwqSettings, Flags, GptqSettings, MixedStep, Precision, Recipe, SmoothSettings, SolverChoice, Step, Target, TransformChoice,
+    AwqSettings, DistillStep, Flags, GptqSettings, MixedStep, Precision, Recipe, SmoothSettings, SolverChoice, Step, Target,
+    TransformChoice,
 };
 pub use report::{ErrorSums, TensorReport};
 pub use samples::Samples;

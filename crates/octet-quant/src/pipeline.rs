@@ -87,6 +87,9 @@ impl Run<'_> {
     }
 
     fn lines(&self, sink: &mut dyn Sink, progress: &mut dyn FnMut(&Progress<'_>)) -> Result<Vec<TensorReport>, Error> {
+        if self.plan.distill().is_some() {
+            return Err(Error::NeedsCalibration { module: "the whole model".into(), solver: "distillation" });
+        }
         let lines = self.plan.lines();
         let total_bytes = lines.iter().map(|line| line.stored_bytes).sum();
         let mut done_bytes = 0;

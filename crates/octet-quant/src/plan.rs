@@ -7,7 +7,7 @@ mod show;
 pub(crate) use fit::misfit;
 
 use crate::{
-    Error, Inventory, OtherTensor, Recipe, Site, SolverChoice, Step,
+    DistillStep, Error, Inventory, OtherTensor, Recipe, Site, SolverChoice, Step,
     recipe::{is_tied, lookup, role_name},
 };
 use octet_model::{LinearSite, Role};
@@ -18,6 +18,7 @@ use octet_tensor::{Activations, BlockCode, Dtype, Granularity, Scheme};
 pub struct Plan {
     lines: Vec<Line>,
     scalings: Vec<scaling::ScalingStep>,
+    distill: Option<DistillStep>,
     portable: bool,
 }
 
@@ -93,8 +94,8 @@ impl Plan {
                     None => quantize(site, *scheme, *solver),
                 },
                 Some(Step::Mixed(_)) => return Err(Error::Recipe("a mixed step has to be settled before it can be planned".into())),
-                // Steps that move factors decide nothing (deciding_steps).
-                Some(Step::Keep { .. } | Step::Transform { .. }) => keep(site, "as the recipe says".into()),
+                // Steps that move factors, and those that learn, decide nothing (deciding_steps).
+                Some(Step::Keep { .. } | Step::Transform { .. } | Step::Distill(_)) => keep(site, "as the recipe says".into()),
                 None if site.linear.role == Role::Router => keep(site, fit::ROUTER.into()),
                 None => keep(site, "no step targets it".into()),
             };
@@ -104,7 +105,8 @@ impl Plan {
             return Err(Error::NotAsAsked { count: misfits.len(), name: name.clone(), reason: reason.clone() });
         }
         lines.extend(inventory.others.iter().map(other_line));
-        Ok(Self { lines, scalings: scaling::steps(recipe, &inventory.sites), portable: recipe.portable })
+        let scalings = scaling::steps(recipe, &inventory.sites);
+        Ok(Self { lines, scalings, distill: recipe.distill_step().copied(), portable: recipe.portable })
     }
 
     /// Decides what becomes of every tensor where weight matrices are put in blocks: `choose` gives the type for each, or `None`
@@ -116,7 +118,7 @@ impl Plan {
         };
         let mut lines: Vec<Line> = inventory.sites.iter().map(|site| site_line(site, action(site))).collect();
         lines.extend(inventory.others.iter().map(other_line));
-        Self { lines, scalings: vec![], portable: false }
+        Self { lines, scalings: vec![], distill: None, portable: false }
     }
 
     /// All lines, weight matrices first.
@@ -143,6 +145,11 @@ impl Plan {
         self.lines.iter().filter(kept).map(|line| line.name.as_str())
     }
 
+    /// How the quantized model learns from the original, where it does.
+    pub fn distill(&self) -> Option<DistillStep> {
+        self.distill
+    }
+
     /// Names of what moves factors before tensors are solved, each once.
     pub fn transforms(&self) -> Vec<&'static str> {
         scaling::names(self)
@@ -156,6 +163,7 @@ impl Plan {
             text += &format!("{}\t{}\t{}\t{}\t{}\n", line.name, shape.join("x"), line.stored, line.action.canonical(), line.bytes);
         }
         self.scalings.iter().for_each(|step| text += &step.canonical());
+        self.distill.iter().for_each(|step| text += &format!("{step}\n"));
         text
     }
 }

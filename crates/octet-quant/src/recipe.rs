@@ -1,11 +1,13 @@
 //! What the user asks for: ordered steps over groups of tensors.
 
+mod distill;
 mod mixed;
 mod parse;
 mod solver;
 mod target;
 mod transform;
 
+pub use distill::DistillStep;
 pub use mixed::MixedStep;
 pub use solver::{GptqSettings, SolverChoice};
 pub use target::Target;
@@ -53,6 +55,8 @@ pub enum Step {
     },
     /// Give each group of tensors the width that pays.
     Mixed(MixedStep),
+    /// Let the quantized model learn from the original, after all else.
+    Distill(DistillStep),
 }
 
 impl Step {
@@ -63,6 +67,8 @@ impl Step {
             | Self::Keep { targets }
             | Self::Transform { targets, .. }
             | Self::Mixed(MixedStep { targets, .. }) => targets,
+            // What is quantized learns, whatever it is.
+            Self::Distill(_) => &[],
         }
     }
 }
@@ -94,6 +100,14 @@ pub struct Flags {
 }
 
 impl Recipe {
+    /// The step that lets the quantized model learn, where there is one.
+    pub fn distill_step(&self) -> Option<&DistillStep> {
+        self.steps.iter().find_map(|step| match step {
+            Step::Distill(distill) => Some(distill),
+            _ => None,
+        })
+    }
+
     /// Reads a recipe: an optional `portable = true`, then tables `[[step]]` with `action = "quantize"` (keys `targets`,
     /// `scheme`, optional `solver` and `candidates`) or `action = "keep"` (key `targets`). See [`Target`] for targets.
     ///
@@ -170,8 +184,12 @@ impl fmt::Display for Recipe {
                 Step::Transform { choice, .. } => choice.action(),
                 Step::Keep { .. } => "keep",
                 Step::Mixed(_) => "mixed",
+                Step::Distill(_) => "distill",
             };
-            write!(f, "\n[[step]]\naction = \"{action}\"\ntargets = [{}]\n", targets.join(", "))?;
+            write!(f, "\n[[step]]\naction = \"{action}\"\n")?;
+            if !targets.is_empty() {
+                writeln!(f, "targets = [{}]", targets.join(", "))?;
+            }
             match step {
                 Step::Transform { choice: TransformChoice::Awq(AwqSettings { grid, duo, clip }), .. } => {
                     write!(f, "grid = {grid}\nduo = {duo}\nclip = {clip}\n")?;
@@ -187,6 +205,10 @@ impl fmt::Display for Recipe {
                 Step::Mixed(mixed) => {
                     mixed.write_keys(f)?;
                     write_solver(mixed.solver, f)?;
+                }
+                Step::Distill(DistillStep { steps, batch_tokens, scales, codes, norms }) => {
+                    write!(f, "steps = {steps}\nbatch_tokens = {batch_tokens}\n")?;
+                    write!(f, "scales = {scales:?}\ncodes = {codes:?}\nnorms = {norms:?}\n")?;
                 }
                 Step::Keep { .. } => {}
             }

@@ -1,7 +1,7 @@
 //! The windows of a text that calibration runs on.
 
 /// Windows of tokens, drawn from a text by a seed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Samples {
     tokens: Vec<u32>,
     /// Where each window ends.

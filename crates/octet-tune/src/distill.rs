@@ -79,7 +79,11 @@ impl<'a> Distiller<'a> {
         for linear in graph.nodes().flat_map(|node| node.linears()).filter(|linear| !linear.tied) {
             let Matrix::Quant(stored) = matrix(student, linear)? else { continue };
             let Some(number) = network.number(&linear.site.module) else { continue };
-            quants.push(QuantParam::new(number, &stored.read_rows(0..stored.rows())?, &teacher[number], settings.learning)?);
+            let codes = stored.read_rows(0..stored.rows())?;
+            // Columns beside the codes are no codes that could learn; what is in them stays exact.
+            if codes.beside().is_none() {
+                quants.push(QuantParam::new(number, &codes, &teacher[number], settings.learning)?);
+            }
         }
         if quants.is_empty() {
             return Err(TuneError::NothingToLearn);

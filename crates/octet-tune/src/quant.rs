@@ -2,7 +2,7 @@
 
 use crate::{Adam, TuneError, parallel::each};
 use octet_kernels::Engine;
-use octet_tensor::{Dtype, QMatrix, WeightScheme};
+use octet_tensor::{Dtype, LEVELS, QMatrix, WeightScheme};
 
 /// Weights of a piece of work, about.
 const PIECE: usize = 1 << 15;
@@ -27,8 +27,8 @@ pub struct Learning {
 /// A quantized matrix w = scale · (code − zero) that learns from the gradient of w.
 ///
 /// A scale is its first value times 1 + θ, rounded to its stored type; a code is its latent rounded to the nearest, and
-/// the latent takes the code's gradient (Bengio et al., arXiv 1308.3432; learned step sizes: Esser et al., arXiv 1902.08153). Codes
-/// of a table stay as they are.
+/// the latent takes the code's gradient (Bengio et al., arXiv 1308.3432; learned step sizes: Esser et al., arXiv 1902.08153). The
+/// latent of a table's code is its place among the levels.
 #[derive(Clone)]
 pub struct QuantParam {
     /// The parameter of the network.
@@ -46,7 +46,7 @@ pub struct QuantParam {
 pub(crate) struct State {
     /// θ of every scale.
     pub(crate) scales: Vec<f32>,
-    /// Codes before they are rounded; empty where they stay.
+    /// Codes before they are rounded, of a table their places; empty where they stay.
     pub(crate) latents: Vec<f32>,
     /// Zero points before they are rounded; empty where there are none, or they stay.
     pub(crate) zeros: Vec<f32>,
@@ -74,15 +74,14 @@ impl QuantParam {
             codes: matrix.codes().to_vec(),
             zero_codes: matrix.zeros().to_vec(),
         };
-        // Levels of a table are no even steps that a latent could be rounded to.
-        if learning.codes > 0.0 && !matrix.scheme().is_table() {
-            let size = matrix.scheme().group_size(cols);
+        if learning.codes > 0.0 {
+            let (size, places) = (matrix.scheme().group_size(cols), Places(matrix.scheme()));
             state.latents = Vec::with_capacity(original.len());
             for (row, values) in original.chunks_exact(cols.max(1)).enumerate() {
                 for (col, &value) in values.iter().enumerate() {
                     let (scale, zero) = matrix.group(row, col / size);
-                    let code = f32::from(matrix.codes()[row * cols + col]);
-                    let exact = if scale == 0.0 { code } else { value / scale + zero as f32 };
+                    let code = places.of(matrix.codes()[row * cols + col]);
+                    let exact = if scale == 0.0 { code } else { places.exact(value / scale + zero as f32) };
                     state.latents.push(code + learning.near * (exact - code).clamp(-EDGE, EDGE));
                 }
             }
@@ -186,10 +185,10 @@ impl QuantParam {
 
     /// As [`QuantParam::round`], of any state of this matrix.
     pub(crate) fn rounded(&self, engine: &Engine, state: &mut State) {
-        let bits = self.scheme.bits;
-        for (latents, codes) in [(&mut state.latents, &mut state.codes), (&mut state.zeros, &mut state.zero_codes)] {
-            round(engine, latents, codes, bits.min_code() as f32, bits.max_code() as f32);
-        }
+        let places = Places(self.scheme);
+        round(engine, &mut state.latents, &mut state.codes, places.range(), |place| places.code(place));
+        let whole = (self.scheme.bits.min_code(), self.scheme.bits.max_code());
+        round(engine, &mut state.zeros, &mut state.zero_codes, whole, |zero| zero);
     }
 
     /// Σ gradient · (code − zero) and Σ gradient of every group; the gradient becomes that of the codes where wanted.
@@ -218,15 +217,44 @@ impl QuantParam {
     }
 }
 
-/// Keeps latents within the range of codes and rounds them.
-fn round(engine: &Engine, latents: &mut [f32], codes: &mut [i8], low: f32, high: f32) {
+/// Where codes stand in their order: those of even steps at themselves, those of a table at their number.
+#[derive(Clone, Copy)]
+struct Places(WeightScheme);
+
+impl Places {
+    fn of(self, code: i8) -> f32 {
+        if self.0.is_table() { f32::from(self.0.index(code)) } else { f32::from(code) }
+    }
+
+    fn code(self, place: i8) -> i8 {
+        if self.0.is_table() { self.0.code(place as u8) } else { place }
+    }
+
+    fn range(self) -> (i32, i32) {
+        if self.0.is_table() { (0, LEVELS.len() as i32 - 1) } else { self.0.range() }
+    }
+
+    /// Where a value in units of the scale stands, between places.
+    fn exact(self, value: f32) -> f32 {
+        if !self.0.is_table() {
+            return value;
+        }
+        let level = |place: usize| f32::from(LEVELS[place]);
+        let below = LEVELS.partition_point(|&level| f32::from(level) <= value).clamp(1, LEVELS.len() - 1) - 1;
+        below as f32 + (value - level(below)) / (level(below + 1) - level(below))
+    }
+}
+
+/// Keeps latents within the range of places and rounds them to codes.
+fn round(engine: &Engine, latents: &mut [f32], codes: &mut [i8], (low, high): (i32, i32), code_at: impl Fn(i8) -> i8 + Sync) {
     // Adding and taking off 1.5 · 2²³ rounds a small number to the nearest, without a call.
     const MAGIC: f32 = 12_582_912.0;
+    let (low, high) = (low as f32 - EDGE, high as f32 + EDGE);
     let pieces = latents.chunks_mut(PIECE).zip(codes.chunks_mut(PIECE)).collect();
     each(engine, pieces, |(latents, codes)| {
         for (latent, code) in latents.iter_mut().zip(codes.iter_mut()) {
-            *latent = latent.clamp(low - EDGE, high + EDGE);
-            *code = ((*latent + MAGIC) - MAGIC) as i8;
+            *latent = latent.clamp(low, high);
+            *code = code_at(((*latent + MAGIC) - MAGIC) as i8);
         }
     });
 }

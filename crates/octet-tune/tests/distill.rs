@@ -3,7 +3,7 @@
 
 use octet_kernels::{Engine, Isa};
 use octet_model::ArchSpec;
-use octet_tensor::{Dtype, Matrix, QMatrix, Scheme, StoredQuant, WeightSource};
+use octet_tensor::{Dtype, LEVELS, Matrix, QMatrix, Scheme, StoredQuant, WeightSource};
 use octet_testkit::{MemorySource, Random, TINY_GEMMA3, TINY_QWEN3};
 use octet_tune::{Distiller, Keep, Learning, Network, Progress, Settings, Text, TuneError, Watch, needs};
 use std::{
@@ -37,13 +37,17 @@ fn models(config: &str, scheme: &str) -> (ArchSpec, MemorySource, MemorySource) 
         let mut values = vec![0.0; site.rows * site.cols];
         original.matrix(&site.module).unwrap().unwrap().read_rows_f32(0..site.rows, &mut values).unwrap();
         let size = scheme.weights.group_size(site.cols);
-        let (low, high) = (scheme.weights.bits.min_code() as f32, scheme.weights.bits.max_code() as f32);
+        let (low, high) = scheme.weights.range();
+        let nearest = |exact: f32| match scheme.weights.is_table() {
+            true => LEVELS.into_iter().min_by(|a, b| (f32::from(*a) - exact).abs().total_cmp(&(f32::from(*b) - exact).abs())).unwrap(),
+            false => exact.round().clamp(low as f32, high as f32) as i8,
+        };
         let (mut codes, mut scales) = (vec![], vec![]);
         for group in values.chunks(site.cols).flat_map(|row| row.chunks(size)) {
             let largest = group.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-            let scale = Dtype::F16.round(largest / high);
+            let scale = Dtype::F16.round(largest / high as f32);
             scales.push(scale);
-            codes.extend(group.iter().map(|v| (v / scale).round().clamp(low, high) as i8));
+            codes.extend(group.iter().map(|v| nearest(v / scale)));
         }
         let q = QMatrix::new(site.rows, site.cols, scheme.weights, codes, scales, Dtype::F16, vec![]).unwrap();
         quantized.insert_matrix(&site.module, Matrix::Quant(StoredQuant::new(&*site.module, Arc::new((q, scheme)))));
@@ -89,7 +93,7 @@ fn learnt(distiller: &Distiller<'_>) -> Learnt {
 
 #[test]
 fn text_that_was_not_learnt_from_gains_and_threads_change_nothing() {
-    for (config, scheme, gain) in [(TINY_QWEN3, "w3a16-g32", 0.75), (TINY_GEMMA3, "w4a16-pc", 0.9)] {
+    for (config, scheme, gain) in [(TINY_QWEN3, "w3a16-g32", 0.75), (TINY_GEMMA3, "w4a16-pc", 0.9), (TINY_QWEN3, "w4ta16-g32", 0.9)] {
         let (spec, original, quantized) = models(config, scheme);
         let network = Network::new(&spec).unwrap();
         let (text, held, test) = (windows(64, 60, 1), windows(64, 8, 2), windows(64, 16, 3));

@@ -142,6 +142,13 @@ pub(crate) struct Quantize {
     /// Strength of SmoothQuant, 0 to 1, or `search`: for every input the one that leaves the least error [default: search]
     #[arg(long, value_name = "A", conflicts_with = "recipe")]
     pub(crate) smooth_alpha: Option<Alpha>,
+    /// Let the quantized model learn from the original's logits on the calibration text, in so many steps [default: by the model's size]
+    #[arg(long, value_name = "STEPS", num_args = 0..=1, value_parser = positive, conflicts_with_all = ["recipe", "fast", "no_calibration"])]
+    #[allow(clippy::option_option, reason = "a flag whose value may be left out")]
+    pub(crate) distill: Option<Option<usize>>,
+    /// Minutes for quality, with the presets mixed and w4: fast rounds, best distils as --distill does [default: normal, GPTQ]
+    #[arg(long, value_enum, value_name = "E", conflicts_with_all = ["scheme", "bits", "recipe", "fast", "method", "distill"])]
+    pub(crate) effort: Option<Effort>,
     /// Calibration text: plain text, .jsonl or .bin token ids [default: built-in text]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) calibration: Vec<PathBuf>,
@@ -259,6 +266,17 @@ pub(crate) enum Method {
     /// LLM.int8: the inputs that calibration saw largest are multiplied as floats, the rest in 8 bits (w8a8-c1; without
     /// calibration those of a magnitude beyond 6, w8a8-o6)
     LlmInt8,
+}
+
+/// How many minutes quality is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Effort {
+    /// Codes are rounded to nearest; of one width for all without calibration
+    Fast,
+    /// Codes are chosen by GPTQ
+    Normal,
+    /// After that what is quantized learns from the original's logits
+    Best,
 }
 
 /// How much of the activations' size moves into the weights.

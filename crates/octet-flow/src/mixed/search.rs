@@ -240,7 +240,9 @@ impl MixedJob<'_> {
         let texts = settings.texts.iter().map(|text| &text.ids[..]);
         let key = self.key("mixed try")?.with("plan", allocated.prepared.plan.digest()).with_ids("texts", texts);
         let key = key.with("context", format!("{:?}", settings.context)).with("thresholds", format!("{:?}", settings.thresholds));
-        Ok(key.with("seed", settings.seed).with("sequential", self.calibration.sequential))
+        let key = key.with("seed", settings.seed).with("sequential", self.calibration.sequential);
+        let learns = allocated.prepared.plan.distill().is_some();
+        Ok(if learns { key.with_ids("learnt from", std::iter::once(self.calibration.text.tokens())) } else { key })
     }
 }
 

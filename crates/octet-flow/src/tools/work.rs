@@ -116,6 +116,7 @@ impl Tools<'_> {
             field: None,
             length,
             samples: Samples::draw(&ids, SAMPLES, length, request.seed),
+            text: Samples::default(),
             sequential: true,
             memory_budget: available_memory().map_or(u64::MAX, |free| free / 2),
             restart: true,

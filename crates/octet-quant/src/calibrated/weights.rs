@@ -1,9 +1,8 @@
 //! The weights of a block at work: as stored, with what transforms and solvers put in their place.
 
 use crate::{Error, rows};
-use half::{bf16, f16};
 use octet_model::LinearSite;
-use octet_tensor::{Bytes, Dtype, FloatMatrix, Matrix, Result, Tensor, WeightSource};
+use octet_tensor::{Dtype, FloatMatrix, Matrix, Result, Tensor, WeightSource};
 use std::collections::BTreeMap;
 
 /// The weights of a block, some of them replaced.
@@ -30,9 +29,9 @@ impl<'a> BlockWeights<'a> {
             for (row, values) in values.chunks_exact(site.cols.max(1)).enumerate() {
                 values.iter().enumerate().for_each(|(col, &value)| turned[col * site.rows + row] = value);
             }
-            floats(&name, dtype, vec![site.cols, site.rows], &turned)?
+            Tensor::rounded(name.as_str(), dtype, vec![site.cols, site.rows], &turned)?
         } else {
-            floats(&name, dtype, vec![site.rows, site.cols], values)?
+            Tensor::rounded(name.as_str(), dtype, vec![site.rows, site.cols], values)?
         };
         self.matrices.insert(site.module.clone(), Matrix::Float(FloatMatrix::dense(tensor.clone())?));
         self.tensors.insert(name, tensor);
@@ -80,15 +79,4 @@ impl WeightSource for BlockWeights<'_> {
     fn names(&self) -> Vec<String> {
         self.base.names()
     }
-}
-
-/// A tensor of `values` rounded to `dtype`, a floating-point type of 16 bits or more.
-pub(crate) fn floats(name: &str, dtype: Dtype, shape: Vec<usize>, values: &[f32]) -> Result<Tensor> {
-    let bytes: Vec<u8> = match dtype {
-        Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        Dtype::F64 => values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect(),
-        _ => return Tensor::from_f32(name, shape, values),
-    };
-    Tensor::new(name, dtype, shape, Bytes::new(bytes))
 }

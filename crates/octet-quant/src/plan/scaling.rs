@@ -103,7 +103,7 @@ impl Plan {
 
 /// Steps other than these decide what becomes of tensors.
 pub(super) fn is_transform(step: &Step) -> bool {
-    matches!(step, Step::Transform { .. })
+    matches!(step, Step::Transform { .. } | Step::Distill(_))
 }
 
 /// Modules that any transform touches, and how many linears that is in words for people.

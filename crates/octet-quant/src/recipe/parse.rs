@@ -1,12 +1,15 @@
 //! Recipes from TOML, by hand: so that an unknown key is answered with the keys there are.
 
-use super::{AwqSettings, GptqSettings, MixedStep, Recipe, SmoothSettings, SolverChoice, Step, Target, TransformChoice};
+use super::{AwqSettings, DistillStep, GptqSettings, MixedStep, Recipe, SmoothSettings, SolverChoice, Step, Target, TransformChoice};
 use crate::{ActOrder, Error};
 use octet_tensor::{Activations, Scheme};
 use toml::{Table, Value};
 
 /// Wider searches than this only cost time (see the solver's tests).
 const MOST_CANDIDATES: i64 = 256;
+
+/// More steps of learning than any text has use for.
+const MOST_STEPS: i64 = 1_000_000;
 
 /// More passes of refinement than this find nothing.
 const MOST_REFINEMENTS: i64 = 100;
@@ -33,6 +36,9 @@ pub(super) fn recipe(text: &str) -> Result<Recipe, Error> {
         steps.into_iter().enumerate().map(|(i, value)| step(&format!("step {}", i + 1), value)).collect::<Result<_, _>>()?;
     if steps.iter().filter(|step| matches!(step, Step::Mixed(_))).count() > 1 {
         return fail("it has two mixed steps, but one budget is shared by all; name all targets in one of them");
+    }
+    if steps.iter().filter(|step| matches!(step, Step::Distill(_))).count() > 1 {
+        return fail("it has two distill steps, but all of the model learns in one; leave one out");
     }
     Ok(Recipe { steps, portable })
 }
@@ -70,9 +76,10 @@ fn step(place: &str, value: Value) -> Result<Step, Error> {
             Ok(Step::Transform { targets, choice: TransformChoice::Smooth(SmoothSettings { alpha }) })
         }
         Some("mixed") => mixed(table, place),
-        Some(other) => {
-            fail(format!("{place} has the action {other:?}; there are \"quantize\", \"keep\", \"mixed\", \"awq\" and \"smooth\""))
-        }
+        Some("distill") => distill(table, place),
+        Some(other) => fail(format!(
+            "{place} has the action {other:?}; there are \"quantize\", \"keep\", \"mixed\", \"awq\", \"smooth\" and \"distill\""
+        )),
         None => fail(format!("{place} has no action; add action = \"quantize\", \"keep\" or \"mixed\"")),
     }
 }
@@ -107,6 +114,28 @@ fn mixed(mut table: Table, place: &str) -> Result<Step, Error> {
         SolverChoice::Gptq(GptqSettings::USUAL)
     };
     Ok(Step::Mixed(MixedStep { targets, schemes, bits_per_weight, solver }))
+}
+
+/// A step that learns.
+fn distill(mut table: Table, place: &str) -> Result<Step, Error> {
+    let mut settings = DistillStep::USUAL;
+    for (key, setting, most) in [("steps", &mut settings.steps, MOST_STEPS), ("batch_tokens", &mut settings.batch_tokens, 1 << 20)] {
+        *setting = match table.remove(key) {
+            None => *setting,
+            Some(Value::Integer(count)) if (1..=most).contains(&count) => count as usize,
+            Some(other) => return fail(format!("{place}: {key} must be a number from 1 to {most}, not {other}")),
+        };
+    }
+    for (key, setting) in [("scales", &mut settings.scales), ("codes", &mut settings.codes), ("norms", &mut settings.norms)] {
+        *setting = match table.remove(key) {
+            None => *setting,
+            Some(Value::Float(rate)) if (0.0..=1.0).contains(&rate) => rate,
+            Some(Value::Integer(rate @ 0..=1)) => rate as f64,
+            Some(other) => return fail(format!("{place}: {key} must be a learning rate from 0.0 to 1.0, not {other}")),
+        };
+    }
+    no_more(&table, &format!("{place} (distill)"), "action, steps, batch_tokens, scales, codes and norms")?;
+    Ok(Step::Distill(settings))
 }
 
 /// The solver of a step and the keys that may stand beside it.
@@ -231,7 +260,7 @@ mod tests {
     fn errors_name_the_place_and_the_remedy() {
         let step = |rest: &str| error(&format!("[[step]]\n{rest}"));
         insta::assert_snapshot!(error("steps = 1"), @r#"the recipe makes no sense: it has no [[step]]; the shortest is: [[step]] action = "quantize" targets = ["linears"] scheme = "w8a16""#);
-        insta::assert_snapshot!(step("action = 'quantise'"), @r#"the recipe makes no sense: step 1 has the action "quantise"; there are "quantize", "keep", "mixed", "awq" and "smooth""#);
+        insta::assert_snapshot!(step("action = 'quantise'"), @r#"the recipe makes no sense: step 1 has the action "quantise"; there are "quantize", "keep", "mixed", "awq", "smooth" and "distill""#);
         insta::assert_snapshot!(step("action='keep'\ntargets=['head']\nscheme='w8a16'"), @r#"the recipe makes no sense: step 1 (keep) has the unknown key "scheme"; the keys are action and targets"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nsheme='w8a16'"), @r#"the recipe makes no sense: step 1 has no scheme; add one such as scheme = "w4a16-g128""#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsmooth=0.5"), @r#"the recipe makes no sense: step 1 (quantize) has the unknown key "smooth"; the keys are action, targets, scheme, solver and candidates"#);
@@ -255,6 +284,9 @@ mod tests {
             let flags = Flags { scheme: scheme.parse().unwrap(), embedding: None, head: None, portable, solver, transform: None };
             let made = Recipe::from_flags(&flags, tied).unwrap();
             assert_eq!(recipe(&made.to_string()).unwrap(), made);
+            let mut taught = made;
+            taught.steps.push(Step::Distill(DistillStep { steps: 7, codes: 0.0, ..DistillStep::USUAL }));
+            assert_eq!(recipe(&taught.to_string()).unwrap(), taught);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Moving factors of channels from what makes a value to what reads it.
 
-use crate::{BlockWeights, Error, calibrated::floats};
+use crate::{BlockWeights, Error};
 use octet_model::{Fold, LinearSite, Maker, graph::Param};
 use octet_tensor::{Dtype, Tensor, WeightSource};
 
@@ -74,7 +74,7 @@ fn divide_norm(weight: &Param, factors: &[f32], weights: &mut BlockWeights<'_>) 
             (*value, *moved) = (after, ratio);
         }
     }
-    weights.set_tensor(&weight.name, floats(&weight.name, dtype, weight.shape.clone(), &values)?);
+    weights.set_tensor(&weight.name, Tensor::rounded(weight.name.as_str(), dtype, weight.shape.clone(), &values)?);
     Ok(moved)
 }
 
@@ -83,6 +83,6 @@ fn divide(bias: &Param, first: usize, divisors: &[f32], weights: &mut BlockWeigh
     let tensor = tensor(bias, weights)?;
     let mut values = tensor.to_f32()?;
     values.iter_mut().skip(first).zip(divisors).for_each(|(value, divisor)| *value /= divisor);
-    weights.set_tensor(&bias.name, floats(&bias.name, tensor.dtype(), bias.shape.clone(), &values)?);
+    weights.set_tensor(&bias.name, Tensor::rounded(bias.name.as_str(), tensor.dtype(), bias.shape.clone(), &values)?);
     Ok(())
 }

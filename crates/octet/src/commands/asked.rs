@@ -3,13 +3,13 @@
 use super::start::{self, First};
 use crate::{
     Usage,
-    args::{Method, Preset, Quantize},
+    args::{Effort, Method, Preset, Quantize},
     ui,
 };
 use anyhow::{Context, Result};
 use octet_formats::Folder;
 use octet_model::{ArchSpec, Role};
-use octet_quant::{AwqSettings, Flags, GptqSettings, Precision, Recipe, SmoothSettings, SolverChoice, Step, TransformChoice};
+use octet_quant::{AwqSettings, DistillStep, Flags, GptqSettings, Precision, Recipe, SmoothSettings, SolverChoice, Step, TransformChoice};
 use octet_tensor::{Activations, Limit, Scheme, Share};
 
 /// Scale candidates that make a search quick.
@@ -18,6 +18,9 @@ const QUICK_CANDIDATES: usize = 8;
 /// The best 4 bits measured on small models: for octet alone, and for other readers.
 const W4: &str = "w4ta16-g32";
 const W4_PORTABLE: &str = "w4a16-g32";
+
+/// A search makes about so many models, each of which learns.
+const SEARCHED: usize = 4;
 
 /// The schemes of attention and MLP where they differ.
 const ATTENTION: &str = "w8a16";
@@ -31,6 +34,8 @@ pub(super) enum Asked {
     AttentionMlp,
     /// A recipe, with its name.
     Recipe(String, Recipe),
+    /// One of the others, which then learns from the original in so many steps, or as many as its size suggests.
+    Distilled(Box<Asked>, Option<usize>),
 }
 
 impl Asked {
@@ -39,6 +44,7 @@ impl Asked {
         match self {
             Self::AttentionMlp => "attention8-mlp4".into(),
             Self::Scheme(name, _) | Self::Recipe(name, _) => name.clone(),
+            Self::Distilled(asked, _) => format!("{}-distilled", asked.label()),
         }
     }
 
@@ -46,6 +52,13 @@ impl Asked {
     pub(super) fn recipe(&self, spec: &ArchSpec, portable: bool) -> octet_flow::Result<Recipe> {
         match self {
             Self::Recipe(_, recipe) => Ok(recipe.clone()),
+            Self::Distilled(asked, steps) => {
+                let mut recipe = asked.recipe(spec, portable)?;
+                let searched = recipe.mixed_step().is_some_and(|step| step.bits_per_weight.is_none());
+                let usual = DistillStep::of_size(start::weights_of(spec), if searched { SEARCHED } else { 1 });
+                recipe.steps.push(Step::Distill(DistillStep { steps: steps.unwrap_or(usual.steps), ..usual }));
+                Ok(recipe)
+            }
             Self::Scheme(_, flags) => Ok(Recipe::from_flags(flags, spec.head().tied)?),
             Self::AttentionMlp => {
                 let read = |text: &str| text.parse::<Scheme>().map_err(|error| octet_flow::Error::Internal(error.to_string()));
@@ -104,6 +117,14 @@ fn with_outliers_aside(args: &Quantize, scheme: Scheme) -> Result<Scheme> {
 
 /// What the flags ask for.
 pub(super) fn asked(args: &Quantize, input: &Folder) -> Result<Vec<Asked>> {
+    let asked = undistilled(args, input)?;
+    let best = (args.effort == Some(Effort::Best)).then_some(None);
+    let Some(steps) = args.distill.or(best) else { return Ok(asked) };
+    Ok(asked.into_iter().map(|asked| Asked::Distilled(Box::new(asked), steps)).collect())
+}
+
+/// What the flags beside `--distill` and `--effort best` ask for.
+fn undistilled(args: &Quantize, input: &Folder) -> Result<Vec<Asked>> {
     if let Some(path) = &args.recipe {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the recipe {}", path.display()))?;
         let recipe = Recipe::from_toml(&text).with_context(|| path.display().to_string())?;
@@ -155,6 +176,7 @@ fn method_of(preset: Preset) -> Method {
 /// A preset, the usual scheme of a method, or where neither is named what the model's size suggests.
 fn preset(args: &Quantize, input: &Folder) -> Result<Vec<Asked>> {
     let budget = !args.bits_per_weight.is_empty();
+    let fast = args.effort == Some(Effort::Fast);
     let unmeasured = args.fast || args.no_calibration;
     let preset = match (args.preset, args.method) {
         (Some(preset), _) => preset,
@@ -168,8 +190,10 @@ fn preset(args: &Quantize, input: &Folder) -> Result<Vec<Asked>> {
                 _ if unmeasured || !judged => return Ok(vec![plain(args, start::UNJUDGED, Method::Rtn)?]),
                 First::Search => Preset::Mixed,
                 First::Scheme(scheme) => {
-                    ui::note(&format!("no scheme was named: starting with {scheme} by GPTQ, since this model is {}", start.size));
-                    return Ok(vec![plain(args, scheme, Method::Gptq)?]);
+                    let method = if fast { Method::Rtn } else { Method::Gptq };
+                    let how = if fast { "rounding" } else { "GPTQ" };
+                    ui::note(&format!("no scheme was named: starting with {scheme} by {how}, since this model is {}", start.size));
+                    return Ok(vec![plain(args, scheme, method)?]);
                 }
             }
         }
@@ -177,13 +201,17 @@ fn preset(args: &Quantize, input: &Folder) -> Result<Vec<Asked>> {
     if budget && preset != Preset::Mixed {
         return usage("--bits-per-weight is a budget for mixed precision, and this preset has one width for all; leave one of them out");
     }
+    if args.effort.is_some() && !matches!(preset, Preset::Mixed | Preset::W4) {
+        return usage("--effort is for the presets mixed and w4, the others cannot be done better or faster; leave one of them out");
+    }
     let rounds_too = |method| preset == Preset::Mixed && method == Method::Rtn;
     if args.preset.is_some() && args.method.is_some_and(|method| method != method_of(preset) && !rounds_too(method)) {
         return usage(
             "--preset says itself what chooses the codes, and --method says otherwise; leave one of them out, or name the scheme: --scheme w4a16-g32 --method gptq",
         );
     }
-    let one = |text: &str| Ok(vec![plain(args, text, method_of(preset))?]);
+    let method = if fast { Method::Rtn } else { method_of(preset) };
+    let one = |text: &str| Ok(vec![plain(args, text, method)?]);
     match preset {
         Preset::Mixed if unmeasured => usage(
             "mixed precision is decided by measuring on calibration text; leave --no-calibration and --fast out, or take --preset fast",
@@ -223,7 +251,7 @@ fn mixed(args: &Quantize, name: &str, recipe: &Recipe) -> Result<Vec<Asked>> {
         for step in &mut recipe.steps {
             if let Step::Mixed(step) = step {
                 step.bits_per_weight = bits.or(step.bits_per_weight);
-                if args.method == Some(Method::Rtn) {
+                if args.method == Some(Method::Rtn) || args.effort == Some(Effort::Fast) {
                     step.solver = rounding(None);
                 }
             }

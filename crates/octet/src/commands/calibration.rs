@@ -52,11 +52,11 @@ pub(super) fn read(
     let hessians = prepared.iter().any(Prepared::needs_hessians);
     let needed = prepared.iter().any(Prepared::needs_calibration);
     let asked = !args.calibration.is_empty() || needed || (!args.no_judge && prepared.iter().any(Prepared::wants_calibration));
-    let flows = |prepared: &Prepared| prepared.plan().has_scalings() || prepared.chooses_outliers();
+    let flows = |prepared: &Prepared| prepared.plan().has_scalings() || prepared.chooses_outliers() || prepared.plan().distill().is_some();
     if (args.no_calibration || args.fast) && prepared.iter().any(flows) {
         let flag = if args.fast { "--fast" } else { "--no-calibration" };
         anyhow::bail!(
-            "awq, smoothquant and fixed outlier columns go by what flows through the model, so they need calibration; leave {flag} out"
+            "awq, smoothquant, fixed outlier columns and distillation go by what flows through the model, so they need calibration; leave {flag} out"
         );
     }
     if args.no_calibration || args.fast || !asked {
@@ -103,17 +103,18 @@ pub(super) fn read(
         field: args.judge.text_field.clone().filter(|_| !args.calibration.is_empty()),
         length,
         samples: drawn,
+        text: Samples::draw(&tokens.ids, usize::MAX, length, args.judge.seed),
         sequential: !args.one_pass,
         memory_budget,
         restart: args.restart,
     }))
 }
 
-/// Refuses evaluation texts that were calibrated on.
-pub(super) fn check_disjoint(calibration: &Calibration, texts: &[EvalText], tokenizer: &Tokenizer) -> Result<()> {
+/// Refuses evaluation texts that tokens of the calibration text `seen` by it are in.
+pub(super) fn check_disjoint(calibration: &Calibration, seen: &[u32], texts: &[EvalText], tokenizer: &Tokenizer) -> Result<()> {
     for text in texts {
         let window = overlap::window(tokenizer, &text.ids)?;
-        Overlap::between(calibration.samples.tokens(), &text.ids, window).check(&calibration.texts.join(", "), &text.name)?;
+        Overlap::between(seen, &text.ids, window).check(&calibration.texts.join(", "), &text.name)?;
     }
     Ok(())
 }
@@ -182,6 +183,9 @@ impl Reporter {
         if let Some(report) = event.report.filter(|report| report.scheme.is_some()) {
             let error = &report.error;
             self.loss = format!("  loss {:.2e} -> {:.2e}", error.nearest_relative(), error.weighted_relative());
+        }
+        if event.what == octet_flow::DISTILLATION {
+            return progress.update("distilling", event.done, event.total, event.tensor.unwrap_or_default());
         }
         let memory = ProcessMemory::now();
         let rss = memory.peak_rss.map_or(String::new(), |bytes| format!("  peak {}", ui::bytes(bytes)));
@@ -255,14 +259,20 @@ pub(super) fn forecast(calibration: &Calibration, prepared: &Prepared, engine: &
     let seconds = forecast.seconds(engine)?;
     let (count, tokens) = (calibration.samples.len(), calibration.samples.tokens().len());
     let kept = if forecast.spilled { "on disk" } else { "in memory" };
-    let text = format!(
+    let mut text = format!(
         "calibrate {count} windows, {tokens} tokens of {}\nat most   {} with one block at a time; hidden states ({}) {kept}\ntime      {} by this machine's measured rates\n",
         calibration.texts.join(", "),
         ui::bytes(forecast.peak_bytes),
         ui::bytes(forecast.hidden_bytes),
         ui::duration(std::time::Duration::from_secs_f64(seconds)),
     );
+    let learning = prepared.forecast_distillation(calibration, engine)?;
+    if let Some((bytes, seconds)) = learning {
+        let time = ui::duration(std::time::Duration::from_secs_f64(seconds));
+        text += &format!("distil    at most {}, about {time} more\n", ui::bytes(bytes));
+    }
     let document = json!({
+        "distillation": learning.map(|(bytes, seconds)| json!({ "peak_bytes": bytes, "seconds": seconds })),
         "texts": calibration.texts, "samples": count, "tokens": tokens, "peak_bytes": forecast.peak_bytes,
         "hidden_bytes": forecast.hidden_bytes, "spilled": forecast.spilled, "seconds": seconds,
     });

@@ -91,6 +91,7 @@ fn calibrate(args: &Args, input: &Folder, source: &Source) -> Result<Calibration
         field: args.judge.text_field.clone(),
         length,
         samples: Samples::draw(&tokens.ids, args.calibration_samples, length, args.judge.seed),
+        text: Samples::default(),
         sequential: true,
         memory_budget: available_memory().map_or(u64::MAX, |free| free / 2),
         restart: true,
@@ -112,7 +113,7 @@ fn judging_of(
     let Texts { texts, .. } =
         text::texts(given, BuiltIn::Evaluation, &tokenizer, source.spec().vocab_size(), LEAST_EVAL, judge.eval_tokens)?;
     if let Some(calibration) = calibration {
-        calibration::check_disjoint(calibration, &texts, &tokenizer)?;
+        calibration::check_disjoint(calibration, calibration.samples.tokens(), &texts, &tokenizer)?;
     }
     let settings = judging::settings(judge, false, texts)?;
     Ok((Original::open(input, engine, &settings)?, settings))

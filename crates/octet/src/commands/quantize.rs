@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Ended,
-    args::{Global, Method, Quantize},
+    args::{Effort, Global, Method, Preset, Quantize},
     interrupt, resolve,
     ui::{self, Progress},
 };
@@ -30,7 +30,7 @@ use octet_runtime::{MemoryNeeds, OpenOptions, Tokenizer};
 use octet_tensor::Scheme;
 use std::{
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Fewest tokens a verdict can rest on: eight windows of the smallest size.
@@ -38,7 +38,7 @@ const LEAST_EVAL_TOKENS: usize = 2048;
 
 /// Runs the command.
 pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
-    let args = &checkpoints::named(args);
+    let args = &effort(checkpoints::named(args));
     text::check(&args.judge)?;
     let engine = crate::machine::engine(global.threads)?;
     let input = resolve::resolve(&args.model)?;
@@ -55,6 +55,13 @@ pub(crate) fn quantize(args: &Quantize, global: &Global) -> Result<Ended> {
         }
         other => other,
     }
+}
+
+/// Least effort with one width for all measures nothing, unless it is given a text for that.
+fn effort(mut args: Quantize) -> Quantize {
+    let plain = args.effort == Some(Effort::Fast) && args.preset == Some(Preset::W4);
+    args.no_calibration |= plain && args.calibration.is_empty();
+    args
 }
 
 pub(super) struct Session<'a> {
@@ -362,6 +369,13 @@ impl Session<'_> {
     /// Quantizes block by block with calibration, or goes on where an earlier run was stopped.
     fn calibrated(&mut self, prepared: &Prepared, target: &Path, calibration: &Calibration) -> Result<Staged> {
         let (args, started) = (self.args, Instant::now());
+        let learning = prepared.forecast_distillation(calibration, &self.engine)?;
+        if let (Some((_, seconds)), false) = (learning, self.global.json) {
+            let time = ui::duration(Duration::from_secs_f64(seconds));
+            ui::note(&format!(
+                "once all is solved the model learns from the original, about {time}; a run that is stopped goes on where it was"
+            ));
+        }
         let mut reporter = calibration::Reporter::new(args.log_jsonl.as_deref(), prepared.spec().layers().len())?;
         let progress = &mut self.progress;
         let mut event = |event: &octet_quant::Event<'_>| reporter.event(progress, event);

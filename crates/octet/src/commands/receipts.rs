@@ -120,7 +120,7 @@ pub(crate) fn reproduce(args: &Reproduce, global: &Global) -> Result<Ended> {
     let again = receipt::reproduce(&receipt, &input, calibration.as_ref(), &engine, &work, interrupt::flag(), &mut step);
     progress.finish();
     let again = match again {
-        Err(octet_flow::Error::Interrupted | octet_flow::Error::Paused { .. }) => return Ok(Ended::Interrupted),
+        Err(error) if error.is_pause() => return Ok(Ended::Interrupted),
         other => other?,
     };
     if global.json {
@@ -161,6 +161,7 @@ fn calibration(receipt: &Receipt, input: &Folder) -> Result<Option<Calibration>>
         field: record.field.clone(),
         length: record.length,
         samples: Samples::draw(&tokens.ids, record.windows.len(), record.length, receipt.seed),
+        text: Samples::draw(&tokens.ids, usize::MAX, record.length, receipt.seed),
         sequential: record.true_sequential,
         memory_budget: available_memory().map_or(u64::MAX, |free| free / 2),
         restart: true,

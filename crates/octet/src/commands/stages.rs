@@ -105,7 +105,7 @@ impl Stages for Walk<'_, '_> {
     type Error = anyhow::Error;
 
     fn is_stop(&self, error: &anyhow::Error) -> bool {
-        interrupt::asked() || matches!(error.downcast_ref(), Some(octet_flow::Error::Interrupted | octet_flow::Error::Paused { .. }))
+        interrupt::asked() || error.downcast_ref().is_some_and(octet_flow::Error::is_pause)
     }
 
     fn identity(&mut self) -> Result<Identity> {
@@ -148,7 +148,8 @@ impl Stages for Walk<'_, '_> {
         let calibration =
             calibration::read(session.args, &session.input, std::slice::from_ref(&prepared), candidate.calibration, Some(&session.engine))?;
         if let Some(calibration) = &calibration {
-            calibration::check_disjoint(calibration, &self.settings.texts, &self.original.text_model().tokenizer)?;
+            let (texts, tokenizer) = (&self.settings.texts, &self.original.text_model().tokenizer);
+            calibration::check_disjoint(calibration, calibration.seen(prepared.plan()), texts, tokenizer)?;
         }
         let calibration = calibration.filter(|_| prepared.wants_calibration());
         let target = match candidate.rung {

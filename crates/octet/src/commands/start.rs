@@ -42,8 +42,12 @@ pub(super) fn of(weights: u64) -> Start {
 /// Weights of all matrices of the model in `input`; `None` where it is not understood, which whoever plans it will say.
 pub(super) fn weights(input: &Folder) -> Option<u64> {
     let checkpoint = Checkpoint::open(input).ok()?;
-    let spec = ArchSpec::from_config(checkpoint.config()).ok()?;
-    Some(spec.linear_sites().iter().map(|site| site.rows as u64 * site.cols as u64).sum())
+    Some(weights_of(&ArchSpec::from_config(checkpoint.config()).ok()?))
+}
+
+/// Weights of all matrices of a model.
+pub(super) fn weights_of(spec: &ArchSpec) -> u64 {
+    spec.linear_sites().iter().map(|site| site.rows as u64 * site.cols as u64).sum()
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub(crate) fn tool(args: &Tool, global: &Global) -> Result<Ended> {
     let texts = [Some(builtin::calibration()), Some(builtin::evaluation())];
     let tools = Tools { engine: &engine, resolve: &resolve, texts, cancel: interrupt::flag() };
     let answer = match tools.call(&args.name, request) {
-        Err(octet_flow::Error::Interrupted | octet_flow::Error::Paused { .. }) => return Ok(Ended::Interrupted),
+        Err(error) if error.is_pause() => return Ok(Ended::Interrupted),
         other => other?,
     };
     say_json(&answer)?;

@@ -3,6 +3,7 @@
 
 mod bench;
 mod checkpoints;
+mod distilled;
 mod export;
 mod happy;
 mod help;

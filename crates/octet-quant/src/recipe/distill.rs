@@ -1,0 +1,44 @@
+//! The step that lets the quantized model learn from the original.
+
+use std::fmt;
+
+/// How a quantized model learns from the logits of the original.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DistillStep {
+    /// Steps of learning.
+    pub steps: usize,
+    /// Tokens of a step, about: whole windows of the calibration text.
+    pub batch_tokens: usize,
+    /// How fast scales learn at the most, relative to each.
+    pub scales: f64,
+    /// How fast codes learn at the most, in codes; 0 for codes that stay as the solver chose them.
+    pub codes: f64,
+    /// How fast norms and biases learn at the most, relative to their mean magnitude.
+    pub norms: f64,
+}
+
+/// Multiply-adds that learning may take where nobody says how many steps, and how many steps are worth that.
+const WORK: f64 = 2.5e13;
+const STEPS: (usize, usize) = (60, 1000);
+
+/// Products of a step for every weight and token: of the original, forwards, and back to inputs and to weights.
+const PASSES: f64 = 4.0;
+
+impl DistillStep {
+    /// [`DistillStep::USUAL`] with as many steps as pay for a model of so many weights: decided by multiply-adds, not by a clock, so
+    /// that every machine comes to the same files. One of `runs` gets its share.
+    pub fn of_size(weights: u64, runs: usize) -> Self {
+        let each = PASSES * weights.max(1) as f64 * Self::USUAL.batch_tokens as f64 * runs.max(1) as f64;
+        Self { steps: ((WORK / each) as usize).clamp(STEPS.0, STEPS.1), ..Self::USUAL }
+    }
+
+    /// What pays on small models: docs/frontier.md has the measurements.
+    pub const USUAL: Self = Self { steps: 400, batch_tokens: 2048, scales: 3e-3, codes: 0.0, norms: 1e-3 };
+}
+
+impl fmt::Display for DistillStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { steps, batch_tokens, scales, codes, norms } = self;
+        write!(f, "distill {steps} steps of {batch_tokens} tokens, scales {scales:?} codes {codes:?} norms {norms:?}")
+    }
+}
