@@ -37,3 +37,21 @@ fn what_cannot_be_distilled_is_refused_in_words() {
     sandbox.refuses(RUN, &["the mixture of experts of block 0 cannot be trained", "leave distillation off"]);
     sandbox.refuses_as(2, "quantize tiny --distill --fast", &["cannot be used with"]);
 }
+
+#[test]
+fn effort_decides_what_follows_and_every_one_is_forecast() {
+    let sandbox = Sandbox::new();
+    sandbox.write("notes.txt", prose(20_000, 1));
+    let plan = |effort: &str, json: &str| {
+        sandbox.octet(&format!("quantize tiny --preset w4 --effort {effort} --dry-run --calibration notes.txt {json}")).done()
+    };
+    let solved = |effort| plan(effort, "").stdout.contains("w4ta16-g32 gptq");
+    assert_eq!(["fast", "normal", "best"].map(solved), [false, true, true]);
+    let seconds = |effort| plan(effort, "--json").json()[0]["forecast"]["calibration"]["distillation"]["seconds"].as_f64();
+    assert_eq!(["fast", "normal"].map(seconds), [None, None]);
+    assert!(seconds("best").unwrap() > 0.0);
+    let unmeasured = sandbox.octet("quantize tiny --preset w4 --effort fast --dry-run --json").done().json();
+    assert!(unmeasured[0]["forecast"]["calibration"].is_null(), "{unmeasured}");
+    sandbox.refuses_as(2, "quantize tiny --preset w8 --effort best", &["--effort is for the presets mixed and w4"]);
+    sandbox.refuses("quantize tiny --preset w4 --effort best --no-calibration --no-judge", &["distillation", "leave --no-calibration out"]);
+}

@@ -72,6 +72,8 @@ Options:
       --recipe <FILE>               A recipe file (TOML) of ordered steps
       --method <M>                  What chooses the codes of the linears [default: rtn; presets and recipes say it themselves] [possible values: rtn, gptq, awq, smoothquant, llm-int8]
       --smooth-alpha <A>            Strength of SmoothQuant, 0 to 1, or `search`: for every input the one that leaves the least error [default: search]
+      --distill [<STEPS>]           Let the quantized model learn from the original's logits on the calibration text, in so many steps [default: by the model's size]
+      --effort <E>                  Minutes for quality, with the presets mixed and w4: fast rounds, best distils as --distill does [default: normal, GPTQ] [possible values: fast, normal, best]
       --calibration <FILE>...       Calibration text: plain text, .jsonl or .bin token ids [default: built-in text]
       --calibration-samples <N>     Windows drawn from the calibration text [default: 64, or more where the model is wide or small]
       --calibration-length <N>      Tokens of a calibration window [default: 512]
