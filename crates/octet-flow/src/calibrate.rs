@@ -206,13 +206,13 @@ impl Prepared {
     pub fn forecast_distillation(&self, calibration: &Calibration, engine: &Engine) -> Result<Option<(u64, f64)>> {
         let Some(step) = self.plan.distill() else { return Ok(None) };
         distill::check(&self.spec, step, calibration)?;
-        let needs = distill::forecast(&self.spec, step, calibration);
+        let needs = distill::forecast(&self.spec, step, calibration, calibration.memory_budget);
         Ok(Some((needs.bytes, needs.seconds(engine, &self.spec))))
     }
 
-    /// Multiply-adds of distilling, where the plan distils.
+    /// Multiply-adds of distilling, where the plan distils and memory is no matter.
     pub(crate) fn distillation_cost(&self, calibration: &Calibration) -> f64 {
-        self.plan.distill().map_or(0.0, |step| distill::forecast(&self.spec, step, calibration).work)
+        self.plan.distill().map_or(0.0, |step| distill::forecast(&self.spec, step, calibration, u64::MAX).work)
     }
 
     /// Everything the bytes of the result depend on.

@@ -53,13 +53,13 @@ fn split<'a>(calibration: &'a Calibration) -> (Vec<&'a [u32]>, Vec<&'a [u32]>) {
 fn settings(step: DistillStep, seed: u64) -> Settings {
     let learning = Learning { scales: step.scales as f32, codes: step.codes as f32, zeros: 0.0, near: NEAR };
     let (steps, batch_tokens, norms) = (step.steps, step.batch_tokens, step.norms as f32);
-    Settings { steps, batch_tokens, learning, norms, seed, keep: Keep::All }
+    Settings { steps, batch_tokens, learning, norms, seed, keep: Keep::All, lessons: true }
 }
 
-/// What distilling will take.
-pub(crate) fn forecast(spec: &ArchSpec, step: DistillStep, calibration: &Calibration) -> Needs {
+/// What distilling will take within so much memory.
+pub(crate) fn forecast(spec: &ArchSpec, step: DistillStep, calibration: &Calibration, memory_budget: u64) -> Needs {
     let held = split(calibration).1.len();
-    needs(spec, &settings(step, 0), calibration.length, held, calibration.memory_budget)
+    needs(spec, &settings(step, 0), (calibration.text.len(), calibration.length, held), memory_budget)
 }
 
 /// Refuses what cannot be distilled, before any long work begins.
@@ -68,7 +68,7 @@ pub(crate) fn forecast(spec: &ArchSpec, step: DistillStep, calibration: &Calibra
 /// If a node of the model has no gradient, or memory would not do.
 pub(crate) fn check(spec: &ArchSpec, step: DistillStep, calibration: &Calibration) -> Result<()> {
     Network::new(spec)?;
-    let needed = forecast(spec, step, calibration).bytes;
+    let needed = forecast(spec, step, calibration, calibration.memory_budget).bytes;
     if needed > calibration.memory_budget {
         let mb = |bytes: u64| bytes.div_ceil(1_000_000);
         return Err(Error::TooLargeToDistill { needed: mb(needed), budget: mb(calibration.memory_budget) });
@@ -123,8 +123,8 @@ impl Prepared {
             return Ok(());
         }
         let network = Network::new(&self.spec)?;
-        let keep = forecast(&self.spec, step, calibration).keep;
-        let settings = Settings { keep, ..settings(step, self.settings.seed) };
+        let Needs { keep, lessons, .. } = forecast(&self.spec, step, calibration, calibration.memory_budget);
+        let settings = Settings { keep, lessons, ..settings(step, self.settings.seed) };
         let teacher = Checkpoint::open(&self.input)?;
         let student = journal.results().map_err(|source| Error::Internal(source.to_string()))?;
         let mut distiller = Distiller::new(engine, &network, &teacher, &*student, settings)?;

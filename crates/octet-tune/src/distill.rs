@@ -2,6 +2,7 @@
 
 mod course;
 mod forecast;
+mod lessons;
 mod small;
 
 pub use course::{Progress, Text, Watch};
@@ -9,6 +10,7 @@ pub use forecast::{Needs, needs};
 
 use crate::{Batch, Gradients, Keep, Learning, Lesson, Network, QuantParam, Trainer, TuneError, Values};
 use course::{Best, Course, Order};
+use lessons::Lessons;
 use octet_kernels::Engine;
 use octet_model::load::matrix;
 use octet_tensor::{Matrix, QMatrix, Tensor, WeightSource};
@@ -36,6 +38,8 @@ pub struct Settings {
     pub seed: u64,
     /// What is kept of a pass.
     pub keep: Keep,
+    /// Whether what the original makes of every window is kept, so that it runs once.
+    pub lessons: bool,
 }
 
 /// What a distillation gave.
@@ -110,11 +114,12 @@ impl<'a> Distiller<'a> {
         let mut trainer = Trainer::new(self.engine, self.network);
         let wanted = |number| self.quants.iter().any(|q| q.number == number) || self.smalls.iter().any(|s| s.number == number);
         let mut gradients = Gradients::new(self.network, wanted);
+        let [mut lessons, mut exam] = [text.windows, text.held].map(|windows| Lessons::new(windows.len(), self.settings.lessons));
         let mut course = match self.course.take() {
             Some(course) if course.order.count() == text.windows.len() => course,
             Some(course) => return Err(TuneError::State { what: format!("it is of {} windows", course.order.count()) }),
             None => {
-                let before = self.divergence_by(&mut trainer, text.held);
+                let before = self.divergence_by(&mut trainer, &mut exam, text.held);
                 let best = Best { held: before, step: 0, state: self.snapshot() };
                 Course { done: 0, before, best, held: before, order: Order::new(text.windows.len(), self.settings.seed) }
             }
@@ -127,9 +132,9 @@ impl<'a> Distiller<'a> {
                 watch.save(true, &mut || self.state(&course));
                 return Err(TuneError::Interrupted { done, total });
             }
-            let loss = self.step(&mut trainer, text.windows, &mut course, &mut gradients)?;
+            let loss = self.step((&mut trainer, &mut lessons), text.windows, &mut course, &mut gradients)?;
             if course.done.is_multiple_of(every) || course.done == total {
-                course.held = self.divergence_by(&mut trainer, text.held);
+                course.held = self.divergence_by(&mut trainer, &mut exam, text.held);
                 if course.held < course.best.held {
                     course.best = Best { held: course.held, step: course.done, state: self.snapshot() };
                 }
@@ -145,13 +150,14 @@ impl<'a> Distiller<'a> {
     /// One step: a batch forwards and back, and everything moves.
     fn step(
         &mut self,
-        trainer: &mut Trainer<'_>,
+        (trainer, lessons): (&mut Trainer<'_>, &mut Lessons),
         windows: &[&[u32]],
         course: &mut Course,
         gradients: &mut Gradients,
     ) -> Result<f64, TuneError> {
-        let batch = course.order.batch(windows, self.settings.batch_tokens);
-        let hidden = trainer.hidden(&self.teacher, &batch);
+        let chosen = course.order.batch(windows, self.settings.batch_tokens);
+        let batch = Batch::new(chosen.iter().map(|&window| windows[window]));
+        let hidden = lessons.of(trainer, &self.teacher, windows, &chosen);
         let lesson = Lesson::Teacher { values: &self.teacher, hidden: &hidden };
         gradients.clear();
         let loss = trainer.learn(&self.student, &batch, lesson, self.settings.keep, gradients);
@@ -184,14 +190,14 @@ impl<'a> Distiller<'a> {
 
     /// The divergence from the teacher on some windows, in nats a token.
     pub fn divergence(&self, windows: &[&[u32]]) -> f64 {
-        self.divergence_by(&mut Trainer::new(self.engine, self.network), windows)
+        self.divergence_by(&mut Trainer::new(self.engine, self.network), &mut Lessons::new(windows.len(), false), windows)
     }
 
-    fn divergence_by(&self, trainer: &mut Trainer<'_>, windows: &[&[u32]]) -> f64 {
+    fn divergence_by(&self, trainer: &mut Trainer<'_>, lessons: &mut Lessons, windows: &[&[u32]]) -> f64 {
         let (mut sum, mut tokens) = (0.0, 0);
         for now in course::batches(windows, self.settings.batch_tokens) {
-            let batch = Batch::new(now.iter().copied());
-            let hidden = trainer.hidden(&self.teacher, &batch);
+            let batch = Batch::new(now.iter().map(|&window| windows[window]));
+            let hidden = lessons.of(trainer, &self.teacher, windows, &now);
             let lesson = Lesson::Teacher { values: &self.teacher, hidden: &hidden };
             sum += trainer.loss(&self.student, &batch, lesson) * batch.rows() as f64;
             trainer.recycle(hidden);

@@ -21,6 +21,7 @@ const SETTINGS: Settings = Settings {
     norms: 2e-3,
     seed: 1,
     keep: Keep::All,
+    lessons: true,
 };
 
 fn engine(threads: usize) -> Engine {
@@ -98,18 +99,18 @@ fn text_that_was_not_learnt_from_gains_and_threads_change_nothing() {
         let network = Network::new(&spec).unwrap();
         let (text, held, test) = (windows(64, 60, 1), windows(64, 8, 2), windows(64, 16, 3));
         let [text, held, test] = [&text, &held, &test].map(|text| text.iter().map(Vec::as_slice).collect::<Vec<_>>());
-        let run = |threads, keep| {
+        let run = |threads, keep, lessons| {
             let engine = engine(threads);
-            let settings = Settings { keep, ..SETTINGS };
+            let settings = Settings { keep, lessons, ..SETTINGS };
             let mut distiller = Distiller::new(&engine, &network, &original, &quantized, settings).unwrap();
             let before = distiller.divergence(&test);
             let outcome = distiller.run(&Text { windows: &text, held: &held }, &AtomicBool::new(false), &mut Stop::default()).unwrap();
             assert!(outcome.after < outcome.before && outcome.best > 0);
             (before, distiller.divergence(&test), learnt(&distiller))
         };
-        let (before, after, result) = run(1, Keep::All);
+        let (before, after, result) = run(1, Keep::All, true);
         assert!(after < gain * before, "{scheme}: {before} to {after}");
-        assert!(run(2, Keep::Blocks).2 == result, "{scheme}: other threads, other bits");
+        assert!(run(2, Keep::Blocks, false).2 == result, "{scheme}: other threads, other bits");
     }
 }
 
@@ -154,8 +155,12 @@ fn nothing_to_learn_is_said() {
 #[test]
 fn a_small_budget_runs_blocks_again() {
     let (spec, ..) = models(TINY_QWEN3, "w4a16-g32");
-    let rich = needs(&spec, &SETTINGS, 32, 4, u64::MAX);
-    let poor = needs(&spec, &SETTINGS, 32, 4, rich.bytes - 1);
-    assert_eq!((rich.keep, poor.keep), (Keep::All, Keep::Blocks));
-    assert!(poor.bytes < rich.bytes && poor.work > rich.work);
+    let rich = needs(&spec, &SETTINGS, (60, 32, 4), u64::MAX);
+    let middling = needs(&spec, &SETTINGS, (60, 32, 4), rich.bytes - 1);
+    let poor = needs(&spec, &SETTINGS, (60, 32, 4), middling.bytes - 1);
+    assert_eq!(
+        [rich, middling, poor].map(|needs| (needs.keep, needs.lessons)),
+        [(Keep::All, true), (Keep::All, false), (Keep::Blocks, false)]
+    );
+    assert!(poor.bytes < middling.bytes && middling.bytes < rich.bytes && poor.work > middling.work && middling.work > rich.work);
 }

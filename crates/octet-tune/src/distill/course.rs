@@ -1,7 +1,7 @@
 //! How far a distillation is, and how it is put down and taken up again.
 
 use super::{Distiller, Small};
-use crate::{Batch, TuneError, quant::State};
+use crate::{TuneError, quant::State};
 
 /// What is learnt from, and what is checked on.
 #[derive(Clone, Copy, Debug)]
@@ -74,14 +74,14 @@ impl Order {
     }
 
     /// The next windows of so many tokens, about.
-    pub(super) fn batch(&mut self, windows: &[&[u32]], tokens: usize) -> Batch {
+    pub(super) fn batch(&mut self, windows: &[&[u32]], tokens: usize) -> Vec<usize> {
         let (mut chosen, mut have) = (vec![], 0);
         while have < tokens {
-            let window = windows[self.next()];
-            have += window.len().max(1);
+            let window = self.next();
+            have += windows[window].len().max(1);
             chosen.push(window);
         }
-        Batch::new(chosen)
+        chosen
     }
 
     fn next(&mut self) -> usize {
@@ -106,17 +106,17 @@ impl Order {
 }
 
 /// Runs of windows of at most so many tokens, one window at least.
-pub(super) fn batches<'a>(mut rest: &'a [&'a [u32]], tokens: usize) -> impl Iterator<Item = &'a [&'a [u32]]> {
+pub(super) fn batches(windows: &[&[u32]], tokens: usize) -> impl Iterator<Item = Vec<usize>> {
+    let mut next = 0;
     std::iter::from_fn(move || {
         let mut have = 0;
-        let fits = |window: &&&[u32]| {
-            have += window.len();
-            have <= tokens || have == window.len()
+        let fits = |&window: &usize| {
+            have += windows[window].len();
+            have <= tokens || have == windows[window].len()
         };
-        let count = rest.iter().take_while(fits).count();
-        let now = rest.get(..count).filter(|now| !now.is_empty())?;
-        rest = &rest[count..];
-        Some(now)
+        let now: Vec<usize> = (next..windows.len()).take_while(fits).collect();
+        next += now.len();
+        (!now.is_empty()).then_some(now)
     })
 }
 

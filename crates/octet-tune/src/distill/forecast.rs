@@ -20,15 +20,17 @@ const ROWS: usize = 512;
 pub struct Needs {
     /// What is best kept of a pass within the memory there is.
     pub keep: Keep,
+    /// Whether there is room for what the original makes of every window.
+    pub lessons: bool,
     /// Bytes held at once.
     pub bytes: u64,
     /// Multiply-adds.
     pub work: f64,
 }
 
-/// What distilling on windows of `length` tokens, `held` of them checked on, will take; everything a pass needs is kept where
-/// that takes at most `budget` bytes.
-pub fn needs(spec: &ArchSpec, settings: &Settings, length: usize, held: usize, budget: u64) -> Needs {
+/// What distilling on `count` windows of `length` tokens, `held` of them checked on, will take; everything a pass needs, and what
+/// the original makes of the windows, is kept where that takes at most `budget` bytes.
+pub fn needs(spec: &ArchSpec, settings: &Settings, (count, length, held): (usize, usize, usize), budget: u64) -> Needs {
     let graph = spec.graph();
     let weights: usize = graph.linear_sites().iter().map(|site| site.rows * site.cols).sum();
     // Those of the teacher, the student and its gradients; latents, their two moments and the best of them.
@@ -52,11 +54,15 @@ pub fn needs(spec: &ArchSpec, settings: &Settings, length: usize, held: usize, b
     let bytes = |activations: usize| (4 * (fixed + activations) + codes) as u64;
     let (whole, thin) = (bytes(all), bytes(most + graph.blocks.len() * rows * spec.hidden()));
     let keep = if whole <= budget { Keep::All } else { Keep::Blocks };
-    // Teacher, student, and the gradients of inputs and of weights; a block that is run again.
-    let passes = if keep == Keep::All { 4.0 } else { 5.0 };
-    let checks = 2.0 * (held * length * super::CHECKS) as f64;
-    let work = weights as f64 * (passes * (settings.steps * rows) as f64 + checks);
-    Needs { keep, bytes: if keep == Keep::All { whole } else { thin }, work }
+    let with_lessons = whole + (4 * count * length * spec.hidden()) as u64;
+    let lessons = with_lessons <= budget;
+    // Student, and the gradients of inputs and of weights; a block that is run again.
+    let passes = if keep == Keep::All { 3.0 } else { 4.0 };
+    let (learnt, checked) = (settings.steps * rows, held * length * super::CHECKS);
+    let taught = if lessons { (learnt + checked).min(count * length) } else { learnt + checked };
+    let work = weights as f64 * (passes * learnt as f64 + (checked + taught) as f64);
+    let least = if keep == Keep::All { whole } else { thin };
+    Needs { keep, lessons, bytes: if lessons { with_lessons } else { least }, work }
 }
 
 impl Needs {
