@@ -124,7 +124,7 @@ impl<'a> CheckpointExport<'a> {
         let job = Job { source, requantize };
         let mut plan = layout.plan(job)?;
         let config = config(job, layout, &plan);
-        plan.notes.extend(rounding(job, layout, &config).into_iter().chain(offsets(layout, &plan)));
+        plan.notes.extend(rounding(job, layout, &config).into_iter().chain(unread(layout, &plan)));
         Ok(Self { job, layout, plan })
     }
 }
@@ -185,11 +185,23 @@ fn rounding(job: Job<'_>, layout: Layout, config: &Value) -> Option<String> {
     })
 }
 
-/// What transformers does not load although the format has it.
-fn offsets(layout: Layout, plan: &Conversion) -> Option<String> {
-    let packed = |(scheme, _): (Scheme, Dtype)| scheme.weights.is_asymmetric() && scheme.weights.bits.get() < 8;
-    let any = layout == Layout::CompressedTensors && plan.matrices.iter().filter_map(Planned::codes).any(packed);
-    any.then(|| "transformers 5.23 with compressed-tensors 0.20 does not load packed zero points (5.17 with 0.19 does): unverified".into())
+/// What not every reader of the format loads.
+fn unread(layout: Layout, plan: &Conversion) -> Option<String> {
+    let schemes = || plan.matrices.iter().filter_map(Planned::codes).map(|(scheme, _)| scheme.weights);
+    let packed = |weights: octet_tensor::WeightScheme| weights.is_asymmetric() && weights.bits.get() < 8;
+    match layout {
+        Layout::CompressedTensors if schemes().any(packed) => {
+            Some("transformers 5.23 with compressed-tensors 0.20 does not load packed zero points (5.17 with 0.19 does): unverified".into())
+        }
+        Layout::Other(Format::Gptq) => {
+            let kinds = schemes().map(|weights| weights.to_string()).collect::<std::collections::BTreeSet<_>>();
+            let partly = plan.matrices.iter().any(|planned| planned.site.layer.is_some() && planned.codes().is_none());
+            (kinds.len() > 1 || partly).then(|| {
+                "linears differ in width or are floats: gptqmodel itself loads that (`dynamic`), transformers' GPTQ reader does not".into()
+            })
+        }
+        _ => None,
+    }
 }
 
 fn fit(layout: Layout, planned: &Planned, scheme: Scheme, scale_dtype: Dtype) -> Option<(Format, Fit)> {

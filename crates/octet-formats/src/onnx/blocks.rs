@@ -21,20 +21,30 @@ pub fn blocks(q: &octet_tensor::QMatrix, block: usize) -> Blocks {
     let (cols, bits) = (q.cols(), stored_bits(q.scheme().bits));
     let (size, count, middle) = (q.scheme().group_size(cols), cols.div_ceil(block), 1i32 << (bits - 1));
     let mut out = Blocks::default();
+    let pair = |codes: &[i8]| {
+        let high = codes.get(1).map_or(middle, |&code| i32::from(code) + middle);
+        (i32::from(codes[0]) + middle) as u8 | (high as u8) << 4
+    };
+    let row_bytes = count * block * bits / 8;
+    out.codes.reserve(q.rows() * row_bytes);
     for row in 0..q.rows() {
         let codes = &q.codes()[row * cols..(row + 1) * cols];
-        let mut unsigned: Vec<u8> = codes.iter().map(|&code| (i32::from(code) + middle) as u8).collect();
-        unsigned.resize(count * block, middle as u8);
-        let (mut zeros, pairs) =
-            (vec![], |bytes: &[u8]| bytes.chunks(2).map(|p| p[0] | p.get(1).map_or(0, |high| high << 4)).collect::<Vec<u8>>());
+        let end = out.codes.len() + row_bytes;
+        match bits {
+            4 => out.codes.extend(codes.chunks(2).map(pair)),
+            _ => out.codes.extend(codes.iter().map(|&code| (i32::from(code) + middle) as u8)),
+        }
+        out.codes.resize(end, if bits == 4 { 0x88 } else { 0x80 });
+        let mut zeros = vec![];
         for at in 0..count {
             let (scale, zero) = q.group(row, at * block / size);
             out.scales.push(scale);
-            zeros.push((zero + middle) as u8);
+            zeros.push(zero as i8);
         }
-        out.codes.extend(if bits == 4 { pairs(&unsigned) } else { unsigned });
-        if !q.zeros().is_empty() {
-            out.zeros.extend(if bits == 4 { pairs(&zeros) } else { zeros });
+        match (q.zeros().is_empty(), bits) {
+            (true, _) => {}
+            (false, 4) => out.zeros.extend(zeros.chunks(2).map(pair)),
+            (false, _) => out.zeros.extend(zeros.iter().map(|&zero| (i32::from(zero) + middle) as u8)),
         }
     }
     out
@@ -43,17 +53,21 @@ pub fn blocks(q: &octet_tensor::QMatrix, block: usize) -> Blocks {
 /// The weights `[rows, cols]` that codes, scales `[rows, blocks]` and zero points (none: the middle) stand for.
 pub fn decoded(codes: &[u8], scales: &[f32], zeros: &[u8], [rows, cols]: [usize; 2], bits: usize, block: usize) -> Vec<f32> {
     let (count, per_byte) = (cols.div_ceil(block), 8 / bits);
-    let at = |bytes: &[u8], row: usize, row_bytes: usize, i: usize| {
-        let byte = bytes.get(row * row_bytes + i / per_byte).copied().unwrap_or_default();
-        i32::from(if bits == 4 { byte >> (4 * (i % 2)) & 15 } else { byte })
+    let zero_of = |row: usize, group: usize| {
+        let byte = zeros.get(row * count.div_ceil(per_byte) + group / per_byte).copied();
+        byte.map_or(1 << (bits - 1), |byte| i32::from(if bits == 4 { byte >> (4 * (group % 2)) & 15 } else { byte }))
     };
     let mut out = Vec::with_capacity(rows * cols);
     for row in 0..rows {
-        for col in 0..cols {
-            let group = col / block;
-            let zero = if zeros.is_empty() { 1 << (bits - 1) } else { at(zeros, row, count.div_ceil(per_byte), group) };
-            let code = at(codes, row, count * block / per_byte, col);
-            out.push(scales.get(row * count + group).copied().unwrap_or(f32::NAN) * (code - zero) as f32);
+        for group in 0..count {
+            let (zero, scale) = (zero_of(row, group), scales.get(row * count + group).copied().unwrap_or(f32::NAN));
+            let (from, inputs) = ((row * count + group) * block / per_byte, block.min(cols - group * block));
+            let bytes = codes.get(from..from + inputs.div_ceil(per_byte)).unwrap_or_default();
+            let weight = |code: u8| scale * (i32::from(code) - zero) as f32;
+            match bits {
+                4 => out.extend(bytes.iter().flat_map(|&byte| [weight(byte & 15), weight(byte >> 4)]).take(inputs)),
+                _ => out.extend(bytes.iter().map(|&byte| weight(byte))),
+            }
         }
     }
     out

@@ -190,7 +190,7 @@ impl Session<'_> {
         };
         if !quiet {
             if let Some(report) = &report {
-                ui::say(&verdict::judged(&format!("{} as {format}", resolve::short_name(&self.args.model)), report));
+                ui::say(&verdict::judged(&resolve::short_name(&self.args.model), report));
             }
             match &path {
                 Some(path) => ui::note(&format!("wrote {} ({})", ui::path(path), ui::bytes(bytes))),

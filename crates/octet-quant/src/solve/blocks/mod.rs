@@ -11,7 +11,7 @@ use crate::{Error, ErrorSums, Hessian};
 use fit::{BlockFit, fit_block};
 use octet_kernels::Engine;
 use octet_tensor::{BlockCode, BlockRows};
-use runs::{Grid, inverse, with_grid};
+use runs::{Grid, WIDE, inverse, with_grid};
 
 /// What is known of a tensor whose rows are to be put in blocks.
 #[derive(Clone, Copy)]
@@ -83,28 +83,42 @@ fn store(fit: &BlockFit, at: usize, runs: usize, d: &mut [f32], m: &mut [f32], s
 /// Rounds a block to its nearest codes.
 fn encode<G: Grid>(grid: G, fit: &BlockFit, run: usize, weights: &[f32], importance: &[f32], codes: &mut [i8]) -> ErrorSums {
     let mut sums = ErrorSums::default();
-    for (at, (weights, codes)) in weights.chunks(run).zip(codes.chunks_mut(run)).enumerate() {
-        let value = fit.run(at);
-        let inverse = inverse(value.scale);
-        let (mut error, mut weight, mut weighted, mut whole, mut most) = (0f32, 0f32, 0f32, 0f32, 0f32);
-        for ((&w, code), &h) in weights.iter().zip(codes).zip(&importance[at * run..]) {
-            let q = grid.nearest((w + value.offset) * inverse);
-            *code = q as i8;
-            let left = w - (value.scale * q - value.offset);
-            error += left * left;
-            weight += w * w;
-            weighted += h * left * left;
-            whole += h * w * w;
-            most = most.max(left.abs());
-        }
+    let runs = weights.chunks(run).zip(importance.chunks(run)).zip(codes.chunks_mut(run));
+    for (at, ((weights, importance), codes)) in runs.enumerate() {
+        let [error, weight, weighted, whole, most] = encode_run(grid, fit.run(at), weights, importance, codes);
+        let [error, weight, weighted, whole] = [error, weight, weighted, whole].map(|lanes| f64::from(lanes.iter().sum::<f32>()));
         sums.add(&ErrorSums {
-            error: error.into(),
-            weight: weight.into(),
-            weighted_error: weighted.into(),
-            weighted_weight: whole.into(),
-            nearest_error: weighted.into(),
-            max_error: most.into(),
+            error,
+            weight,
+            weighted_error: weighted,
+            weighted_weight: whole,
+            nearest_error: weighted,
+            max_error: most.iter().fold(0f32, |most, &left| most.max(left)).into(),
         });
+    }
+    sums
+}
+
+/// Rounds a run; what is left, squared, the weights' squares, both weighted, and the largest left, in lanes that are added side by side.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "one lane of several vectors")]
+fn encode_run<G: Grid>(grid: G, value: runs::Fit, weights: &[f32], importance: &[f32], codes: &mut [i8]) -> [[f32; WIDE]; 5] {
+    let inverse = inverse(value.scale);
+    let mut sums = [[0f32; WIDE]; 5];
+    let lots = weights.as_chunks::<WIDE>().0.iter().zip(importance.as_chunks::<WIDE>().0).zip(codes.as_chunks_mut::<WIDE>().0);
+    for ((weights, importance), codes) in lots {
+        for lane in 0..WIDE {
+            let (w, h) = (weights[lane], importance[lane]);
+            let q = grid.nearest((w + value.offset) * inverse);
+            // The low byte of a whole number's bits at this height is the number: a cast would check every one.
+            codes[lane] = (q + 12_582_912.0).to_bits() as i8;
+            let left = w - (value.scale * q - value.offset);
+            sums[0][lane] += left * left;
+            sums[1][lane] += w * w;
+            sums[2][lane] += h * left * left;
+            sums[3][lane] += h * w * w;
+            sums[4][lane] = if left.abs() > sums[4][lane] { left.abs() } else { sums[4][lane] };
+        }
     }
     sums
 }

@@ -124,7 +124,7 @@ fn moments<G: Grid>(grid: G, weights: &[f32], importance: &[f32], inverse: f32, 
 }
 
 /// Sums kept side by side, so that they are vectors: runs are multiples of it.
-const WIDE: usize = 8;
+pub(super) const WIDE: usize = 8;
 
 impl Moments {
     /// The scale that leaves the least error without an offset, and that error.
