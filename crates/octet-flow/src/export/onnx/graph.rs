@@ -1,6 +1,6 @@
 //! The nodes of the block graph as operators.
 
-use super::weights::Weights;
+use super::{experts::Routing, weights::Weights};
 use crate::{
     Error, Progress, Result,
     export::{
@@ -68,6 +68,14 @@ impl<'a> Builder<'a> {
         let name = format!("v{}", self.values);
         self.graph.node(domain, op, inputs, &[&name], attributes);
         name
+    }
+
+    /// Adds an operator with two outputs.
+    pub(super) fn two(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> [String; 2] {
+        self.values += 2;
+        let names = [self.values - 1, self.values].map(|n| format!("v{n}"));
+        self.graph.node("", op, inputs, &names.each_ref().map(String::as_str), attributes);
+        names
     }
 
     fn constant(&mut self, elem: Elem, dims: &[usize], bytes: Vec<u8>) -> String {
@@ -202,7 +210,9 @@ impl<'a> Builder<'a> {
                 let capped = self.capped(&logits, *cap);
                 self.slots.insert(Slot::Logits, capped);
             }
-            Node::Experts { .. } => return Err(Error::Internal("experts were not refused".into())),
+            &Node::Experts { ref router, ref experts, per_token, normalize, activation, .. } => {
+                self.experts(router, experts, Routing { per_token, normalize, activation })?;
+            }
         }
         Ok(())
     }
@@ -272,26 +282,35 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// The product with a linear's matrix, and its bias.
+    pub(super) fn affine(&mut self, input: &str, linear: &Linear) -> Result<String> {
+        let out = self.product(input, &linear.site.module)?;
+        let Some(bias) = &linear.bias else { return Ok(out) };
+        let bias = self.param(bias)?;
+        let bias = self.numbers(&bias);
+        Ok(self.op("Add", &[&out, &bias], &[]))
+    }
+
+    /// Fills a slot.
+    pub(super) fn put(&mut self, slot: Slot, value: String, width: usize) {
+        self.slots.insert(slot, value);
+        self.widths.insert(slot, width);
+    }
+
     fn linear(&mut self, input: &str, linear: &Linear, accumulate: bool) -> Result<()> {
-        let mut out = self.product(input, &linear.site.module)?;
-        if let Some(bias) = &linear.bias {
-            let bias = self.param(bias)?;
-            let bias = self.numbers(&bias);
-            out = self.op("Add", &[&out, &bias], &[]);
-        }
+        let out = self.affine(input, linear)?;
         for (slot, rows) in &linear.parts {
             let mut part = if linear.parts.len() == 1 { out.clone() } else { self.cut(&out, rows.clone()) };
             if accumulate {
                 let before = self.slot(*slot)?;
                 part = self.op("Add", &[&before, &part], &[]);
             }
-            self.slots.insert(*slot, part);
-            self.widths.insert(*slot, rows.len());
+            self.put(*slot, part, rows.len());
         }
         Ok(())
     }
 
-    fn activation(&mut self, f: ActivationFn, x: &str) -> String {
+    pub(super) fn activation(&mut self, f: ActivationFn, x: &str) -> String {
         match f {
             ActivationFn::Silu => {
                 let sigmoid = self.op("Sigmoid", &[x], &[]);

@@ -5,6 +5,7 @@
 
 mod attention;
 mod check;
+mod experts;
 mod graph;
 mod weights;
 
@@ -12,12 +13,10 @@ use super::{
     Export, ExportRun, Source,
     checkpoint::without_quantization,
     convert::{Conversion, Holds, Job},
-    source::cannot,
 };
 use crate::{Error, Progress, Result, artefact};
 use graph::Builder;
 use octet_formats::{Folder, onnx, write::Given};
-use octet_model::graph::Node;
 use octet_tensor::{Activations, Scheme, WeightScheme};
 use std::path::Path;
 
@@ -48,9 +47,6 @@ pub(super) struct OnnxExport<'a> {
 
 impl<'a> OnnxExport<'a> {
     pub(super) fn new(source: &'a Source) -> Result<Self> {
-        if source.spec.graph().nodes().any(|node| matches!(node, Node::Experts { .. })) {
-            return Err(cannot(NAME, "it has no operator for mixtures of experts; choose gguf or a folder of another tool"));
-        }
         let fits = |given: &Given| block(given).map(drop);
         // Nothing is rounded anew: octet could not judge what came of it.
         let usual = Scheme { weights: WeightScheme::W8, activations: Activations::Exact };
