@@ -121,7 +121,7 @@ pub(crate) struct Quantize {
     /// Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]
     #[arg(long, value_name = "S", value_delimiter = ',', conflicts_with_all = ["preset", "bits", "recipe"])]
     pub(crate) scheme: Vec<String>,
-    /// Named choice of schemes and methods [default: mixed; w8 where nothing is judged or measured]
+    /// Named choice of schemes and methods [default: mixed; w8a16 where nothing is judged or measured]
     #[arg(long, value_enum, conflicts_with_all = ["bits", "recipe"])]
     pub(crate) preset: Option<Preset>,
     /// Mixed precision within so many bits a weight, embedding and head included; several with commas
@@ -339,7 +339,7 @@ impl From<Kv> for KvDtype {
 pub(crate) enum Preset {
     /// The width that pays for each group of linears, embedding and head; the smallest model that passes the quality gate
     Mixed,
-    /// 8-bit weights, exact activations (w8a16)
+    /// 8-bit weights in groups of 128, exact activations (w8a16-g128; embedding and head w8a16-g32; --portable: w8a16)
     W8,
     /// 8-bit weights and activations quantized at run time (w8a8)
     W8a8,

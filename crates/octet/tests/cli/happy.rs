@@ -68,10 +68,10 @@ fn a_gate_that_cannot_be_passed_refuses() {
     let sandbox = Sandbox::new();
     let ended = sandbox.octet("quantize tiny --preset w8 --eval-tokens 20480 --max-ppl-increase -1");
     assert_eq!(ended.code, Some(3), "{ended:?}");
-    assert!(ended.stdout.contains("tiny as w8a16: REFUSED") && ended.stdout.contains("FAIL      quality"), "{ended:?}");
-    assert!(ended.stdout.contains("nothing was kept but the report, ./tiny-w8a16.refused.json"), "{ended:?}");
-    assert_eq!(sandbox.names(""), ["quantization_summary.json", "tiny", "tiny-w8a16.refused.json", "tiny-w8a16.refused.jsonl"]);
-    let report = sandbox.json("tiny-w8a16.refused.json");
+    assert!(ended.stdout.contains("tiny as w8a16-g128: REFUSED") && ended.stdout.contains("FAIL      quality"), "{ended:?}");
+    assert!(ended.stdout.contains("nothing was kept but the report, ./tiny-w8a16-g128.refused.json"), "{ended:?}");
+    assert_eq!(sandbox.names(""), ["quantization_summary.json", "tiny", "tiny-w8a16-g128.refused.json", "tiny-w8a16-g128.refused.jsonl"]);
+    let report = sandbox.json("tiny-w8a16-g128.refused.json");
     assert_eq!(report["status"], json!("refused"));
     let quality = gate(&report, "quality");
     assert_eq!((&quality["pass"], &quality["blocking"], &quality["threshold"]), (&json!(false), &json!(true), &json!(0.99)));

@@ -63,7 +63,7 @@ fn two_runs_do_not_share_an_output() {
     let sandbox = Sandbox::new();
     let mut first = halfway(&sandbox);
     send(&first, Signal::STOP);
-    for second in ["quantize tiny --preset w8", "quantize tiny --no-judge --force"] {
+    for second in ["quantize tiny --scheme w8a16", "quantize tiny --no-judge --force"] {
         sandbox.refuses(second, &["tiny-w8a16", "another run is writing it", "wait for it to end"]);
     }
     // Another output is no concern of the first run's.

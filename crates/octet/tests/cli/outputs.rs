@@ -7,12 +7,12 @@ use std::fs;
 fn an_output_that_exists() {
     let sandbox = Sandbox::new();
     fs::create_dir(sandbox.path("tiny-w8a16")).unwrap();
-    for command in ["quantize tiny --preset w8", "quantize tiny --no-judge", "quantize tiny tiny-w8a16"] {
+    for command in ["quantize tiny --scheme w8a16", "quantize tiny --no-judge", "quantize tiny tiny-w8a16"] {
         sandbox.refuses(command, &["tiny-w8a16", "exists", "--force"]);
     }
     // --force replaces models, not whatever else has that name.
     fs::write(sandbox.path("tiny-w8a16/thesis.tex"), "years of work").unwrap();
-    sandbox.refuses("quantize tiny --preset w8 --force", &["tiny-w8a16", "does not look like a model folder", "remove it yourself"]);
+    sandbox.refuses("quantize tiny --scheme w8a16 --force", &["tiny-w8a16", "does not look like a model folder", "remove it yourself"]);
     sandbox.write("file", "");
     for command in ["quantize tiny file", "quantize tiny file --force"] {
         sandbox.refuses(command, &["file", "choose another output folder"]);
