@@ -76,7 +76,7 @@ impl Engine {
         let inputs = Inputs { shape, q, k, v };
         inputs.check(lengths, out.len());
         let out = Shared::new(out);
-        self.each_head(shape, lengths, &|tokens, head| self.vectorize(Forward { inputs, tokens, head, out: &out }));
+        self.each_head(shape, lengths, &|tokens, head, buffers| self.vectorize(Forward { inputs, tokens, head, out: &out, buffers }));
     }
 
     /// The gradients of [`Engine::attend_whole`], given those of its result.
@@ -96,15 +96,16 @@ impl Engine {
         assert!(to.q.len() == q.len() && to.k.len() == k.len() && to.v.len() == v.len(), "gradients are as many as inputs");
         let (dq, dk, dv) = (Shared::new(to.q), Shared::new(to.k), Shared::new(to.v));
         let to = [&dq, &dk, &dv];
-        self.each_head(shape, lengths, &|tokens, head| self.vectorize(Backward { inputs, tokens, head, dout, to }));
+        self.each_head(shape, lengths, &|tokens, head, buffers| self.vectorize(Backward { inputs, tokens, head, dout, to, buffers }));
     }
 
-    /// Calls `f` with the tokens of every sequence and every key head.
-    fn each_head(&self, shape: AttentionShape, lengths: &[usize], f: &(dyn Fn(Range<usize>, usize) + Sync)) {
+    /// Calls `f` with the tokens of every sequence and every key head. The buffers are this thread's, taken here: vector code in
+    /// the closure of a thread-local would not be compiled for its instruction set.
+    fn each_head(&self, shape: AttentionShape, lengths: &[usize], f: &(dyn Fn(Range<usize>, usize, &mut Buffers) + Sync)) {
         self.run(lengths.len() * shape.kv_heads, &|task| {
             let (sequence, head) = (task / shape.kv_heads, task % shape.kv_heads);
             let start: usize = lengths[..sequence].iter().sum();
-            f(start..start + lengths[sequence], head);
+            BUFFERS.with_borrow_mut(|buffers| f(start..start + lengths[sequence], head, buffers));
         });
     }
 }
@@ -178,6 +179,7 @@ struct Forward<'a> {
     tokens: Range<usize>,
     head: usize,
     out: &'a Shared<'a, f32>,
+    buffers: &'a mut Buffers,
 }
 
 impl Op for Forward<'_> {
@@ -186,21 +188,20 @@ impl Op for Forward<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (inputs, shape, base) = (self.inputs, self.inputs.shape, self.tokens.start);
-        BUFFERS.with_borrow_mut(|buffers| {
-            for head in inputs.group(self.head) {
-                for start in (0..self.tokens.len()).step_by(QUERIES) {
-                    let queries = start..self.tokens.len().min(start + QUERIES);
-                    let keys = inputs.keys(&queries);
-                    let rows = base + queries.start..base + queries.end;
-                    let seen = base + keys.start..base + keys.end;
-                    let q = inputs.rows(inputs.q, shape.heads, head, rows.clone());
-                    inputs.probabilities(s, q, inputs.rows(inputs.k, shape.kv_heads, self.head, seen.clone()), &queries, buffers);
-                    let p = MatrixView::new(&buffers.probabilities, keys.len());
-                    let v = inputs.rows(inputs.v, shape.kv_heads, self.head, seen).turned();
-                    product_here(s, p, v, shape.place(self.out, shape.heads, head, rows), false);
-                }
+        let buffers = self.buffers;
+        for head in inputs.group(self.head) {
+            for start in (0..self.tokens.len()).step_by(QUERIES) {
+                let queries = start..self.tokens.len().min(start + QUERIES);
+                let keys = inputs.keys(&queries);
+                let rows = base + queries.start..base + queries.end;
+                let seen = base + keys.start..base + keys.end;
+                let q = inputs.rows(inputs.q, shape.heads, head, rows.clone());
+                inputs.probabilities(s, q, inputs.rows(inputs.k, shape.kv_heads, self.head, seen.clone()), &queries, buffers);
+                let p = MatrixView::new(&buffers.probabilities, keys.len());
+                let v = inputs.rows(inputs.v, shape.kv_heads, self.head, seen).turned();
+                product_here(s, p, v, shape.place(self.out, shape.heads, head, rows), false);
             }
-        });
+        }
     }
 }
 
@@ -218,6 +219,7 @@ struct Backward<'a> {
     head: usize,
     dout: &'a [f32],
     to: [&'a Shared<'a, f32>; 3],
+    buffers: &'a mut Buffers,
 }
 
 impl Op for Backward<'_> {
@@ -231,30 +233,29 @@ impl Op for Backward<'_> {
             let mut out = shape.place(all, shape.kv_heads, self.head, self.tokens.clone());
             (0..self.tokens.len()).for_each(|row| out.row(row, 0..shape.head_dim).fill(0.0));
         }
-        BUFFERS.with_borrow_mut(|buffers| {
-            for head in inputs.group(self.head) {
-                for start in (0..self.tokens.len()).step_by(QUERIES) {
-                    let queries = start..self.tokens.len().min(start + QUERIES);
-                    let keys = inputs.keys(&queries);
-                    let rows = base + queries.start..base + queries.end;
-                    let seen = base + keys.start..base + keys.end;
-                    let q = inputs.rows(inputs.q, shape.heads, head, rows.clone());
-                    let k = inputs.rows(inputs.k, shape.kv_heads, self.head, seen.clone());
-                    inputs.probabilities(s, q, k, &queries, buffers);
-                    let dout = inputs.rows(self.dout, shape.heads, head, rows.clone());
-                    let v = inputs.rows(inputs.v, shape.kv_heads, self.head, seen.clone());
-                    sized(&mut buffers.gradients, queries.len() * keys.len());
-                    product_here(s, dout, v, Out::own(&mut buffers.gradients, keys.len(), queries.len(), keys.len()), false);
-                    slopes(s, shape, keys.len(), buffers);
-                    let p = MatrixView::new(&buffers.probabilities, keys.len());
-                    let ds = MatrixView::new(&buffers.gradients, keys.len());
-                    let to = |all, rows| shape.place(all, shape.kv_heads, self.head, rows);
-                    product_here(s, ds, k.turned(), shape.place(dq, shape.heads, head, rows), false);
-                    product_here(s, ds.turned(), q.turned(), to(dk, seen.clone()), true);
-                    product_here(s, p.turned(), dout.turned(), to(dv, seen), true);
-                }
+        let buffers = self.buffers;
+        for head in inputs.group(self.head) {
+            for start in (0..self.tokens.len()).step_by(QUERIES) {
+                let queries = start..self.tokens.len().min(start + QUERIES);
+                let keys = inputs.keys(&queries);
+                let rows = base + queries.start..base + queries.end;
+                let seen = base + keys.start..base + keys.end;
+                let q = inputs.rows(inputs.q, shape.heads, head, rows.clone());
+                let k = inputs.rows(inputs.k, shape.kv_heads, self.head, seen.clone());
+                inputs.probabilities(s, q, k, &queries, buffers);
+                let dout = inputs.rows(self.dout, shape.heads, head, rows.clone());
+                let v = inputs.rows(inputs.v, shape.kv_heads, self.head, seen.clone());
+                sized(&mut buffers.gradients, queries.len() * keys.len());
+                product_here(s, dout, v, Out::own(&mut buffers.gradients, keys.len(), queries.len(), keys.len()), false);
+                slopes(s, shape, keys.len(), buffers);
+                let p = MatrixView::new(&buffers.probabilities, keys.len());
+                let ds = MatrixView::new(&buffers.gradients, keys.len());
+                let to = |all, rows| shape.place(all, shape.kv_heads, self.head, rows);
+                product_here(s, ds, k.turned(), shape.place(dq, shape.heads, head, rows), false);
+                product_here(s, ds.turned(), q.turned(), to(dk, seen.clone()), true);
+                product_here(s, p.turned(), dout.turned(), to(dv, seen), true);
             }
-        });
+        }
     }
 }
 

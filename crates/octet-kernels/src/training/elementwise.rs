@@ -105,8 +105,13 @@ impl Op for Slopes<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let f = self.f;
-        map_two(s, self.dy, self.x, |dy, x| s.mul(dy, value_and_slope(s, f, x).1));
+        for at in (0..self.x.len()).step_by(LANES) {
+            let end = self.x.len().min(at + LANES);
+            let slope = value_and_slope(s, self.f, s.load(&super::padded(&self.x[at..end], 0.0))).1;
+            let mut lanes = super::padded(&self.dy[at..end], 0.0);
+            s.store(s.mul(s.load(&lanes), slope), &mut lanes);
+            self.dy[at..end].copy_from_slice(&lanes[..end - at]);
+        }
     }
 }
 

@@ -87,10 +87,19 @@ fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
 #[inline(always)]
 fn exponentials<S: Simd>(s: S, x: &mut [f32], shift: f32) -> f32 {
     let (shift, mut acc) = (s.splat(shift), s.splat(0.0));
-    map(s, x, f32::NEG_INFINITY, |v| {
-        let e = crate::simd::math::exp(s, s.sub(v, shift));
+    // In loops, not in a closure: one of this size stays a function, which is not compiled for the instruction set.
+    let (whole, rest) = x.as_chunks_mut::<LANES>();
+    for x in whole {
+        let e = crate::simd::math::exp(s, s.sub(s.load(x), shift));
         acc = s.add(acc, e);
-        e
-    });
+        s.store(e, x);
+    }
+    if !rest.is_empty() {
+        let mut last = padded(rest, f32::NEG_INFINITY);
+        let e = crate::simd::math::exp(s, s.sub(s.load(&last), shift));
+        acc = s.add(acc, e);
+        s.store(e, &mut last);
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
     s.sum(acc)
 }

@@ -1,6 +1,6 @@
 //! How far logits are from what they should say, and the gradient of that.
 
-use super::{exponentials, largest, map, map_two, padded};
+use super::{exponentials, largest, map, padded};
 use crate::{
     Engine,
     parallel::Shared,
@@ -74,10 +74,13 @@ impl Op for Divergence<'_> {
         let sum = exponentials(s, logits, top);
         let loss = s.sum(apart) / total + (sum.ln() - total.ln());
         let (scale, other_scale) = (s.splat(weight / sum), s.splat(weight / total));
-        map_two(s, logits, other, |q, p| {
-            let p = exp(s, s.sub(p, other_shift));
-            s.sub(s.mul(q, scale), s.mul(p, other_scale))
-        });
+        for at in (0..logits.len()).step_by(LANES) {
+            let end = logits.len().min(at + LANES);
+            let p = exp(s, s.sub(s.load(&padded(&other[at..end], f32::NEG_INFINITY)), other_shift));
+            let mut lanes = padded(&logits[at..end], 0.0);
+            s.store(s.sub(s.mul(s.load(&lanes), scale), s.mul(p, other_scale)), &mut lanes);
+            logits[at..end].copy_from_slice(&lanes[..end - at]);
+        }
         loss
     }
 }
