@@ -225,6 +225,18 @@ fn true_sequential_inputs_leave_less_error_than_one_pass() {
 }
 
 #[test]
+fn a_table_that_is_embedding_and_head_keeps_its_own_weights_as_the_target() {
+    let mut case = Case::new(TINY_LLAMA, "w3a16-g32", GPTQ);
+    assert!(case.spec.head().tied);
+    let recipe = "[[step]]\naction='quantize'\ntargets=['linears','embedding','head']\nscheme='w3a16-g32'\nsolver='gptq'\n";
+    let inventory = Inventory::new(&case.spec.linear_sites(), &case.source).unwrap();
+    case.plan = Plan::new(&Recipe::from_toml(recipe).unwrap(), &inventory, false).unwrap();
+    let (_, records) = case.whole(2);
+    let moved: Vec<&str> = records.iter().flat_map(|r| &r.tensors).filter(|t| t.shift.is_some()).map(|t| t.name.as_str()).collect();
+    assert!(moved.len() > 4 && !moved.contains(&"model.embed_tokens"), "{moved:?}");
+}
+
+#[test]
 fn rounding_to_nearest_uses_magnitudes_and_eight_bits_need_none() {
     let rtn = SolverChoice::Rtn { candidates: None };
     let (_, records) = Case::new(TINY_LLAMA, "w4a16-g32", rtn).whole(2);

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     Action, Error, InputObserver, InputStatistics, Line, TensorReport, Want, pipeline,
+    recipe::is_tied,
     transform::{Part, Sampler},
 };
 use octet_model::{BlockGraph, InputKind, InputSite, Phase, Place, Stage};
@@ -34,7 +35,8 @@ pub(crate) fn want(line: &Line) -> Option<(InputSite, Want)> {
         InputKind::Tokens => None,
         // Which tokens reach an expert may differ between the original and the quantized model.
         InputKind::Expert(_) | InputKind::ExpertDown(_) if solver.needs_hessian() => Some((site.input, Want::Hessian)),
-        _ if solver.is_asymmetric() => Some((site.input, Want::Asymmetric)),
+        // A head's target would be moved away from what the embedding, the same table, is to give.
+        _ if solver.is_asymmetric() && !is_tied(site) => Some((site.input, Want::Asymmetric)),
         _ if solver.needs_hessian() => Some((site.input, Want::Hessian)),
         _ if bits < 8.0 || outliers => Some((site.input, Want::Magnitudes)),
         _ => None,

@@ -2,7 +2,7 @@
 
 use super::{GptqSettings, Recipe, SolverChoice, Step, Target, parse};
 use crate::{Error, FusedGroup, Inventory, Menu, Site, plan::deciding_steps};
-use octet_model::InputKind;
+use octet_model::Role;
 use octet_tensor::Scheme;
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub struct MixedStep {
     pub schemes: Vec<Scheme>,
     /// Bits a weight of all weight matrices together; `None`: whoever carries the recipe out decides.
     pub bits_per_weight: Option<f64>,
-    /// What chooses the codes of all tensors but tables that are only looked up.
+    /// What chooses the codes of all tensors but tables that are looked up.
     pub solver: SolverChoice,
 }
 
@@ -34,9 +34,10 @@ impl MixedStep {
         if self.schemes.is_empty() { Menu::usual(portable) } else { Menu { schemes: self.schemes.clone(), portable } }
     }
 
-    /// The solver of a group of these sites: tables that are only looked up are rounded to nearest.
+    /// The solver of a group of these sites: tables that are looked up are rounded to nearest, the head's too where it is the
+    /// same, because what makes good a head's outputs moves the embedding.
     pub fn solver_of(&self, sites: &[&Site]) -> SolverChoice {
-        let looked_up = sites.iter().all(|site| site.linear.input.kind == InputKind::Tokens);
+        let looked_up = sites.iter().all(|site| site.linear.role == Role::Embedding);
         if looked_up { SolverChoice::Rtn { candidates: self.solver.candidates() } } else { self.solver }
     }
 
