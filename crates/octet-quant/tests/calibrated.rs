@@ -226,7 +226,7 @@ fn true_sequential_inputs_leave_less_error_than_one_pass() {
 
 #[test]
 fn a_table_that_is_embedding_and_head_keeps_its_own_weights_as_the_target() {
-    let mut case = Case::new(TINY_LLAMA, "w3a16-g32", GPTQ);
+    let mut case = Case::new(TINY_QWEN3, "w3a16-g32", GPTQ);
     assert!(case.spec.head().tied);
     let recipe = "[[step]]\naction='quantize'\ntargets=['linears','embedding','head']\nscheme='w3a16-g32'\nsolver='gptq'\n";
     let inventory = Inventory::new(&case.spec.linear_sites(), &case.source).unwrap();
