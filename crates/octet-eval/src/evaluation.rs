@@ -83,10 +83,10 @@ impl EvaluationWindows {
     }
 }
 
-/// Tokens of a long window: what the model allows, so that all long windows together take no more than half as long as the
-/// others; `None` where that is hardly longer than `usual`.
+/// Tokens of a long window: what the model allows, so that all long windows together take no more than a quarter as long as the
+/// others (half as long as a first look at them); `None` where that is hardly longer than `usual`.
 fn long_context(tokens: usize, limit: usize, usual: usize) -> Option<usize> {
-    let length = LONG_CONTEXT.min(limit).min(tokens / (2 * LONG_WINDOWS));
+    let length = LONG_CONTEXT.min(limit).min(tokens / (4 * LONG_WINDOWS));
     (2 * length >= 3 * usual).then_some(length)
 }
 
@@ -281,9 +281,9 @@ mod tests {
     #[test]
     fn long_windows_are_long_or_not_there() {
         let cases = [
-            (50_195, 2048, 448, Some(2048)),
-            (102_400, 40_960, 1024, Some(4096)),
-            (20_480, 2048, 256, Some(1280)),
+            (50_195, 2048, 448, Some(1568)),
+            (102_400, 40_960, 1024, Some(3200)),
+            (20_480, 2048, 256, Some(640)),
             (2_048, 2048, 256, None),
             (102_400, 1024, 1024, None),
             (50_195, 2048, 2048, None),

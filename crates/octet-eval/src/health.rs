@@ -6,7 +6,7 @@ use crate::{
     permutation::sign_flip_p,
     store::{Key, Store},
 };
-use octet_runtime::{Event, FinishReason, GenerateOptions, SamplerConfig, TextModel, generate_batch};
+use octet_runtime::{Event, FinishReason, GenerateOptions, SamplerConfig, TextModel, generate_several};
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 
@@ -41,7 +41,7 @@ impl HealthOptions {
 }
 
 /// The two ways texts are generated.
-const MODES: [&str; 2] = ["greedy", "sampled"];
+pub const MODES: [&str; 2] = ["greedy", "sampled"];
 
 /// What one model generates: for each mode, the figures of every prompt's text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,31 +134,29 @@ pub fn run(model: &TextModel, prompts: &[Vec<u32>], options: &HealthOptions, pro
     let mut run = HealthRun { figures: [vec![], vec![]], texts: [vec![], vec![]], non_finite: false };
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let max_tokens = options.tokens.min(model.context().saturating_sub(longest));
-    for mode in 0..MODES.len() {
-        let sampler = if mode == 0 { SamplerConfig::greedy() } else { SamplerConfig::sampled(options.temperature, options.seed) };
-        let generate = GenerateOptions { max_tokens, sampler, ..GenerateOptions::default() };
-        let mut entropies = vec![vec![]; prompts.len()];
-        let (mut done, mut stop) = (0, false);
-        let mut watch = |event: Event<'_>| {
-            if let Event::Logits { sequence, logits } = event {
-                entropies[sequence].push(engine.logit_sums(logits).entropy as f32);
-                done += 1;
-                stop |= progress(mode * max_tokens * prompts.len() + done, MODES.len() * max_tokens * prompts.len()).is_break();
-            }
-            if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        match generate_batch(model, prompts, &generate, &mut watch) {
-            Err(error) if error.is_non_finite() => return Ok(HealthRun { non_finite: true, ..run }),
-            Err(error) => return Err(error.into()),
-            Ok(_) if stop => return Err(Error::Interrupted),
-            Ok(texts) => {
-                for (text, entropies) in texts.into_iter().zip(&entropies) {
-                    let stopped = text.finish == FinishReason::EndOfText;
-                    run.figures[mode].push(TextFigures::of(&text.text, &text.ids, entropies, stopped));
-                    run.texts[mode].push(text.text);
-                }
-            }
+    let samplers = [SamplerConfig::greedy(), SamplerConfig::sampled(options.temperature, options.seed)];
+    let generate = GenerateOptions { max_tokens, ..GenerateOptions::default() };
+    let mut entropies = vec![vec![]; MODES.len() * prompts.len()];
+    let (mut done, mut stop, total) = (0, false, MODES.len() * max_tokens * prompts.len());
+    let mut watch = |event: Event<'_>| {
+        if let Event::Logits { sequence, logits } = event {
+            entropies[sequence].push(engine.logit_sums(logits).entropy as f32);
+            done += 1;
+            stop |= progress(done, total).is_break();
         }
+        if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    // Both modes decode together: a step of twice as many sequences costs less than two.
+    let texts = match generate_several(model, prompts, &samplers, &generate, &mut watch) {
+        Err(error) if error.is_non_finite() => return Ok(HealthRun { non_finite: true, ..run }),
+        Err(error) => return Err(error.into()),
+        Ok(_) if stop => return Err(Error::Interrupted),
+        Ok(texts) => texts,
+    };
+    for (i, (text, entropies)) in texts.into_iter().zip(&entropies).enumerate() {
+        let stopped = text.finish == FinishReason::EndOfText;
+        run.figures[i / prompts.len()].push(TextFigures::of(&text.text, &text.ids, entropies, stopped));
+        run.texts[i / prompts.len()].push(text.text);
     }
     Ok(run)
 }

@@ -228,13 +228,13 @@ impl Bench<'_, '_> {
     fn forecast(&mut self, quant: &TextModel, started: Instant) -> Result<(bool, [f64; 2])> {
         let ids = self.settings.ids();
         let health = health_options(self.settings);
-        let sequences = self.original.prompts.len();
+        let prompts = self.original.prompts.len();
         let original = match self.original.pace {
             Some(pace) => pace,
-            None => Pace::of(&self.original.baseline().model, &ids, sequences)?,
+            None => Pace::of(&self.original.baseline().model, &ids, prompts)?,
         };
         self.original.pace = Some(original);
-        let variant = Pace::of(&quant.model, &ids, sequences)?;
+        let variant = Pace::of(&quant.model, &ids, prompts)?;
         let identity = self.original.identity(self.settings)?;
         let stored = self.settings.store.as_ref().zip(identity.as_ref());
         let (evaluation, limits) = (&self.original.evaluation, &self.settings.thresholds);

@@ -139,13 +139,45 @@ pub fn generate_batch(
     options: &GenerateOptions,
     on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>> {
-    let mut batch = Batch { model, options, rows: vec![], on_event };
+    generate_several(model, prompts, &[options.sampler], options, on_event)
+}
+
+/// As [`generate_batch`], every prompt once for each of `samplers`, all of them together: sequence i + n · prompts is prompt i
+/// drawn by sampler n, the same text as if that sampler were alone.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_several(
+    model: &TextModel,
+    prompts: &[Vec<u32>],
+    samplers: &[SamplerConfig],
+    options: &GenerateOptions,
+    on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Vec<Generation>> {
     let mut runs = vec![];
-    for (i, prompt) in prompts.iter().enumerate() {
-        let seed = Rng::stream(options.sampler.seed, i as u64).next_u64();
-        let mut run = Run::start(model, i, prompt, SamplerConfig { seed, ..options.sampler }, &options.stop)?;
-        batch.prefill(&mut run, prompt)?;
-        runs.push(run);
+    for sampler in samplers {
+        for (i, prompt) in prompts.iter().enumerate() {
+            let seed = Rng::stream(sampler.seed, i as u64).next_u64();
+            runs.push(Run::start(model, runs.len(), prompt, SamplerConfig { seed, ..*sampler }, &options.stop)?);
+        }
+    }
+    let prompt_of = |index: usize| &prompts[index % prompts.len()][..];
+    let mut batch = Batch { model, options, rows: vec![], on_event };
+    let mut rest = &mut runs[..];
+    while let Some(first) = rest.first() {
+        // Short prompts go through the model together.
+        let room = PREFILL_CHUNK.saturating_sub(prompt_of(first.index).len());
+        let more = rest[1..].iter().scan(room, |room, run| {
+            *room = room.checked_sub(prompt_of(run.index).len())?;
+            Some(())
+        });
+        let count = 1 + more.count();
+        let (together, after) = rest.split_at_mut(count);
+        match together {
+            [run] => batch.prefill(run, prompt_of(run.index))?,
+            _ => batch.prefill_together(together, &prompt_of)?,
+        }
+        rest = after;
     }
     batch.decode(&mut runs)?;
     runs.into_iter().map(Run::finish).collect()
@@ -216,6 +248,26 @@ impl Batch<'_> {
         let result = if self.options.max_tokens == 0 { Ok(()) } else { self.draw(run, &mut rows) };
         self.rows = rows;
         result
+    }
+
+    /// Puts whole prompts through the model at once and draws the first token of each.
+    fn prefill_together<'p>(&mut self, runs: &mut [Run<'_>], prompt_of: &dyn Fn(usize) -> &'p [u32]) -> Result<()> {
+        let started = Instant::now();
+        let step = |run| {
+            let Run { index, sequence, .. } = run;
+            Step { sequence, tokens: prompt_of(*index), logits: Logits::Last }
+        };
+        let mut steps: Vec<Step<'_>> = runs.iter_mut().map(step).collect();
+        self.model.model.forward(&mut steps, &mut self.rows, None)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let mut rows = std::mem::take(&mut self.rows);
+        let mut active: Vec<_> = runs.iter_mut().zip(rows.chunks_exact_mut(self.model.vocab())).collect();
+        active.iter_mut().for_each(|(run, _)| run.timings.prefill_seconds = seconds);
+        if self.options.max_tokens > 0 {
+            self.draw_all(&mut active)?;
+        }
+        self.rows = rows;
+        Ok(())
     }
 
     /// Steps all sequences together until every one has ended.

@@ -19,7 +19,7 @@ mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
 pub use error::{Error, Result};
-pub use generate::{Event, FinishReason, GenerateOptions, Generation, Timings, generate, generate_batch};
+pub use generate::{Event, FinishReason, GenerateOptions, Generation, Timings, generate, generate_batch, generate_several};
 pub use gguf::{OutgoingTokenizer, folder as gguf_folder, open_gguf, tokenizer_metadata};
 pub use memory::{MemoryForecast, MemoryNeeds};
 pub use rng::Rng;
