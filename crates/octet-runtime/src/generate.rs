@@ -253,11 +253,10 @@ impl Batch<'_> {
     /// Puts whole prompts through the model at once and draws the first token of each.
     fn prefill_together<'p>(&mut self, runs: &mut [Run<'_>], prompt_of: &dyn Fn(usize) -> &'p [u32]) -> Result<()> {
         let started = Instant::now();
-        let step = |run| {
-            let Run { index, sequence, .. } = run;
-            Step { sequence, tokens: prompt_of(*index), logits: Logits::Last }
-        };
-        let mut steps: Vec<Step<'_>> = runs.iter_mut().map(step).collect();
+        let mut steps = vec![];
+        for run in &mut *runs {
+            steps.push(Step { tokens: prompt_of(run.index), sequence: &mut run.sequence, logits: Logits::Last });
+        }
         self.model.model.forward(&mut steps, &mut self.rows, None)?;
         let seconds = started.elapsed().as_secs_f64();
         let mut rows = std::mem::take(&mut self.rows);
