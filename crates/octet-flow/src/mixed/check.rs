@@ -7,7 +7,7 @@
 
 use super::{Allocated, Budget, Gains, MixedEvent, MixedJob, cache::Kept, search};
 use crate::{
-    Calibration, Error, Result,
+    Calibration, Error, Result, Staged,
     judge::{interrupted, stage},
 };
 use octet_eval::{Quality, Reference, Windows, store::Key};
@@ -148,7 +148,7 @@ impl MixedJob<'_> {
         if let Some(known) = self.cached::<Sensitivities>(&key) {
             return Ok(known);
         }
-        let staged = self.write(best, &trial.calibration, trial.place, true, event)?;
+        let staged = self.attempt(best, trial, event)?;
         let quantized = Checkpoint::open(&Folder::disk(&staged.path())?)?;
         let wanted = |site: &Site| modules.contains(&site.linear.module);
         let (ledger, samples) = (Kept { job: self, key: &key }, &trial.calibration.samples);
@@ -196,7 +196,7 @@ impl MixedJob<'_> {
         if let Some(known) = self.cached::<MixedCandidate>(&key) {
             return Ok(known);
         }
-        let staged = self.write(allocated, &trial.calibration, trial.place, true, event)?;
+        let staged = self.attempt(allocated, trial, event)?;
         let quality = self.measured(&staged.path(), trial, event);
         let gains = search::gains(allocated, &staged.reports);
         staged.discard();
@@ -211,6 +211,17 @@ impl MixedJob<'_> {
         };
         self.keep(&key, &candidate);
         Ok(candidate)
+    }
+
+    /// Writes a candidate. What a run that was killed left there is gone on with where it is this one, and nobody's otherwise.
+    fn attempt(&self, allocated: &Allocated, trial: &Trial<'_>, event: &mut dyn FnMut(MixedEvent<'_>)) -> Result<Staged> {
+        match self.write(allocated, &trial.calibration, trial.place, true, event) {
+            Err(Error::OtherWork { .. }) => {
+                let anew = Calibration { restart: true, ..trial.calibration.clone() };
+                self.write(allocated, &anew, trial.place, true, event)
+            }
+            other => other,
+        }
     }
 
     /// Runs a written candidate, and before the first one the original, over the windows held out.
