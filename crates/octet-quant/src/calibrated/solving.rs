@@ -281,7 +281,7 @@ mod tests {
             damped(Some(&hessian), "model.layers.0.mlp.up_proj", strict)
         };
         assert_eq!(said(0.1, true).unwrap(), None);
-        assert!(said(1.03, true).unwrap().unwrap().contains("damping raised to 0.1"));
+        assert!(said(1.03, true).unwrap().unwrap().contains("damping raised to "));
         let fallback = said(9.0, false).unwrap().unwrap();
         assert!(
             fallback.starts_with("rounded to nearest: ") && fallback.contains("up_proj is not positive definite even with"),
