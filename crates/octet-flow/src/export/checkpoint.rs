@@ -130,14 +130,6 @@ impl<'a> CheckpointExport<'a> {
 }
 
 impl Export for CheckpointExport<'_> {
-    fn is_file(&self) -> bool {
-        false
-    }
-
-    fn wants_calibration(&self) -> bool {
-        false
-    }
-
     fn notes(&self) -> &[String] {
         &self.plan.notes
     }

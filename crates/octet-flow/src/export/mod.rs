@@ -55,10 +55,14 @@ pub struct Place<'a> {
 /// A format made ready for one model.
 pub trait Export {
     /// Whether it is one file instead of a folder.
-    fn is_file(&self) -> bool;
+    fn is_file(&self) -> bool {
+        false
+    }
 
     /// Whether what flows through the model can change the result.
-    fn wants_calibration(&self) -> bool;
+    fn wants_calibration(&self) -> bool {
+        false
+    }
 
     /// What a person should know: what is converted, what other readers do otherwise.
     fn notes(&self) -> &[String];

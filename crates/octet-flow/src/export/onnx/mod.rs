@@ -72,14 +72,6 @@ impl<'a> OnnxExport<'a> {
 }
 
 impl Export for OnnxExport<'_> {
-    fn is_file(&self) -> bool {
-        false
-    }
-
-    fn wants_calibration(&self) -> bool {
-        false
-    }
-
     fn notes(&self) -> &[String] {
         &self.plan.notes
     }
