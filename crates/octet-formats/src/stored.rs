@@ -13,6 +13,29 @@ pub(crate) fn decoded(module: &str, rows: impl FloatRows + 'static) -> Matrix {
     Matrix::Float(FloatMatrix::decoded(module, Arc::new(rows)))
 }
 
+/// Codes that no kernel runs, as the floats they stand for.
+pub(crate) struct Decoded<T>(pub(crate) T);
+
+impl<T: QuantRows> FloatRows for Decoded<T> {
+    fn dims(&self) -> (usize, usize) {
+        self.0.dims()
+    }
+
+    fn stored_bytes(&self) -> usize {
+        self.0.stored_bytes()
+    }
+
+    fn release(&self, range: Range<usize>) {
+        self.0.release(range);
+    }
+
+    fn read_rows(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let q = self.0.read_rows(range)?;
+        out.chunks_mut(q.cols().max(1)).enumerate().for_each(|(row, out)| q.dequantize_row(row, out));
+        Ok(())
+    }
+}
+
 /// Checks a tensor's element type.
 pub(crate) fn of_dtype(tensor: &Tensor, dtype: Dtype) -> Result<&Tensor> {
     if tensor.dtype() == dtype {

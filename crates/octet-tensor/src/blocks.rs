@@ -2,7 +2,7 @@
 //!
 //! This is what the quantized types of GGUF mean (ggml's `ggml-common.h`); how their bits lie in a file is no concern here.
 
-use crate::{Error, LEVELS, Result};
+use crate::{Error, LEVELS, Result, qmatrix::all_rows};
 
 /// What a code stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,11 +226,7 @@ impl BlockRows {
 
     /// All weights, row-major.
     pub fn dequantize(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.rows * self.cols];
-        for (row, out) in out.chunks_mut(self.cols.max(1)).enumerate() {
-            self.dequantize_row(row, out);
-        }
-        out
+        all_rows(self.rows, self.cols, |row, out| self.dequantize_row(row, out))
     }
 
     /// Appends rows of the same type and width.

@@ -1,6 +1,6 @@
 //! A float matrix as stored: dense, transposed (GPT-2's Conv1D), FP8 with block scales, or in a form of its own.
 
-use crate::{Dtype, Error, Result, Tensor};
+use crate::{Dtype, Error, InputRounding, Result, Tensor};
 use std::{fmt, ops::Range, sync::Arc};
 
 /// Float rows that some file format stores in a form of its own: decoded a few rows at a time.
@@ -29,6 +29,7 @@ pub struct FloatMatrix {
     storage: Storage,
     rows: Range<usize>,
     cols: usize,
+    inputs: Option<InputRounding>,
 }
 
 #[derive(Clone, Debug)]
@@ -62,7 +63,7 @@ impl FloatMatrix {
     /// If the tensor is not two-dimensional or not floating-point.
     pub fn dense(tensor: Tensor) -> Result<Self> {
         let (rows, cols) = float_dims(&tensor)?;
-        Ok(Self { storage: Storage::Dense(tensor), rows: 0..rows, cols })
+        Ok(Self { storage: Storage::Dense(tensor), rows: 0..rows, cols, inputs: None })
     }
 
     /// The transpose of a stored `[cols, rows]` tensor (GPT-2 stores its linears so).
@@ -71,7 +72,7 @@ impl FloatMatrix {
     /// As [`FloatMatrix::dense`].
     pub fn transposed(tensor: Tensor) -> Result<Self> {
         let (cols, rows) = float_dims(&tensor)?;
-        Ok(Self { storage: Storage::Transposed(tensor), rows: 0..rows, cols })
+        Ok(Self { storage: Storage::Transposed(tensor), rows: 0..rows, cols, inputs: None })
     }
 
     /// FP8 E4M3 weights, each **multiplied** by the scale of its block, as `weight_scale_inv` is meant.
@@ -84,13 +85,23 @@ impl FloatMatrix {
         if block.contains(&0) || scale.shape() != blocks || !scale.dtype().is_float() {
             return Err(scale.wrong_shape(format!("{blocks:?} (one scale a block of {block:?} of {})", weight.name())));
         }
-        Ok(Self { storage: Storage::Fp8Block { weight, scale, block }, rows: 0..rows, cols })
+        Ok(Self { storage: Storage::Fp8Block { weight, scale, block }, rows: 0..rows, cols, inputs: None })
     }
 
     /// A matrix called `name` whose rows a file format decodes to F32.
     pub fn decoded(name: impl Into<Arc<str>>, rows: Arc<dyn FloatRows>) -> Self {
         let (count, cols) = rows.dims();
-        Self { storage: Storage::Decoded(Decoded { name: name.into(), rows }), rows: 0..count, cols }
+        Self { storage: Storage::Decoded(Decoded { name: name.into(), rows }), rows: 0..count, cols, inputs: None }
+    }
+
+    /// The same matrix, its inputs rounded at run time.
+    pub fn with_inputs(self, inputs: Option<InputRounding>) -> Self {
+        Self { inputs, ..self }
+    }
+
+    /// What its inputs are rounded to at run time, where they are.
+    pub fn inputs(&self) -> Option<InputRounding> {
+        self.inputs
     }
 
     /// Number of rows (outputs of a linear).

@@ -1,6 +1,6 @@
 //! A linear's weights as stored: float or quantized.
 
-use crate::{Beside, Bytes, FloatMatrix, QMatrix, Result, Scheme};
+use crate::{Beside, Bytes, FloatMatrix, InputRounding, QMatrix, Result, Scheme};
 use std::{fmt, ops::Range, sync::Arc};
 
 /// Quantized rows as some file format stores them: unpacked a few rows at a time.
@@ -10,6 +10,11 @@ pub trait QuantRows: Send + Sync {
 
     /// How weights and activations are represented.
     fn scheme(&self) -> Scheme;
+
+    /// What inputs are rounded to before the product of a scheme that leaves them floats, where the format asks for that.
+    fn inputs(&self) -> Option<InputRounding> {
+        None
+    }
 
     /// Bytes the matrix takes where it is stored, scales and zero points included.
     fn stored_bytes(&self) -> usize;
@@ -74,6 +79,11 @@ impl StoredQuant {
     /// How weights and activations are represented.
     pub fn scheme(&self) -> Scheme {
         self.storage.scheme()
+    }
+
+    /// As [`QuantRows::inputs`].
+    pub fn inputs(&self) -> Option<InputRounding> {
+        self.storage.inputs()
     }
 
     /// Bytes its rows take where they are stored.
@@ -176,6 +186,14 @@ impl Matrix {
         match self {
             Self::Float(m) => m.cols(),
             Self::Quant(m) => m.cols(),
+        }
+    }
+
+    /// What its inputs are rounded to at run time, beside what its scheme says.
+    pub fn inputs(&self) -> Option<InputRounding> {
+        match self {
+            Self::Float(m) => m.inputs(),
+            Self::Quant(m) => m.inputs(),
         }
     }
 

@@ -232,12 +232,15 @@ impl QMatrix {
 
     /// All weights as f32, row-major.
     pub fn dequantize(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.rows * self.cols];
-        for (row, out) in out.chunks_mut(self.cols.max(1)).enumerate() {
-            self.dequantize_row(row, out);
-        }
-        out
+        all_rows(self.rows, self.cols, |row, out| self.dequantize_row(row, out))
     }
+}
+
+/// A whole matrix, each row as `decode` writes it.
+pub(crate) fn all_rows(rows: usize, cols: usize, decode: impl Fn(usize, &mut [f32])) -> Vec<f32> {
+    let mut out = vec![0.0; rows * cols];
+    out.chunks_mut(cols.max(1)).enumerate().for_each(|(row, out)| decode(row, out));
+    out
 }
 
 /// Whether a code is below `low` or above `high`; looked at in runs, which the compiler turns into vector code.

@@ -2,16 +2,34 @@
 
 use crate::{
     checkpoint::{Lookup, required},
+    quantization::bad,
     stored::{check_rows, malformed, of_dtype, of_floats, of_module, quantized},
 };
-use octet_tensor::{Activations, Dtype, Matrix, QMatrix, QuantRows, Result, Scheme, Tensor, WeightScheme};
+use octet_tensor::{Activations, Dtype, InputRounding, Limit, Matrix, QMatrix, QuantRows, Result, Scheme, Tensor, WeightScheme};
+use serde_json::Value;
 use std::ops::Range;
 
-/// How weights are represented. The tool's own rounding of activations, except of outlier columns, is not repeated.
+/// How weights are represented. Inputs are rounded as the tool does it ([`inputs`]) and multiplied as floats.
 pub(crate) const SCHEME: Scheme = Scheme { weights: WeightScheme::W8, activations: Activations::Exact };
+
+/// How inputs are rounded: to 8 bits, those excepted that reach `llm_int8_threshold` (0: none). The tool excepts the whole column of an
+/// outlier in all tokens of a call; here, as there where tokens come one by one, every token is by itself.
+pub(crate) fn inputs(raw: &Value) -> crate::Result<InputRounding> {
+    const KEY: &str = "llm_int8_threshold";
+    let limit = match raw.get(KEY).filter(|value| !value.is_null()) {
+        None => Some(Limit::USUAL),
+        Some(value) => match value.as_f64() {
+            Some(0.0) => None,
+            Some(limit) if let Some(limit) = Limit::new(limit) => Some(limit),
+            _ => return bad(KEY, format!("is {value}, expected 0 or a number of hundredths above it")),
+        },
+    };
+    Ok(InputRounding::Int8(limit))
+}
 
 struct Stored {
     module: String,
+    inputs: InputRounding,
     rows: usize,
     cols: usize,
     codes: Tensor,
@@ -19,7 +37,7 @@ struct Stored {
 }
 
 /// The matrix of a module.
-pub(crate) fn int8(module: &str, lookup: Lookup<'_>) -> Result<Matrix> {
+pub(crate) fn int8(module: &str, inputs: InputRounding, lookup: Lookup<'_>) -> Result<Matrix> {
     let codes = required(&format!("{module}.weight"), lookup)?;
     let (rows, cols) = of_dtype(&codes, Dtype::I8)?.dims2()?;
     let scales = of_floats(required(&format!("{module}.SCB"), lookup)?, &[rows])?;
@@ -29,7 +47,7 @@ pub(crate) fn int8(module: &str, lookup: Lookup<'_>) -> Result<Matrix> {
         let what = "is the layout of a GPU's kernels, expected 0 (row major); save the model again with a recent bitsandbytes";
         return Err(malformed(format.name(), what));
     }
-    Ok(quantized(module, Stored { module: module.into(), rows, cols, codes, scales }))
+    Ok(quantized(module, Stored { module: module.into(), inputs, rows, cols, codes, scales }))
 }
 
 impl QuantRows for Stored {
@@ -39,6 +57,10 @@ impl QuantRows for Stored {
 
     fn scheme(&self) -> Scheme {
         SCHEME
+    }
+
+    fn inputs(&self) -> Option<InputRounding> {
+        Some(self.inputs)
     }
 
     fn stored_bytes(&self) -> usize {

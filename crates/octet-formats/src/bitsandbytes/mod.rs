@@ -6,7 +6,7 @@
 mod int8;
 mod table;
 
-pub(crate) use int8::{SCHEME as INT8, int8};
+pub(crate) use int8::{SCHEME as INT8, inputs, int8};
 pub(crate) use table::{QuantState, quant_state, table};
 
 /// What follows a 4-bit module's name, before the kind of its table.

@@ -6,7 +6,7 @@ use crate::{
     quantization::{CompressedTensors, Float8Scale, Layout, Quantization},
     torchao,
 };
-use octet_tensor::{Dtype, FloatMatrix, Matrix, Scheme, StoredQuant, Tensor};
+use octet_tensor::{Dtype, FloatMatrix, InputRounding, Matrix, Scheme, StoredQuant, Tensor};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Looks a tensor up by name.
@@ -29,7 +29,7 @@ enum Form {
     CompressedTensors(Layout, bool),
     Gptq(gptq::Shape),
     Awq(Scheme),
-    Int8,
+    Int8(InputRounding),
     Table(bitsandbytes::QuantState),
     Mlx(mlx::Shape),
     TorchAo(Scheme),
@@ -48,7 +48,7 @@ impl Form {
             Self::Gptq(shape) => (!shape.ordered).then_some(shape.scheme),
             Self::Awq(scheme) | Self::TorchAo(scheme) | Self::Npz(scheme) => Some(*scheme),
             Self::Gguf(bound) => bound.scheme(),
-            Self::Int8 => Some(bitsandbytes::INT8),
+            Self::Int8(_) => Some(bitsandbytes::INT8),
             Self::Mlx(shape) => (shape.form == mlx::Form::Mxfp4).then_some(fp4::scheme(true)),
         }
     }
@@ -57,7 +57,7 @@ impl Form {
     fn decoded(&self) -> Option<String> {
         let ordered = |scheme: &Scheme| format!("{} in activation order", scheme.weights);
         match self {
-            Self::CompressedTensors(Layout::Float8(_), _) => Some("FP8".into()),
+            Self::CompressedTensors(Layout::Float8(..), _) => Some("FP8".into()),
             Self::CompressedTensors(Layout::Packed(scheme) | Layout::Int8(scheme), true) => Some(ordered(scheme)),
             Self::Gptq(shape) if shape.ordered => Some(ordered(&shape.scheme)),
             Self::Table(state) => Some(format!("{}, blocks of {}", state.quant_type.to_uppercase(), state.blocksize)),
@@ -73,12 +73,14 @@ impl Form {
         match self {
             Self::CompressedTensors(Layout::Packed(scheme), _) => compressed_tensors::packed(module, *scheme, lookup),
             Self::CompressedTensors(Layout::Int8(scheme), _) => compressed_tensors::int8(module, *scheme, lookup),
-            Self::CompressedTensors(Layout::Float8(scale), _) => float8(module, *scale, lookup),
+            Self::CompressedTensors(Layout::Float8(scale, inputs), _) => {
+                Ok(Matrix::Float(float8(module, *scale, lookup)?.with_inputs(*inputs)))
+            }
             Self::CompressedTensors(Layout::Mxfp4, _) => compressed_tensors::mxfp4(module, lookup),
             Self::CompressedTensors(Layout::Nvfp4, _) => compressed_tensors::nvfp4(module, lookup),
             Self::Gptq(shape) => gptq::matrix(module, *shape, lookup),
             Self::Awq(scheme) => awq::matrix(module, *scheme, lookup),
-            Self::Int8 => bitsandbytes::int8(module, lookup),
+            Self::Int8(inputs) => bitsandbytes::int8(module, *inputs, lookup),
             Self::Table(state) => bitsandbytes::table(module, state, lookup),
             Self::Mlx(shape) => mlx::matrix(module, *shape, lookup),
             Self::TorchAo(scheme) => torchao::matrix(module, *scheme, lookup),
@@ -163,7 +165,7 @@ impl Modules {
         }
         let scale = required(&format!("{module}.weight_scale_inv"), lookup)?;
         let block = if scale.len() == 1 { None } else { Some(self.fp8_block) };
-        fp8_blocks(weight, &scale, block).map(Some)
+        fp8_blocks(weight, &scale, block).map(|matrix| Some(Matrix::Float(matrix)))
     }
 }
 
@@ -187,8 +189,8 @@ fn form<'a>(
             None => None,
         },
         Some(Quantization::Awq(scheme)) => ends(".qweight").map(|module| (module, Form::Awq(*scheme))),
-        Some(Quantization::Bitsandbytes) => match (ends(".SCB"), entry.name.split_once(bitsandbytes::STATE)) {
-            (Some(module), _) => Some((module, Form::Int8)),
+        Some(Quantization::Bitsandbytes(inputs)) => match (ends(".SCB"), entry.name.split_once(bitsandbytes::STATE)) {
+            (Some(module), _) => Some((module, Form::Int8(*inputs))),
             (_, Some((module, kind))) => Some((module, Form::Table(bitsandbytes::quant_state(module, kind, lookup)?))),
             _ => None,
         },
@@ -238,7 +240,7 @@ fn layout(ct: Option<&CompressedTensors>, module: &str, entry: &Entry) -> Result
         (Some(layout @ Layout::Packed(_)), true, Dtype::I32) => Ok(layout),
         (Some(layout @ (Layout::Mxfp4 | Layout::Nvfp4)), true, Dtype::U8) => Ok(layout),
         (Some(layout @ Layout::Int8(_)), false, Dtype::I8) => Ok(layout),
-        (Some(layout @ Layout::Float8(_)), false, Dtype::F8E4m3) => Ok(layout),
+        (Some(layout @ Layout::Float8(..)), false, Dtype::F8E4m3) => Ok(layout),
         (Some(layout), ..) => fail(format!("should be stored as {layout:?}, but {} holds {}", entry.name, entry.dtype)),
         (None, ..) => fail(format!("is stored quantized ({}), but no config group targets it", entry.name)),
     }
@@ -249,7 +251,7 @@ pub(crate) fn required(name: &str, lookup: Lookup<'_>) -> octet_tensor::Result<T
     lookup(name)?.ok_or_else(|| octet_tensor::Error::Missing { name: name.into() })
 }
 
-fn float8(module: &str, scale: Float8Scale, lookup: Lookup<'_>) -> octet_tensor::Result<Matrix> {
+fn float8(module: &str, scale: Float8Scale, lookup: Lookup<'_>) -> octet_tensor::Result<FloatMatrix> {
     let weight = required(&format!("{module}.weight"), lookup)?;
     let stored = required(&format!("{module}.weight_scale"), lookup)?;
     let block = match scale {
@@ -261,12 +263,12 @@ fn float8(module: &str, scale: Float8Scale, lookup: Lookup<'_>) -> octet_tensor:
 }
 
 /// FP8 weights with a scale for each `block` (`None`: one for the whole), however many dimensions the scales have.
-fn fp8_blocks(weight: Tensor, scale: &Tensor, block: Option<[usize; 2]>) -> octet_tensor::Result<Matrix> {
+fn fp8_blocks(weight: Tensor, scale: &Tensor, block: Option<[usize; 2]>) -> octet_tensor::Result<FloatMatrix> {
     let (rows, cols) = weight.dims2()?;
     let block = block.unwrap_or([rows, cols]).map(|n| n.max(1));
     let shape = vec![rows.div_ceil(block[0]), cols.div_ceil(block[1])];
     // One scale a row is written both as [rows] and as [rows, 1].
     let flat = scale.shape().len() < 2 && scale.len() == shape.iter().product::<usize>();
     let scale = if flat { Tensor::new(scale.name(), scale.dtype(), shape, scale.bytes().clone())? } else { scale.clone() };
-    FloatMatrix::fp8_block(weight, scale, block).map(Matrix::Float)
+    FloatMatrix::fp8_block(weight, scale, block)
 }

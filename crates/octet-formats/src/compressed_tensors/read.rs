@@ -4,9 +4,9 @@ use super::{ORDER, OUTLIER_INDEX, OUTLIER_WEIGHTS, bits};
 use crate::{
     checkpoint::{Lookup, required},
     fp4::{self, Fp4},
-    stored::{check_rows, decoded, of_dtype, of_floats, quantized},
+    stored::{Decoded, check_rows, decoded, of_dtype, of_floats, quantized},
 };
-use octet_tensor::{Activations, Beside, Dtype, Error, FloatRows, Matrix, QMatrix, QuantRows, Result, Scheme, StoredQuant, Tensor};
+use octet_tensor::{Activations, Beside, Dtype, Error, Matrix, QMatrix, QuantRows, Result, Scheme, StoredQuant, Tensor};
 use std::{ops::Range, sync::Arc};
 
 /// A quantized module over its stored tensors.
@@ -27,7 +27,7 @@ struct Stored {
 /// A `pack-quantized` module.
 pub(crate) fn packed(module: &str, scheme: Scheme, lookup: Lookup<'_>) -> Result<Matrix> {
     let stored = stored(module, scheme, lookup)?;
-    Ok(if stored.order.is_some() { decoded(module, stored) } else { quantized(module, stored) })
+    Ok(if stored.order.is_some() { decoded(module, Decoded(stored)) } else { quantized(module, stored) })
 }
 
 /// The codes of a `pack-quantized` module, with the group of each input where that is not the plain one.
@@ -206,7 +206,8 @@ impl QuantRows for Stored {
 
     fn stored_bytes(&self) -> usize {
         let outliers = self.outliers.as_ref().map_or(0, |(columns, weights)| 4 * columns.len() + weights.bytes().len());
-        self.codes.bytes().len() + self.scales.bytes().len() + self.zeros.as_ref().map_or(0, |z| z.bytes().len()) + outliers
+        let order = self.order.as_ref().map_or(0, |order| 4 * order.len());
+        self.codes.bytes().len() + self.scales.bytes().len() + self.zeros.as_ref().map_or(0, |z| z.bytes().len()) + outliers + order
     }
 
     fn beside(&self, range: Range<usize>) -> Result<Option<Beside>> {
@@ -241,31 +242,5 @@ impl QuantRows for Stored {
             None => made,
         };
         made.map_err(|e| Error::Malformed { name: self.module.clone(), what: e.to_string() })
-    }
-}
-
-impl FloatRows for Stored {
-    fn dims(&self) -> (usize, usize) {
-        (self.rows, self.cols)
-    }
-
-    fn stored_bytes(&self) -> usize {
-        QuantRows::stored_bytes(self) + self.order.as_ref().map_or(0, |order| 4 * order.len())
-    }
-
-    fn release(&self, range: Range<usize>) {
-        QuantRows::release(self, range);
-    }
-
-    fn read_rows(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let q = QuantRows::read_rows(self, range)?;
-        let order = self.order.as_deref().unwrap_or_default();
-        for (row, (out, codes)) in out.chunks_mut(self.cols.max(1)).zip(q.codes().chunks(self.cols.max(1))).enumerate() {
-            for ((value, &code), &group) in out.iter_mut().zip(codes).zip(order) {
-                let (scale, zero) = q.group(row, group as usize);
-                *value = scale * (i32::from(code) - zero) as f32;
-            }
-        }
-        Ok(())
     }
 }

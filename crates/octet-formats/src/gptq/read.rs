@@ -3,11 +3,12 @@
 use super::Config;
 use crate::{
     checkpoint::{Lookup, required},
-    stored::{check_rows, decoded, field, malformed, of_dtype, of_floats, of_module, of_words, quantized, transposed_floats, word, words},
+    stored::{
+        Decoded, check_rows, decoded, field, malformed, of_dtype, of_floats, of_module, of_words, quantized, transposed_floats, word, words,
+    },
 };
 use octet_tensor::{
-    Activations, Bits, Dtype, Error, FloatRows, Granularity, Matrix, QMatrix, QuantRows, Result, Scheme, StoredQuant, Symmetry, Tensor,
-    WeightScheme,
+    Activations, Bits, Dtype, Error, Granularity, Matrix, QMatrix, QuantRows, Result, Scheme, StoredQuant, Symmetry, Tensor, WeightScheme,
 };
 use std::{num::NonZeroUsize, ops::Range, sync::Arc};
 
@@ -71,7 +72,7 @@ fn order(module: &str, lookup: Lookup<'_>) -> Result<Option<Vec<u32>>> {
 /// The matrix of a module: codes, or floats where inputs are grouped in an order of their own.
 pub(crate) fn matrix(module: &str, shape: Shape, lookup: Lookup<'_>) -> Result<Matrix> {
     let stored = stored(module, shape, lookup)?;
-    Ok(if stored.order.is_some() { decoded(module, stored) } else { quantized(module, stored) })
+    Ok(if stored.order.is_some() { decoded(module, Decoded(stored)) } else { quantized(module, stored) })
 }
 
 /// The codes of a module, with the group of each input where that is not the plain one.
@@ -188,32 +189,5 @@ impl QuantRows for Stored {
             Some(order) => made.with_order(order.clone()),
             None => Ok(made),
         }
-    }
-}
-
-impl FloatRows for Stored {
-    fn dims(&self) -> (usize, usize) {
-        (self.rows, self.cols)
-    }
-
-    fn stored_bytes(&self) -> usize {
-        QuantRows::stored_bytes(self)
-    }
-
-    fn release(&self, range: Range<usize>) {
-        QuantRows::release(self, range);
-    }
-
-    fn read_rows(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let (codes, zeros) = (self.read_codes(&range), self.read_zeros(&range)?);
-        let scales = transposed_floats(&self.scales, &range)?;
-        let order = self.order.as_deref().unwrap_or_default();
-        for (row, (out, codes)) in out.chunks_mut(self.cols.max(1)).zip(codes.chunks(self.cols.max(1))).enumerate() {
-            for ((value, &code), &group) in out.iter_mut().zip(codes).zip(order) {
-                let at = row * self.groups + group as usize;
-                *value = scales[at] * (i32::from(code) - zeros.get(at).map_or(0, |&zero| i32::from(zero))) as f32;
-            }
-        }
-        Ok(())
     }
 }

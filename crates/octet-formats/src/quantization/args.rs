@@ -4,7 +4,7 @@ use crate::{
     Error, Result,
     compressed_tensors::{OUTLIER_COLUMNS, OUTLIER_LIMIT, TABLE_LEVELS},
 };
-use octet_tensor::{Activations, Bits, Granularity, LEVELS, Limit, Share, Symmetry, WeightScheme};
+use octet_tensor::{Activations, Bits, Granularity, InputRounding, LEVELS, Limit, Share, Symmetry, WeightScheme};
 use serde::Deserialize;
 use serde_json::Value;
 use std::num::NonZeroUsize;
@@ -124,6 +124,20 @@ impl Args {
         match block {
             Some(block) if !block.contains(&0) => Ok(block),
             _ => bad(key, format!("has block_structure {:?}, expected two positive numbers", self.block_structure)),
+        }
+    }
+
+    /// FP8 activations, rounded at run time; `None` where their scale was fixed by calibration: those are left exact.
+    pub(super) fn float8_inputs(&self, key: &str) -> Result<Option<InputRounding>> {
+        if !self.is_float() || self.num_bits != 8 || !self.symmetric {
+            let what = format!("asks for {}-bit {} activations (symmetric: {})", self.num_bits, self.kind, self.symmetric);
+            return bad(key, format!("{what} beside FP8 weights, octet runs symmetric 8-bit floats"));
+        }
+        match (self.dynamic == Value::Bool(true), self.strategy()) {
+            (false, _) => Ok(None),
+            (true, "token") => Ok(Some(InputRounding::Float8PerToken)),
+            (true, "group") => self.group(key).map(|size| Some(InputRounding::Float8PerGroup(size))),
+            (true, other) => bad(key, format!("has strategy {other:?} at run time, octet runs token and group")),
         }
     }
 

@@ -4,8 +4,8 @@ use super::{
     Target,
     args::{Args, bad},
 };
-use crate::{Error, Result, awq, compressed_tensors::TABLE_FORMAT, gptq, mlx, npz, torchao};
-use octet_tensor::{Activations, Scheme};
+use crate::{Error, Result, awq, bitsandbytes, compressed_tensors::TABLE_FORMAT, gptq, mlx, npz, torchao};
+use octet_tensor::{Activations, InputRounding, Scheme};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -20,8 +20,8 @@ pub enum Quantization {
     Gptq(gptq::Config),
     /// AWQ in the gemm layout, one scheme for all modules.
     Awq(Scheme),
-    /// bitsandbytes: what a module is, its tensors say.
-    Bitsandbytes,
+    /// bitsandbytes: what a module is, its tensors say; how inputs of 8-bit ones are rounded, the config.
+    Bitsandbytes(InputRounding),
     /// MLX.
     Mlx(mlx::Config),
     /// TorchAO.
@@ -40,7 +40,7 @@ impl Quantization {
             Self::CompressedTensors(_) => "compressed-tensors",
             Self::Gptq(_) => "gptq",
             Self::Awq(_) => "awq",
-            Self::Bitsandbytes => "bitsandbytes",
+            Self::Bitsandbytes(_) => "bitsandbytes",
             Self::Mlx(_) => "mlx",
             Self::TorchAo(_) => "torchao",
             Self::Npz(_) => "octet-npz",
@@ -70,8 +70,8 @@ pub enum Layout {
     Packed(Scheme),
     /// `weight` of one byte a code.
     Int8(Scheme),
-    /// `weight` of FP8 numbers.
-    Float8(Float8Scale),
+    /// `weight` of FP8 numbers, and what inputs are rounded to.
+    Float8(Float8Scale, Option<InputRounding>),
     /// `weight_packed` of E2M1 numbers under scales that are powers of two.
     Mxfp4,
     /// `weight_packed` of E2M1 numbers under E4M3 scales and one number for all.
@@ -116,7 +116,7 @@ pub fn parse(config: &Value) -> Result<Option<(Quantization, Value)>> {
         Some("compressed-tensors" | "compressed_tensors") => Quantization::CompressedTensors(CompressedTensors::read(raw)?),
         Some("gptq") => Quantization::Gptq(gptq::Config::read(raw)?),
         Some("awq") => Quantization::Awq(awq::scheme(raw)?),
-        Some("bitsandbytes") => Quantization::Bitsandbytes,
+        Some("bitsandbytes") => Quantization::Bitsandbytes(bitsandbytes::inputs(raw)?),
         Some("octet-npz") => Quantization::Npz(npz::Config::read(raw)?),
         Some("torchao") => Quantization::TorchAo(torchao::Config::read(raw)?),
         Some(other) => return refuse(other),
@@ -206,14 +206,18 @@ fn read_group(name: &str, group: &Value, top_format: &str) -> Result<(Vec<Target
         let weights = if format == TABLE_FORMAT { weights.levels(own)? } else { weights.weights(own)? };
         Ok(Scheme { weights, activations: activations.transpose()?.unwrap_or(Activations::Exact) })
     };
+    let float8 = || -> Result<Layout> {
+        let inputs = given("input_activations").map(|value| Args::read(&key("input_activations"), value)).transpose()?;
+        let inputs = inputs.map(|args| args.float8_inputs(&key("input_activations"))).transpose()?.flatten();
+        Ok(Layout::Float8(weights.float8(&key("weights"))?, inputs))
+    };
     let layout = match format {
         "pack-quantized" | TABLE_FORMAT => Layout::Packed(scheme()?),
         "int-quantized" => Layout::Int8(scheme()?),
-        // The activations of an FP8 model are left exact: it is a source of float weights.
-        "float-quantized" => Layout::Float8(weights.float8(&key("weights"))?),
-        "naive-quantized" if weights.is_float() => Layout::Float8(weights.float8(&key("weights"))?),
+        "float-quantized" => float8()?,
+        "naive-quantized" if weights.is_float() => float8()?,
         "naive-quantized" => Layout::Int8(scheme()?),
-        // As above: what activations are rounded to is left out.
+        // What activations are rounded to is left out.
         "nvfp4-pack-quantized" => Layout::Nvfp4,
         "mxfp4-pack-quantized" => Layout::Mxfp4,
         other => {

@@ -41,8 +41,8 @@ impl Engine {
         if tokens == 0 || rows == 0 {
             return;
         }
-        if gate.0.sets_aside() || up.0.sets_aside() {
-            // What was set aside is added before the gate.
+        if gate.0.sets_aside() || up.0.sets_aside() || gate.0.inputs() != up.0.inputs() {
+            // What was set aside is added before the gate; inputs that are rounded in two ways are two inputs.
             let mut product = vec![0.0; out.len()];
             let job = |(weights, bias), out| MatmulJob { weights, bias, out, accumulate: false };
             self.products(source, tokens, &mut [job(gate, &mut *out), job(up, &mut product)]);

@@ -33,6 +33,7 @@ use dense::DenseProduct;
 use inputs::{AS_ROWS, Form, Key, Prepared};
 use int::IntProduct;
 use layout::Segments;
+use octet_tensor::InputRounding;
 use output::Output;
 use packed::Body;
 use std::{cell::Cell, ops::Range};
@@ -139,8 +140,9 @@ impl Engine {
     /// # Panics
     /// As [`Engine::matmul`].
     pub fn products(&self, source: Source<'_>, tokens: usize, jobs: &mut [MatmulJob<'_>]) {
-        for jobs in jobs.chunks_mut(JOBS) {
-            self.products_together(source, tokens, jobs);
+        // What reads its inputs rounded otherwise than its neighbour goes by itself.
+        for alike in jobs.chunk_by_mut(|a, b| a.weights.inputs() == b.weights.inputs()) {
+            alike.chunks_mut(JOBS).for_each(|jobs| self.products_together(source, tokens, jobs));
         }
     }
 
@@ -179,7 +181,7 @@ impl Engine {
     }
 
     /// Counts products and calls `f` with buffers for their inputs, and with the rows normed where a matrix reads them as
-    /// they are.
+    /// they are, and rounded where the matrices, which agree in it, want that.
     fn with_inputs<'w>(
         &self,
         source: Source<'_>,
@@ -187,29 +189,43 @@ impl Engine {
         matrices: impl Iterator<Item = &'w PackedLinear>,
         f: impl FnOnce(&mut Inputs, Source<'_>),
     ) {
-        let mut floats = false;
+        let (mut floats, mut rounded) = (false, None);
         for weights in matrices {
             self.count_product(weights.kernel(), self.tiled(weights, tokens).is_some());
             floats |= matches!(weights.body(), Body::Dense(_)) && tokens <= DIRECT_TOKENS;
+            rounded = rounded.or(weights.inputs());
         }
         let mut inputs = self.take_inputs();
         inputs.clear();
-        match source {
-            Source::Normed(x, norm) if floats => {
-                let mut rows = std::mem::take(&mut inputs.rows);
-                rows.resize(x.len(), 0.0);
-                self.norm(x, norm, false, &mut rows);
-                f(&mut inputs, Source::Rows(&rows));
-                inputs.rows = rows;
+        if rounded.is_none() && (!floats || matches!(source, Source::Rows(_))) {
+            if matches!(source, Source::Normed(..)) {
+                self.count(Kernel::Norm);
             }
-            _ => {
-                if matches!(source, Source::Normed(..)) {
-                    self.count(Kernel::Norm);
-                }
-                f(&mut inputs, source);
+            f(&mut inputs, source);
+        } else {
+            let mut rows = std::mem::take(&mut inputs.rows);
+            rows.resize(source.stored().len(), 0.0);
+            match source {
+                Source::Rows(x) => rows.copy_from_slice(x),
+                Source::Normed(x, norm) => self.norm(x, norm, false, &mut rows),
             }
+            if let Some(to) = rounded.filter(|_| tokens > 0) {
+                self.round(&mut rows, tokens, to);
+            }
+            f(&mut inputs, Source::Rows(&rows));
+            inputs.rows = rows;
         }
         self.return_inputs(inputs);
+    }
+
+    /// Rounds the inputs of every token, by the specification itself: beside the product it costs little.
+    fn round(&self, rows: &mut [f32], tokens: usize, to: InputRounding) {
+        let cols = rows.len() / tokens;
+        let rows = Shared::new(rows);
+        self.run(tokens, &|token| {
+            // SAFETY: every token is visited once.
+            to.round(unsafe { rows.part(token * cols..(token + 1) * cols) });
+        });
     }
 
     /// Blocks and tokens of a register tile where a product runs on tiles of AMX: with int8 activations of many tokens.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{Engine, Isa, counters::Kernel, parallel::Shared};
 use half::{bf16, f16};
-use octet_tensor::{Activations, Bytes, Dtype, FloatMatrix, Matrix, Result, Scheme};
+use octet_tensor::{Activations, Bytes, Dtype, FloatMatrix, InputRounding, Matrix, Result, Scheme};
 use std::sync::{Mutex, PoisonError};
 
 /// A linear's weights `[rows, cols]` ready to execute: quantized ones packed in blocks, float ones the stored bytes
@@ -17,6 +17,8 @@ pub struct PackedLinear {
     /// Columns whose weights are floats beside those of the body.
     columns: Option<Columns>,
     activations: Activations,
+    /// What inputs are rounded to before a product of floats.
+    inputs: Option<InputRounding>,
     isa: Isa,
 }
 
@@ -52,14 +54,14 @@ impl PackedLinear {
 
     /// Makes `matrix` ready, its rows in parallel and a few at a time.
     ///
-    /// `activations` overrides what the stored scheme says about the inputs of a quantized matrix; float matrices are
-    /// always [`Activations::Exact`]. Of what was copied, the stored bytes' memory is given back to the system ([`Matrix::release`]); rows that are stored packed
+    /// `activations` overrides what is stored about the inputs of a matrix; of floats they are always [`Activations::Exact`]. Of what was copied, the stored bytes' memory is given back to the system ([`Matrix::release`]); rows that are stored packed
     /// for this [`LAYOUT`] are used where they are.
     ///
     /// # Errors
     /// If the stored bytes make no sense.
     pub fn pack(engine: &Engine, matrix: &Matrix, activations: Option<Activations>) -> Result<Self> {
         let mut columns = None;
+        let inputs = matrix.inputs().filter(|_| activations.is_none());
         let (body, activations) = match matrix {
             Matrix::Float(float) => {
                 let (dense, copied) = dense(engine, float)?;
@@ -94,7 +96,7 @@ impl PackedLinear {
                 (body, activations)
             }
         };
-        Ok(Self { body, columns, activations, isa: engine.isa() })
+        Ok(Self { body, columns, activations, inputs, isa: engine.isa() })
     }
 
     /// Number of rows (outputs).
@@ -148,6 +150,11 @@ impl PackedLinear {
     /// What inputs are at run time.
     pub fn activations(&self) -> Activations {
         self.activations
+    }
+
+    /// What inputs are rounded to before the product.
+    pub(crate) fn inputs(&self) -> Option<InputRounding> {
+        self.inputs
     }
 
     /// The kernel that runs it, such as `w4a8 avx512-vnni`; that of many tokens where few have another.

@@ -90,6 +90,8 @@ struct Facts {
     packed: std::result::Result<bool, String>,
     /// Stored forms that no kernel runs, and how many matrices have them.
     decoded: BTreeMap<String, usize>,
+    /// What inputs are rounded to beside what schemes say, and of how many matrices.
+    rounded: BTreeMap<String, usize>,
     activations: Option<String>,
     kv: KvDtype,
     kv_bytes_per_token: usize,
@@ -103,11 +105,14 @@ impl Facts {
         if let Some(context) = asked_context.filter(|&context| context == 0 || context > needs.longest()) {
             bail!("--context {context} is not between 1 and the model's own {}", needs.longest());
         }
-        let (mut parameters, mut linear_bytes, mut linear_weights) = (0u64, 0u64, 0u64);
+        let (mut parameters, mut linear_bytes, mut linear_weights, mut rounded) = (0u64, 0u64, 0u64, BTreeMap::new());
         for site in spec.linear_sites() {
             let matrix = checkpoint.matrix(&site.module)?;
             let weights = (site.rows * site.cols) as u64;
             parameters += weights;
+            if let Some(rounding) = matrix.as_ref().and_then(Matrix::inputs) {
+                *rounded.entry(rounding.to_string()).or_default() += 1;
+            }
             if !matches!(site.role, Role::Embedding | Role::Head | Role::Router) {
                 linear_weights += weights;
                 linear_bytes += matrix.as_ref().map_or(0, Matrix::stored_bytes) as u64;
@@ -132,6 +137,7 @@ impl Facts {
             quantization: stored.map(|q| (named(q), scheme.map_or("mixed".into(), |s| s.to_string()))),
             packed: checkpoint.packed().map_err(str::to_string),
             decoded,
+            rounded,
             activations: scheme.map(|s| format!("{:?}", s.activations)),
             kv,
             kv_bytes_per_token: spec.kv_bytes_per_token(kv),
@@ -164,6 +170,9 @@ impl Facts {
         for (form, count) in &self.decoded {
             ui::say(&format!("  as floats     {count} matrices ({form}): decoded when loaded, no kernel runs this form"));
         }
+        for (rounding, count) in &self.rounded {
+            ui::say(&format!("  activations   {rounding}, of {count} matrices"));
+        }
         let contexts = self.asked_context.map_or_else(|| vec![self.context.min(2048), self.context], |context| vec![context]);
         for (i, context) in contexts.iter().enumerate().filter(|(i, context)| *i == 0 || **context != contexts[0]) {
             let forecast = self.running(*context).to_string();
@@ -185,6 +194,7 @@ impl Facts {
             "stored_bytes": self.stored_bytes,
             "linear_bits_per_weight": self.linear_bits,
             "quantization": self.quantization.as_ref().map(|(format, scheme)| json!({ "format": format, "scheme": scheme, "activations": self.activations })),
+            "rounded_inputs": self.rounded,
             "packed": self.packed.as_ref().map_or_else(|why| json!(why), |used| json!(used)),
             "decoded_to_floats": self.decoded,
             "kv_bytes_per_token": self.kv_bytes_per_token,
