@@ -1,7 +1,3 @@
-//! No bytes make the reader of numpy arrays panic.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|file: &[u8]| {
-    let _ = octet_formats::npy::read_i64(file);
-    let _ = octet_formats::npy::read_f32(file);
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| octet_fuzz::run("npy", input));

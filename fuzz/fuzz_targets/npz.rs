@@ -1,8 +1,3 @@
-//! No bytes make the reader of archives of arrays panic.
 #![no_main]
 
-use octet_tensor::Bytes;
-
-libfuzzer_sys::fuzz_target!(|file: &[u8]| {
-    let _ = octet_formats::npz::arrays(&Bytes::new(file.to_vec()));
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| octet_fuzz::run("npz", input));

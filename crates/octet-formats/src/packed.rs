@@ -69,7 +69,7 @@ impl Packed {
     pub fn open(folder: &Folder) -> std::result::Result<Option<Self>, String> {
         let Some(bytes) = folder.read(FILE).map_err(|e| e.to_string())? else { return Ok(None) };
         let number = |at: usize| bytes.get(at..at + 8).map_or(0, |b| b.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b)));
-        let (versions, offset, length, checksum) = (number(8), number(16), number(24), number(32));
+        let (versions, offset, length, sealed) = (number(8), number(16), number(24), number(32));
         if bytes.get(..8) != Some(&MAGIC[..]) || bytes.len() < ALIGN {
             return Err("it is no file of packed weights".into());
         }
@@ -77,7 +77,7 @@ impl Packed {
             return Err(format!("it is of format {}, this octet reads {FORMAT}", versions as u32));
         }
         let header = offset.checked_add(length).filter(|&end| length <= MAX_HEADER && end == bytes.len() as u64);
-        let header = header.and_then(|end| bytes.get(offset as usize..end as usize)).filter(|header| sum(header) == checksum);
+        let header = header.and_then(|end| bytes.get(offset as usize..end as usize)).filter(|header| checksum(header) == sealed);
         let Some(header) = header else { return Err("it is incomplete or damaged".into()) };
         let header: Header = serde_json::from_slice(header).map_err(|e| format!("its header cannot be read ({e})"))?;
         if let Some(changed) = header.sources.iter().find(|source| !source.is_unchanged(folder)) {
@@ -91,7 +91,7 @@ impl Packed {
         let all = self.matrices.get(module).filter(|_| self.layout == layout)?;
         let found = all.iter().find(|r| r.first == rows.start && r.rows == rows.len() && r.scheme == scheme.to_string())?;
         let bytes = self.bytes.slice(found.offset..found.offset.checked_add(found.bytes)?)?;
-        (sum(&bytes) == found.checksum).then_some(bytes)
+        (checksum(&bytes) == found.checksum).then_some(bytes)
     }
 }
 
@@ -147,8 +147,14 @@ impl Writer {
     /// If the disk is full.
     pub fn add(&mut self, module: &str, rows: Range<usize>, scheme: Scheme, sections: &[&[u8]]) -> Result<()> {
         let (offset, whole) = (self.at, sections.concat());
-        let rows =
-            Rows { first: rows.start, rows: rows.len(), scheme: scheme.to_string(), offset, bytes: whole.len(), checksum: sum(&whole) };
+        let rows = Rows {
+            first: rows.start,
+            rows: rows.len(),
+            scheme: scheme.to_string(),
+            offset,
+            bytes: whole.len(),
+            checksum: checksum(&whole),
+        };
         self.matrices.entry(module.into()).or_default().push(rows);
         self.write(&whole)?;
         self.write(&[0; ALIGN][..self.at.next_multiple_of(ALIGN) - self.at])
@@ -166,7 +172,7 @@ impl Writer {
         let header = serde_json::to_vec(&header).map_err(|e| Error::Json { file: FILE.into(), what: e.to_string() })?;
         let mut preamble = MAGIC.to_vec();
         preamble.extend([FORMAT, self.layout].iter().flat_map(|n| n.to_le_bytes()));
-        preamble.extend([self.at as u64, header.len() as u64, sum(&header)].iter().flat_map(|n| n.to_le_bytes()));
+        preamble.extend([self.at as u64, header.len() as u64, checksum(&header)].iter().flat_map(|n| n.to_le_bytes()));
         self.write(&header)?;
         let path = self.path.clone();
         self.file.seek(SeekFrom::Start(0)).map_err(Error::io("write", &path))?;
@@ -181,7 +187,7 @@ impl Writer {
 }
 
 /// A checksum against damage (not against malice) at the speed of memory: eight chains of multiplications.
-fn sum(bytes: &[u8]) -> u64 {
+pub fn checksum(bytes: &[u8]) -> u64 {
     const PRIME: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut chains: [u64; 8] = std::array::from_fn(|i| PRIME.wrapping_mul(i as u64 + 1));
     let (lines, rest) = bytes.as_chunks::<64>();

@@ -244,3 +244,42 @@ fn a_writer_takes_what_was_announced_and_nothing_else() {
     assert!(writer.finish().unwrap_err().to_string().contains("34 of its 68"));
     assert!(Writer::create(&path("c"), &[], &[]).is_err());
 }
+
+/// The phi3 fixture as llama.cpp's `llama-gguf-split --split-max-tensors 8` cut it.
+fn split() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gguf/split")
+}
+
+#[test]
+fn a_model_in_parts_is_the_model() {
+    let whole = File::open(&split().join("../arch-phi3-longrope-F32.gguf")).unwrap();
+    let parts: Vec<_> = std::fs::read_dir(split()).unwrap().map(|file| file.unwrap().path()).collect();
+    assert!(parts.len() > 2);
+    for path in &parts {
+        let cut = File::open(path).unwrap();
+        assert_eq!(cut.tensors().collect::<Vec<_>>(), whole.tensors().collect::<Vec<_>>(), "{}", path.display());
+        for (name, ..) in whole.tensors() {
+            assert!(whole.floats(name).is_some_and(|values| cut.floats(name).as_ref() == Some(&values)), "{name}");
+        }
+    }
+    let mut metadata =
+        File::open(&parts[0]).unwrap().metadata().map(|all| all.into_keys().map(str::to_string).collect::<Vec<_>>()).unwrap();
+    metadata.retain(|key| !key.starts_with("split."));
+    assert_eq!(metadata, whole.metadata().unwrap().into_keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn parts_that_are_missing_or_renamed_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = |part: usize| format!("phi3-{part:05}-of-00003.gguf");
+    for part in [1, 2] {
+        std::fs::copy(split().join(name(part)), dir.path().join(name(part))).unwrap();
+    }
+    let refusal = |file: &str| File::open(&dir.path().join(file)).err().unwrap().to_string();
+    assert!(refusal(&name(1)).contains(&name(3)), "{}", refusal(&name(1)));
+    std::fs::copy(split().join(name(1)), dir.path().join("model.gguf")).unwrap();
+    assert!(refusal("model.gguf").contains("one of 3 parts"), "{}", refusal("model.gguf"));
+    // Twice the same part.
+    std::fs::copy(split().join(name(2)), dir.path().join(name(3))).unwrap();
+    assert!(refusal(&name(1)).contains(&name(3)), "{}", refusal(&name(1)));
+}

@@ -117,8 +117,8 @@ fn without_generation_marks(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start + 2..start + length];
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let tag = &rest[start + 2..start + 2 + length];
         let word = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         if word == "generation" || word == "endgeneration" {
             // A block that does nothing keeps the tag's white-space control.
@@ -126,9 +126,9 @@ fn without_generation_marks(source: &str) -> String {
             out.push_str(&rest[..start]);
             out.push_str(&format!("{{%{left} set _mark = 0 {right}%}}"));
         } else {
-            out.push_str(&rest[..start + length + 2]);
+            out.push_str(&rest[..start + length + 4]);
         }
-        rest = &rest[start + length + 2..];
+        rest = &rest[start + length + 4..];
     }
     out + rest
 }
@@ -239,6 +239,8 @@ mod tests {
     fn generation_marks_are_ignored() {
         let source = "a{% generation %}b {%- endgeneration -%}  c";
         assert_eq!(render(source, &[]).unwrap(), "abc");
+        // The end of a tag is not the beginning's own sign.
+        assert!(render("{%}", &[]).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Text to token ids and back, as tokenizer.json and tokenizer_config.json say.
 
-use crate::{Error, Result, settings::TokenizerConfig};
+use crate::{Error, Result, guard::guarded, settings::TokenizerConfig};
 use octet_formats::Folder;
 use std::{fmt, sync::Arc};
 
@@ -31,7 +31,8 @@ impl Tokenizer {
             return Err(Error::MissingFile { folder: folder.name().into(), file: "tokenizer.json", remedy });
         };
         let bad = |what: String| Error::BadFile { folder: folder.name().into(), file: "tokenizer.json", what };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&*bytes).map_err(|e| bad(e.to_string()))?;
+        let opened = guarded(|| tokenizers::Tokenizer::from_bytes(&*bytes).map_err(|e| e.to_string()));
+        let mut inner = opened.and_then(|opened| opened).map_err(bad)?;
         // A saved truncation or padding setting would silently cut evaluation texts.
         inner.with_truncation(None).map_err(|e| bad(e.to_string()))?;
         inner.with_padding(None);
@@ -52,7 +53,8 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        let encoding = guarded(|| self.inner.encode_fast(text, add_special).map_err(|e| e.to_string()));
+        let encoding = encoding.and_then(|encoding| encoding).map_err(Error::Tokenizer)?;
         let mut ids = encoding.get_ids().to_vec();
         if let (true, Some(bos)) = (add_special, self.bos) {
             // The text may itself begin with the token, as rendered chat templates do.
@@ -76,7 +78,8 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| Error::Tokenizer(e.to_string()))
+        let text = guarded(|| self.inner.decode(ids, true).map_err(|e| e.to_string()));
+        text.and_then(|text| text).map_err(Error::Tokenizer)
     }
 
     /// The beginning-of-sequence token, where the tokenizer has one.

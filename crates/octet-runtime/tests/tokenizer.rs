@@ -162,3 +162,21 @@ proptest! {
         let _ = stream(&tokenizer, &[], &ids);
     }
 }
+
+#[test]
+fn what_the_library_panics_about_is_an_error() {
+    let open = |json: &str| {
+        let files = vec![("tokenizer.json".to_string(), octet_tensor::Bytes::new(json.as_bytes().to_vec()))];
+        Tokenizer::open(&Folder::memory("x", files)).map_err(|e| e.to_string())
+    };
+    let with = |decoder: &str, processor: &str| {
+        let model = r#"{"type":"BPE","unk_token":null,"vocab":{"a":0},"merges":[]}"#;
+        format!(r#"{{"version":"1.0","added_tokens":[],"decoder":{decoder},"post_processor":{processor},"model":{model}}}"#)
+    };
+    assert!(open(&with(r#"{"type" 1}"#, "null")).unwrap_err().contains("expected `:`"));
+    // A template that names a token it does not describe.
+    let template = r#"{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],"pair":[],"special_tokens":{}}"#;
+    let tokenizer = open(&with("null", template)).unwrap();
+    assert!(tokenizer.encode("a", true).unwrap_err().to_string().starts_with("the tokenizer failed"));
+    assert_eq!(tokenizer.encode("a", false).unwrap(), [0]);
+}

@@ -40,6 +40,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging(cli.global.verbose);
     interrupt::install();
+    say_panics();
     let json = cli.global.json;
     match commands::dispatch(cli) {
         Ok(ended) => ended.into(),
@@ -52,6 +53,16 @@ fn main() -> ExitCode {
             if is_wrong_usage(&error) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Leaves panics that become errors to those errors' sentences.
+fn say_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !octet_runtime::is_guarded() {
+            usual(panic);
+        }
+    }));
 }
 
 /// Arguments that each parse and together make no sense.

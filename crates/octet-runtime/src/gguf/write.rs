@@ -24,15 +24,20 @@ pub struct OutgoingTokenizer {
     pub notes: Vec<String>,
 }
 
-/// The tokenizer, special tokens and chat template of `folder`, for an embedding of `rows` rows; `None` without a tokenizer.
+/// The tokenizer, special tokens and chat template of `folder`, whose tokenizer is `opened`, for an embedding of `rows` rows; `None` without a
+/// tokenizer.
 ///
 /// # Errors
 /// A sentence that says what a GGUF file has no words for.
-pub fn tokenizer_metadata(folder: &Folder, config: &Value, rows: usize) -> Result<Option<OutgoingTokenizer>, String> {
+pub fn tokenizer_metadata(
+    folder: &Folder,
+    opened: Option<&Tokenizer>,
+    config: &Value,
+    rows: usize,
+) -> Result<Option<OutgoingTokenizer>, String> {
     let words = |e: crate::Error| e.to_string();
-    let Some(json) = read_json(folder, "tokenizer.json").map_err(words)? else { return Ok(None) };
+    let (Some(json), Some(opened)) = (read_json(folder, "tokenizer.json").map_err(words)?, opened) else { return Ok(None) };
     let mut vocabulary = Vocabulary::new(&json, rows)?;
-    let opened = Tokenizer::open(folder).map_err(words)?;
     let mut notes = vec![];
     let mut out = vec![];
     let mut set = |key: &str, value: Meta| out.push((format!("tokenizer.ggml.{key}"), value));
@@ -59,7 +64,7 @@ pub fn tokenizer_metadata(folder: &Folder, config: &Value, rows: usize) -> Resul
     let mut ends: Vec<u32> = opened.eos().into_iter().collect();
     ends.extend(generation.eos_ids.iter().filter(|id| Some(**id) != opened.eos()));
     let names = ["eos", "eot", "eom"].into_iter().zip(&ends).map(|(name, id)| (name, *id));
-    let other = |key: &str| tokenizer_config_id(folder, &opened, key);
+    let other = |key: &str| tokenizer_config_id(folder, opened, key);
     let ids = [("bos", opened.bos()), ("unknown", other("unk_token")), ("padding", other("pad_token"))];
     for (name, id) in ids.into_iter().filter_map(|(name, id)| Some((name, id?))).chain(names) {
         set(&format!("{name}_token_id"), Meta::U32(id));
