@@ -1,12 +1,13 @@
 """Have every folder that `octet export` writes executed by the tool it is for, and hold its logits against octet's.
 
-Usage: python check_exports.py OCTET MODEL TEXT [--mlx PYTHON] [--cases a,b] [--formats a,b] [--families DIR] [--work DIR]
+Usage: python check_exports.py OCTET MODEL TEXT [--mlx PYTHON] [--zeros PYTHON] [--cases a,b] [--formats a,b] [--families DIR] [--work DIR]
 
 OCTET  the octet binary
 MODEL  a model in floats: `pocket`, or a checkpoint folder
 TEXT   a text the model knows; two runs of tokens are taken from it
 
-Run it by the Python of an environment with requirements.txt; --mlx is that of one with requirements-mlx.txt (without it MLX is left out).
+Run it by the Python of an environment with requirements.txt; --mlx is that of one with requirements-mlx.txt, --zeros of one with
+requirements-zeros.txt, whose compressed-tensors loads packed zero points, as 0.20 does not (without them these cases are left out).
 
 For each case the model is quantized and exported, the consumer (consume_*.py) runs whole rows, the second half of every row token by
 token with keys and values kept, and 32 tokens greedily; octet computes logits of the same tokens. A line says the largest difference of a
@@ -28,10 +29,11 @@ HERE = Path(__file__).resolve().parent
 
 # Largest relative root mean square of logits where both round activations to 8 bits: one that is rounded the other way moves what follows.
 ROUNDED = 6e-2
-# Format: script, and the largest relative root mean square of logits. Kernels of gptqmodel round to 16 bits; bitsandbytes rounds activations, which
-# models of random weights feel most.
+# Format: script, and the largest relative root mean square of logits. Kernels of gptqmodel round to 16 bits; bitsandbytes excepts an
+# outlier's whole column from rounding in all tokens of a call, octet the outlier.
 CONSUMERS = {
     "compressed-tensors": ("consume_transformers.py", 2e-5),
+    "compressed-tensors by 0.19": ("consume_transformers.py", 2e-5),
     "gptq": ("consume_transformers.py", 5e-3),
     "gptq by gptqmodel": ("consume_gptqmodel.py", 2e-2),
     "awq": ("consume_transformers.py", 5e-3),
@@ -57,7 +59,7 @@ RECIPES = {
 CASES = [
     ("floats", None, "", ["safetensors", "onnx"]),
     ("w4a16-g128", "--scheme w4a16-g128 --portable --no-calibration", "", ["compressed-tensors", "gptq", "awq", "mlx", "npz", "onnx"]),
-    ("w4a16-g32-asym", "--scheme w4a16-g32-asym --portable --no-calibration", "", ["gptq", "awq", "mlx", "npz", "onnx"]),
+    ("w4a16-g32-asym", "--scheme w4a16-g32-asym --portable --no-calibration", "", ["compressed-tensors by 0.19", "gptq", "awq", "mlx", "npz", "onnx"]),
     ("w8a16", "--scheme w8a16 --portable --no-calibration", "", ["compressed-tensors", "gptq", "mlx", "bnb8", "npz", "onnx"]),
     ("w8a8", "--scheme w8a8 --portable --no-calibration", "", ["compressed-tensors", "bnb8", "onnx"]),
     ("w8a8-o6", "--scheme w8a8-o6 --portable --no-calibration", "", ["bnb8"]),
@@ -95,7 +97,7 @@ def check(octet, source, exported, form, python, work, ids, rounds):
         return {"why": error.splitlines()[-1] if error else f"exit code {code}"}
     theirs = np.load(work / "theirs.npz")
     # What rounds activations to 8 bits is held against octet doing so.
-    activations = "int8" if rounds and form in ("compressed-tensors", "bnb8", "onnx") else "exact"
+    activations = "int8" if form == "bnb8" or rounds and form in ("compressed-tensors", "onnx") else "exact"
     ours = octet_logits(octet, source, ids, work, activations)
     written, half = theirs["written"], ids.shape[1] // 2
     chosen = octet_logits(octet, source, written, work, activations)[:, half - 1:-1].argmax(-1)
@@ -138,6 +140,7 @@ def main():
     parser.add_argument("model")
     parser.add_argument("text")
     parser.add_argument("--mlx")
+    parser.add_argument("--zeros")
     parser.add_argument("--cases")
     parser.add_argument("--formats")
     parser.add_argument("--tokens", type=int, default=192)
@@ -159,8 +162,9 @@ def main():
     tokens = Tokenizer.from_file(str(floats / "tokenizer.json")).encode(Path(args.text).read_text()[:200_000]).ids
     ids = np.array(tokens[:2 * args.tokens], np.int64).reshape(2, args.tokens)
     np.save(work / "ids.npy", ids)
+    pythons = {"mlx": args.mlx, "compressed-tensors by 0.19": args.zeros}
     for name, quantize, exporting, formats in CASES:
-        formats = [f for f in formats if (not args.formats or f in args.formats.split(",")) and (f != "mlx" or args.mlx)]
+        formats = [f for f in formats if (not args.formats or f in args.formats.split(",")) and pythons.get(f, True)]
         if not formats or (args.cases and name not in args.cases.split(",")):
             continue
         source = floats if quantize is None else work / name.replace(" ", "-")
@@ -177,8 +181,9 @@ def main():
                 failed = True
                 print(f"| {name} | {form} | NOT EXPORTED: {error.splitlines()[-1]} |", flush=True)
                 continue
-            python = args.mlx if form == "mlx" else sys.executable
-            held = exported if exporting else source
+            python = pythons.get(form, sys.executable)
+            # How bitsandbytes rounds activations, octet reads from its own folder.
+            held = exported if exporting or written == "bnb8" else source
             found = check(args.octet, held, exported, form, python, work, ids, quantize is not None and "a8" in quantize)
             failed |= line(name, form, found)
     sys.exit(failed)

@@ -4,7 +4,11 @@
 //
 // Built against llama.cpp (check_llama.py says which version was used):
 //   g++ -O2 -std=c++17 -I LLAMA/include -I LLAMA/ggml/include llama_logits.cpp $(find BUILD -name '*.a') -lpthread -fopenmp -o llama_logits
+//
+// llama.cpp built with -DGGML_BLAS=ON -DGGML_BLAS_VENDOR=OpenBLAS (and linked with -lopenblas) decodes quantized weights to floats and multiplies floats
+// where a batch has 32 tokens and more; built without, it rounds the activations of every such product to 8 bits. The first line on standard error says which.
 
+#include "ggml-backend.h"
 #include "llama.h"
 
 #include <cstdio>
@@ -20,7 +24,11 @@ int main(int argc, char ** argv) {
     }
     llama_log_set([](ggml_log_level level, const char * text, void *) { if (level >= GGML_LOG_LEVEL_WARN) fputs(text, stderr); }, nullptr);
     llama_backend_init();
-    llama_model * model = llama_model_load_from_file(argv[1], llama_model_default_params());
+    fprintf(stderr, "products: %s\n", ggml_backend_dev_by_name("BLAS") ? "floats" : "8-bit activations");
+    llama_model_params of_model = llama_model_default_params();
+    // Weights repacked for the CPU's integer kernels would never reach the products of floats.
+    of_model.use_extra_bufts = false;
+    llama_model * model = llama_model_load_from_file(argv[1], of_model);
     if (!model) return 1;
     std::ifstream in(argv[2]);
     FILE * out = fopen(argv[3], "wb");

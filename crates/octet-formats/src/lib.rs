@@ -9,6 +9,7 @@ mod bitsandbytes;
 mod checkpoint;
 pub mod compressed_tensors;
 mod error;
+mod flush;
 mod folder;
 mod fp4;
 pub mod gguf;

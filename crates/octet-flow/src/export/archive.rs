@@ -3,7 +3,6 @@
 use super::convert::{Conversion, Job};
 use crate::{Result, artefact::write_json};
 use octet_formats::{npz, write::Format};
-use octet_runtime::Tokenizer;
 use octet_tensor::Granularity;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -20,7 +19,7 @@ pub(super) fn documents(job: Job<'_>, plan: &Conversion, config: &Value, at: &Pa
         }),
     )?;
     write_json(&at.join("quantization_info.json"), &quantization(plan))?;
-    if let Ok(tokenizer) = Tokenizer::open(input) {
+    if let Some(tokenizer) = job.source.tokenizer()? {
         let files: Vec<String> = input.files()?.into_iter().map(|(name, _)| name).filter(|name| name.contains("token")).collect();
         write_json(
             &at.join("tokenizer_info.json"),

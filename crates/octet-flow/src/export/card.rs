@@ -25,14 +25,14 @@ pub struct Facts<'a> {
     pub report: Option<&'a Report>,
 }
 
-/// Writes the card into the folder `at`; `written` is what it holds, where octet reads it.
-pub(super) fn write(source: &Source, facts: Facts<'_>, bytes: u64, written: Option<&Checkpoint>, at: &Path) -> Result<()> {
-    let text = card(source, facts, bytes, written.unwrap_or(&source.checkpoint))?;
+/// Writes the card into the folder `at`; `written` is what it holds, where octet reads it, and `seal` what names the model.
+pub(super) fn write(source: &Source, facts: Facts<'_>, bytes: u64, (written, seal): (Option<&Checkpoint>, &str), at: &Path) -> Result<()> {
+    let text = card(source, facts, bytes, (written.unwrap_or(&source.checkpoint), seal))?;
     std::fs::create_dir_all(at).map_err(Error::write(at))?;
     std::fs::write(at.join(FILE), text).map_err(Error::write(at.join(FILE)))
 }
 
-fn card(source: &Source, facts: Facts<'_>, bytes: u64, written: &Checkpoint) -> Result<String> {
+fn card(source: &Source, facts: Facts<'_>, bytes: u64, (written, seal): (&Checkpoint, &str)) -> Result<String> {
     let (input, format) = (&source.input, facts.format.to_string());
     let receipt = document(input, RECEIPT_FILE)?;
     let original = receipt.as_ref().and_then(|receipt| receipt["model"]["name"].as_str()).unwrap_or(input.name());
@@ -55,7 +55,7 @@ fn card(source: &Source, facts: Facts<'_>, bytes: u64, written: &Checkpoint) -> 
     if let Some(report) = earlier {
         text.push_str(&verdict(&format!("Verdict on {} against {original}: {}", input.name(), status(report.status)), &report.gates));
     }
-    let _ = writeln!(text, "\nReceipt: {}", seal(input, receipt.as_ref())?);
+    let _ = writeln!(text, "\nReceipt: {seal}");
     Ok(text)
 }
 
@@ -92,9 +92,9 @@ fn verdict(title: &str, gates: &[Gate]) -> String {
     text
 }
 
-/// What names the model exactly.
-fn seal(folder: &Folder, receipt: Option<&Value>) -> Result<String> {
-    match receipt.and_then(|receipt| receipt["sha256"].as_str()) {
+/// What names the model exactly, in words: its receipt's digest, or that of its files, which are read for it.
+pub(super) fn seal(folder: &Folder) -> Result<String> {
+    match document(folder, RECEIPT_FILE)?.as_ref().and_then(|receipt| receipt["sha256"].as_str()) {
         Some(sha) => Ok(format!("that of {} is sealed by SHA-256 `{sha}`.", folder.name())),
         None => Ok(format!("{} has none; its files have the SHA-256 `{}`.", folder.name(), digest::folder(folder)?)),
     }

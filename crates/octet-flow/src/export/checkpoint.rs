@@ -90,6 +90,7 @@ impl Layout {
                 floats: !codes,
                 anew: true,
                 rounds: &|_| matches!(self, Self::CompressedTensors | Self::Other(Format::Bitsandbytes | Format::Npz)),
+                rounds_all: self == Self::Other(Format::Bitsandbytes),
                 usual: self.usual(),
             },
         )
@@ -173,7 +174,9 @@ fn rounding(job: Job<'_>, layout: Layout, config: &Value) -> Option<String> {
     let exact = stored.is_none_or(|q| q.modules.values().all(|s| s.activations == octet_tensor::Activations::Exact));
     (layout == Layout::Other(Format::Bitsandbytes) && exact).then(|| {
         let limit = &config["quantization_config"]["llm_int8_threshold"];
-        format!("bitsandbytes rounds activations to 8 bits, outliers above {limit} excepted; the verdict here is of exact ones")
+        format!(
+            "bitsandbytes rounds activations to 8 bits, those of {limit} and more excepted, and so does octet where it runs such a folder"
+        )
     })
 }
 
@@ -182,9 +185,9 @@ fn unread(layout: Layout, plan: &Conversion) -> Option<String> {
     let schemes = || plan.matrices.iter().filter_map(Planned::codes).map(|(scheme, _)| scheme.weights);
     let packed = |weights: octet_tensor::WeightScheme| weights.is_asymmetric() && weights.bits.get() < 8;
     match layout {
-        Layout::CompressedTensors if schemes().any(packed) => {
-            Some("transformers 5.23 with compressed-tensors 0.20 does not load packed zero points (5.17 with 0.19 does): unverified".into())
-        }
+        Layout::CompressedTensors if schemes().any(packed) => Some(
+            "packed zero points were executed by transformers 5.17 with compressed-tensors 0.19; 5.23 with 0.20 does not load them".into(),
+        ),
         Layout::Other(Format::Gptq) => {
             let kinds = schemes().map(|weights| weights.to_string()).collect::<std::collections::BTreeSet<_>>();
             let partly = plan.matrices.iter().any(|planned| planned.site.layer.is_some() && planned.codes().is_none());

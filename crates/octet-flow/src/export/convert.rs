@@ -9,7 +9,7 @@ use octet_tensor::{Activations, Dtype, FloatMatrix, Granularity, Matrix, QMatrix
 use std::{collections::BTreeSet, num::NonZeroUsize, sync::atomic::Ordering};
 
 /// Rows that are read and written at a time: about this many weights.
-const RUN_WEIGHTS: usize = 4 << 20;
+const RUN_WEIGHTS: usize = 1 << 18;
 
 /// A model on its way into another format.
 #[derive(Clone, Copy)]
@@ -41,6 +41,8 @@ pub(super) struct Holds<'a> {
     pub anew: bool,
     /// Whether whoever reads it is told that activations are rounded, or rounds them anyway.
     pub rounds: &'a dyn Fn(Scheme) -> bool,
+    /// Whether it rounds the inputs of every matrix in a way of its own.
+    pub rounds_all: bool,
     /// What a linear is solved to where it must be.
     pub usual: Scheme,
 }
@@ -93,7 +95,7 @@ impl Conversion {
     pub(super) fn plan(job: Job<'_>, holds: &Holds<'_>) -> Result<Self> {
         let sites = job.source.spec.linear_sites();
         let matrices = sites.iter().map(|site| planned(job, holds, site)).collect::<Result<Vec<_>>>()?;
-        let mut plan = Self { others: others(job, &sites), notes: notes(holds, &matrices), matrices };
+        let mut plan = Self { others: others(job, &sites), notes: notes(job, holds, &matrices)?, matrices };
         if !holds.mixes {
             plan.refuse_mixtures(job, holds)?;
         }
@@ -244,7 +246,7 @@ fn solvable(holds: &Holds<'_>, site: &LinearSite, dtype: Dtype) -> Option<Scheme
 }
 
 /// What is not carried over as it is, in a sentence a kind.
-fn notes(holds: &Holds<'_>, matrices: &[Planned]) -> Vec<String> {
+fn notes(job: Job<'_>, holds: &Holds<'_>, matrices: &[Planned]) -> Result<Vec<String>> {
     let count = |test: &dyn Fn(&Action) -> bool| matrices.iter().filter(|planned| test(&planned.action)).count();
     let solved = count(&|action| matches!(action, Action::Solve(..)));
     let decoded = count(&|action| matches!(action, Action::Decode(_)));
@@ -259,7 +261,10 @@ fn notes(holds: &Holds<'_>, matrices: &[Planned]) -> Vec<String> {
     if rounding > 0 {
         notes.push(format!("activations stay floats there; the model rounds those of {rounding} matrices to 8 bits"));
     }
-    notes
+    if !holds.rounds_all {
+        notes.extend(job.source.rounded_inputs()?);
+    }
+    Ok(notes)
 }
 
 /// Tensors that belong to no matrix: norms, biases, positions and what else a checkpoint carries.

@@ -28,6 +28,7 @@ use octet_kernels::Engine;
 use std::{
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
+    thread::{self, JoinHandle},
 };
 
 /// How an export is carried out.
@@ -88,6 +89,7 @@ pub struct Exported {
     /// The same, opened by octet's own reader.
     pub folder: Option<Folder>,
     deploy: Deploy,
+    seal: Option<JoinHandle<Result<String>>>,
 }
 
 /// Where a hand-over to servers is written.
@@ -105,6 +107,8 @@ impl Exported {
     /// tokenizes text otherwise.
     pub fn write(source: &Source, export: &dyn Export, place: Place<'_>, run: &ExportRun<'_>, progress: Progress<'_>) -> Result<Self> {
         let Place { target, force, deploy } = place;
+        // Reading a model once more for its card takes as long as half of writing: it goes on beside that.
+        let seal = (deploy || !export.is_file()).then(|| source.input.clone()).map(|input| thread::spawn(move || card::seal(&input)));
         let inputs: Vec<&Path> = source.input.path().into_iter().collect();
         let deploy = match (deploy, export.is_file()) {
             (false, _) => Deploy::No,
@@ -127,20 +131,22 @@ impl Exported {
         let folder = export.reopen(&path)?;
         if let Some(folder) = &folder {
             let failed = |what| Error::Export { target: target.display().to_string(), what };
-            same_text(&source.input, folder).map_err(failed)?;
+            same_text(source, folder).map_err(failed)?;
         }
-        Ok(Self { staging, path, is_file: export.is_file(), folder, deploy })
+        Ok(Self { staging, path, is_file: export.is_file(), folder, deploy, seal })
     }
 
     /// Writes the model card, and what servers need where that was asked for. A single file has a card only beside the latter.
     ///
     /// # Errors
     /// If a file cannot be read or written.
-    pub fn describe(&self, source: &Source, facts: Facts<'_>) -> Result<()> {
+    pub fn describe(&mut self, source: &Source, facts: Facts<'_>) -> Result<()> {
+        let Some(seal) = self.seal.take() else { return Ok(()) };
+        let seal = seal.join().map_err(|_| Error::Internal("the thread that reads the model for its card panicked".into()))??;
         let written = self.folder.as_ref().map(Checkpoint::open).transpose()?;
         let (written, bytes) = (written.as_ref(), self.bytes()?);
         if !self.is_file {
-            card::write(source, facts, bytes, written, &self.path)?;
+            card::write(source, facts, bytes, (written, &seal), &self.path)?;
         }
         match &self.deploy {
             Deploy::No => Ok(()),
@@ -148,7 +154,7 @@ impl Exported {
             Deploy::Beside(staging) => {
                 let name = self.path.file_name().unwrap_or_default().to_string_lossy();
                 deploy::write(source, facts.format, &name, written, &staging.path())?;
-                card::write(source, facts, bytes, written, &staging.path().join("card"))
+                card::write(source, facts, bytes, (written, &seal), &staging.path().join("card"))
             }
         }
     }

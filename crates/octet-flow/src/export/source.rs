@@ -3,13 +3,17 @@
 use crate::{Error, Result};
 use octet_formats::{Checkpoint, Folder};
 use octet_model::ArchSpec;
+use octet_runtime::Tokenizer;
 use octet_tensor::{Bytes, Dtype, Matrix, Tensor, WeightSource};
+use std::{collections::BTreeMap, sync::OnceLock};
 
 /// An opened model.
 pub struct Source {
     pub(crate) input: Folder,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) spec: ArchSpec,
+    /// Read once, where it is needed: a large vocabulary takes a quarter of a second.
+    tokenizer: OnceLock<Option<Tokenizer>>,
 }
 
 impl Source {
@@ -22,12 +26,33 @@ impl Source {
         let mut spec = ArchSpec::from_config(checkpoint.config())?;
         spec.settle(&checkpoint)?;
         spec.check(&checkpoint)?;
-        Ok(Self { input: input.clone(), checkpoint, spec })
+        Ok(Self { input: input.clone(), checkpoint, spec, tokenizer: OnceLock::new() })
+    }
+
+    /// Its tokenizer, where it has one.
+    pub(crate) fn tokenizer(&self) -> Result<Option<&Tokenizer>> {
+        if self.tokenizer.get().is_none() {
+            let stored = self.input.read("tokenizer.json")?.map(|_| Tokenizer::open(&self.input)).transpose()?;
+            return Ok(self.tokenizer.get_or_init(|| stored).as_ref());
+        }
+        Ok(self.tokenizer.get().and_then(Option::as_ref))
     }
 
     /// What the model computes.
     pub fn spec(&self) -> &ArchSpec {
         &self.spec
+    }
+
+    /// That inputs are rounded when the model runs, beside what schemes say, for formats that do not say so: a sentence a kind.
+    pub(crate) fn rounded_inputs(&self) -> Result<Vec<String>> {
+        let mut counts = BTreeMap::<String, usize>::new();
+        for site in self.spec.linear_sites() {
+            if let Some(rounding) = self.checkpoint.matrix(&site.module)?.and_then(|matrix| matrix.inputs()) {
+                *counts.entry(rounding.to_string()).or_default() += 1;
+            }
+        }
+        let sentence = |(how, count)| format!("activations stay floats there; those of {count} matrices of the model are {how}");
+        Ok(counts.into_iter().map(sentence).collect())
     }
 
     /// How its weights are quantized, in words; `None` for floats.

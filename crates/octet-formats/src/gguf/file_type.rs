@@ -109,46 +109,53 @@ impl FileType {
 
     /// What a tensor of a block gets instead of the main type.
     fn in_block(self, name: &str, model: &ModelFacts) -> Option<BlockType> {
-        use BlockType::{Q3_K, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K, Q8_0};
+        use BlockType::{IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+        use Part::{Down, Keys, Output, Values};
         let (block, tensor) = name.strip_prefix("blk.")?.split_once('.')?;
         let (layer, layers) = (block.parse::<usize>().ok()?, model.layers);
         let early = layer < layers / 8;
         let more_bits = early || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2;
         let eight = model.experts == 8;
-        let (main, mix) = (self.main, self.mix);
         let few_keys = model.queries_per_key >= 4;
-        let iq4 = matches!(main, BlockType::IQ4_NL | BlockType::IQ4_XS);
-        if tensor.starts_with("ffn_down") {
-            return match (main, mix) {
-                (BlockType::Q2_K, _) => Some(Q3_K),
-                (Q3_K, Mix::Medium) => Some(if layer < layers / 16 { Q5_K } else { Q4_K }),
-                (Q3_K, Mix::Large) => Some(Q5_K),
-                (Q4_K | Q5_K, Mix::Medium) => more_bits.then_some(Q6_K),
-                (Q4_K, Mix::Small) => early.then_some(Q5_K),
-                _ if iq4 => (early && !model.calibrated).then_some(Q5_K),
-                (BlockType::Q4_0, _) => (early && model.calibrated).then_some(Q4_1),
-                (BlockType::Q5_0, _) => (early && model.calibrated).then_some(Q5_1),
-                _ => None,
-            };
-        }
-        // One matrix of all three is as dear as the values in it.
-        let tensor = if tensor == "attn_qkv.weight" { "attn_v.weight" } else { tensor };
-        match (tensor, main, mix) {
-            ("attn_v.weight" | "attn_k.weight", ..) if eight => Some(Q8_0),
-            ("attn_v.weight", BlockType::Q2_K, _) => Some(if few_keys { Q4_K } else { Q3_K }),
-            ("attn_v.weight", Q3_K, Mix::Medium) => Some(if layer < 2 { Q5_K } else { Q4_K }),
-            ("attn_v.weight", Q3_K, Mix::Large) => Some(Q5_K),
-            ("attn_v.weight", ..) if iq4 => few_keys.then_some(Q5_K),
-            ("attn_v.weight", Q4_K | Q5_K, Mix::Medium) => more_bits.then_some(Q6_K),
-            ("attn_v.weight", Q4_K, Mix::Small) => (layer < 4).then_some(Q5_K),
-            ("attn_output.weight", ..) if eight => {
-                let small = matches!((main, mix), (BlockType::Q2_K | Q4_K, _) | (Q3_K, Mix::Small | Mix::Medium));
-                (small || iq4).then_some(Q5_K)
-            }
-            ("attn_output.weight", BlockType::Q2_K, _) => Some(Q3_K),
-            ("attn_output.weight", Q3_K, Mix::Medium) => Some(Q4_K),
-            ("attn_output.weight", Q3_K, Mix::Large) => Some(Q5_K),
+        let calibrated = model.calibrated;
+        match (Part::of(tensor)?, self.main, self.mix) {
+            (Values | Keys, ..) if eight => Some(Q8_0),
+            (Output, Q2_K | Q4_K | IQ4_NL | IQ4_XS, _) | (Output, Q3_K, Mix::Small | Mix::Medium) if eight => Some(Q5_K),
+            (Output, ..) if eight => None,
+            (Down | Output, Q2_K, _) => Some(Q3_K),
+            (Values, Q2_K, _) => Some(if few_keys { Q4_K } else { Q3_K }),
+            (Down, Q3_K, Mix::Medium) => Some(if layer < layers / 16 { Q5_K } else { Q4_K }),
+            (Values, Q3_K, Mix::Medium) => Some(if layer < 2 { Q5_K } else { Q4_K }),
+            (Output, Q3_K, Mix::Medium) => Some(Q4_K),
+            (Down | Values | Output, Q3_K, Mix::Large) => Some(Q5_K),
+            (Down | Values, Q4_K | Q5_K, Mix::Medium) => more_bits.then_some(Q6_K),
+            (Down, Q4_K, Mix::Small) => early.then_some(Q5_K),
+            (Values, Q4_K, Mix::Small) => (layer < 4).then_some(Q5_K),
+            (Down, IQ4_NL | IQ4_XS, _) => (early && !calibrated).then_some(Q5_K),
+            (Values, IQ4_NL | IQ4_XS, _) => few_keys.then_some(Q5_K),
+            (Down, Q4_0, _) => (early && calibrated).then_some(Q4_1),
+            (Down, Q5_0, _) => (early && calibrated).then_some(Q5_1),
             _ => None,
+        }
+    }
+}
+
+/// The tensors of a block that mixtures tell apart.
+enum Part {
+    Values,
+    Keys,
+    Output,
+    Down,
+}
+
+impl Part {
+    fn of(tensor: &str) -> Option<Self> {
+        match tensor {
+            // One matrix of all three is as dear as the values in it.
+            "attn_v.weight" | "attn_qkv.weight" => Some(Self::Values),
+            "attn_k.weight" => Some(Self::Keys),
+            "attn_output.weight" => Some(Self::Output),
+            _ => tensor.starts_with("ffn_down").then_some(Self::Down),
         }
     }
 }

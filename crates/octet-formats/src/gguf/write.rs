@@ -1,7 +1,7 @@
 //! Writing a GGUF file piece by piece: the header first, tensors in any order, nothing held in memory.
 
 use super::BlockType;
-use crate::{Error, Result, staging::available_bytes};
+use crate::{Error, Result, flush::Flusher, staging::available_bytes};
 use std::{
     collections::HashMap,
     fs::File,
@@ -110,6 +110,7 @@ pub struct Writer {
     file: File,
     tensors: HashMap<String, Slot>,
     bytes: u64,
+    flusher: Option<Flusher>,
 }
 
 #[derive(Debug)]
@@ -161,7 +162,8 @@ impl Writer {
             Ok(file)
         };
         let file = create().map_err(Error::io("write", path))?;
-        Ok(Self { path: path.into(), file, tensors: slots, bytes: total })
+        let flusher = Flusher::new(&file, total);
+        Ok(Self { path: path.into(), file, tensors: slots, bytes: total, flusher })
     }
 
     /// Bytes of the whole file.
@@ -183,18 +185,22 @@ impl Writer {
         slot.written += bytes.len() as u64;
         let at = slot.offset + offset;
         let mut write = || self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(bytes));
-        write().map_err(Error::io("write", &self.path))
+        write().map_err(Error::io("write", &self.path))?;
+        if let Some(flusher) = &mut self.flusher {
+            flusher.wrote(bytes.len());
+        }
+        Ok(())
     }
 
     /// Checks that nothing is missing and brings the file to disk.
     ///
     /// # Errors
     /// If a tensor was not written whole, or the disk fails.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         if let Some((name, slot)) = self.tensors.iter().find(|(_, slot)| slot.written != slot.bytes) {
             let what = format!("was written in {} of its {} bytes", slot.written, slot.bytes);
             return Err(Error::Writer { name: name.clone(), what });
         }
-        self.file.sync_all().map_err(Error::io("write", &self.path))
+        Flusher::sync(&mut self.flusher, &self.file).map_err(Error::io("write", &self.path))
     }
 }

@@ -1,6 +1,6 @@
 //! Writing an archive of arrays a piece at a time.
 
-use crate::{Error, Result, npy, safetensors::TensorSpec};
+use crate::{Error, Result, flush::Flusher, npy, safetensors::TensorSpec};
 use flate2::Crc;
 use half::bf16;
 use octet_tensor::Dtype;
@@ -21,6 +21,7 @@ pub struct Writer {
     file: File,
     entries: BTreeMap<String, Entry>,
     end: u64,
+    flusher: Option<Flusher>,
 }
 
 struct Entry {
@@ -46,7 +47,7 @@ impl Writer {
     /// If a type has no counterpart in numpy, a name is given twice, or the file cannot be written.
     pub fn create(path: &Path, specs: &[TensorSpec]) -> Result<Self> {
         let file = File::create_new(path).map_err(Error::io("create", path))?;
-        let mut writer = Self { path: path.into(), file, entries: BTreeMap::new(), end: 0 };
+        let mut writer = Self { path: path.into(), file, entries: BTreeMap::new(), end: 0, flusher: None };
         for spec in specs {
             let descr = descr(spec.dtype).ok_or_else(|| writer.error(&spec.name, format!("numpy has no {}", spec.dtype)))?;
             let widened = spec.dtype == Dtype::Bf16;
@@ -63,6 +64,7 @@ impl Writer {
                 return Err(writer.error(&spec.name, "cannot be written: the name is taken by another array".into()));
             }
         }
+        writer.flusher = Flusher::new(&writer.file, writer.end);
         Ok(writer)
     }
 
@@ -71,7 +73,11 @@ impl Writer {
     }
 
     fn at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.write_all(bytes)).map_err(failed(&self.path))
+        self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.write_all(bytes)).map_err(failed(&self.path))?;
+        if let Some(flusher) = &mut self.flusher {
+            flusher.wrote(bytes.len());
+        }
+        Ok(())
     }
 
     fn put(&mut self, name: &str, entry: &mut Entry, bytes: &[u8]) -> Result<()> {
@@ -118,7 +124,7 @@ impl Writer {
         let (start, size) = (self.end, directory.len() as u64);
         directory.extend(end_records(count, start, size));
         self.at(start, &directory)?;
-        self.file.sync_all().map_err(failed(&self.path))
+        Flusher::sync(&mut self.flusher, &self.file).map_err(failed(&self.path))
     }
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Format: <https://github.com/huggingface/safetensors#format>.
 
-mod flush;
 mod header;
 mod writer;
 

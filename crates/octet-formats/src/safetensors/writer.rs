@@ -1,7 +1,7 @@
 //! Writing safetensors files piece by piece: the header first, tensors in any order, nothing held in memory.
 
-use super::{INDEX, MAX_HEADER, SINGLE, flush::Flusher};
-use crate::{Error, Result, staging::available_bytes};
+use super::{INDEX, MAX_HEADER, SINGLE};
+use crate::{Error, Result, flush::Flusher, staging::available_bytes};
 use octet_tensor::Dtype;
 use serde_json::{Map, Value, json};
 use std::{
@@ -192,8 +192,7 @@ impl Writer {
             return Err(Error::Writer { name: name.to_string(), what });
         }
         for shard in &mut self.files {
-            let flushed = shard.flusher.as_mut().map_or(Ok(()), Flusher::finish);
-            flushed.and_then(|()| shard.file.sync_all()).map_err(failed(&shard.path, shard.bytes))?;
+            Flusher::sync(&mut shard.flusher, &shard.file).map_err(failed(&shard.path, shard.bytes))?;
         }
         self.write_index()
     }

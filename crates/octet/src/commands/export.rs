@@ -166,7 +166,7 @@ impl Session<'_> {
         if interrupt::asked() {
             return Ok(None);
         }
-        let exported = exported?;
+        let mut exported = exported?;
         let report = match judging {
             None => None,
             Some((original, settings)) => {

@@ -71,7 +71,7 @@ fn folders_of_other_tools_hold_the_same_codes() {
     let card = fs::read_to_string(sandbox.path("out/q-gptq/README.md")).unwrap();
     assert!(card.contains("base_model_relation: quantized") && card.contains("w4a16-g32-sym"), "{card}");
     let page = fs::read_to_string(sandbox.path("out/q-gptq/deploy/README.md")).unwrap();
-    assert!(page.contains("Unverified") && page.contains("| model.layers.*.self_attn.o_proj |") && page.contains("vllm serve"), "{page}");
+    assert!(page.contains("unverified") && page.contains("| model.layers.*.self_attn.o_proj |") && page.contains("vllm serve"), "{page}");
     assert!(sandbox.path("out/q-gptq/deploy/kserve.yaml").exists() && !sandbox.path("out/q-npz/deploy/kserve.yaml").exists());
     // What is carried over runs as what it came from: kernels of codes and of decoded floats add in different orders, no more.
     for format in ["gptq", "awq", "mlx", "npz", "compressed-tensors"] {

@@ -15,43 +15,52 @@ pub(super) fn files(name: &str, serves: Serves, weights: &str, context: usize) -
     }
 }
 
-/// Servers, and how each is started on the weights.
-fn commands(name: &str, serves: Serves, weights: &str, context: usize) -> Vec<[String; 2]> {
-    let row = |server: &str, command: String| [server.to_string(), command];
+/// A server, how it is started on the weights, and what is known of that.
+struct Server {
+    name: &'static str,
+    command: String,
+    known: &'static str,
+}
+
+/// What is said of servers whose commands were run and whose answers were held against octet's (`scripts/interop/check_deploy.py`).
+const STARTED: &str = "started so, its answers held against octet's";
+const UNVERIFIED: &str = "**unverified**";
+
+/// Servers of the weights.
+fn servers(name: &str, serves: Serves, weights: &str, context: usize) -> Vec<Server> {
+    let server = |name, known, command| Server { name, command, known };
     match serves {
-        Serves::Checkpoint { flags } => vec![
-            row(
-                "vLLM",
-                format!("vllm serve {weights} --served-model-name {name} --max-model-len {context} --tensor-parallel-size 1{flags}"),
-            ),
-            row(
-                "SGLang",
-                format!(
-                    "python -m sglang.launch_server --model-path {weights} --served-model-name {name} --context-length {context} --tp 1"
-                ),
-            ),
-            row("Ray Serve LLM", "serve run ray_serve.yaml".into()),
-            row("KServe", "kubectl apply -f kserve.yaml".into()),
-        ],
+        Serves::Checkpoint { flags } => {
+            let vllm = format!("vllm serve {weights} --served-model-name {name} --max-model-len {context} --tensor-parallel-size 1{flags}");
+            let sglang = format!(
+                "python -m sglang.launch_server --model-path {weights} --served-model-name {name} --context-length {context} --tp 1"
+            );
+            vec![
+                server("vLLM", UNVERIFIED, vllm),
+                server("SGLang", UNVERIFIED, sglang),
+                server("Ray Serve LLM", UNVERIFIED, "serve run ray_serve.yaml".into()),
+                server("KServe", UNVERIFIED, "kubectl apply -f kserve.yaml".into()),
+            ]
+        }
         Serves::Gguf => vec![
-            row("llama.cpp", format!("llama-server -m ../{weights} -c {context}")),
-            row("ollama", format!("ollama create {name} -f Modelfile && ollama run {name}")),
+            server("llama.cpp", STARTED, format!("llama-server -m ../{weights} -c {context}")),
+            server("ollama", UNVERIFIED, format!("ollama create {name} -f Modelfile && ollama run {name}")),
         ],
-        Serves::Mlx => vec![row("mlx-lm", format!("mlx_lm.server --model {weights}"))],
-        Serves::Onnx => vec![row("onnxruntime", format!("InferenceSession(\"{weights}/model.onnx\")"))],
+        Serves::Mlx => vec![server("mlx-lm", STARTED, format!("mlx_lm.server --model {weights}"))],
+        Serves::Onnx => vec![server("onnxruntime", "executed so (docs/export.md)", format!("InferenceSession(\"{weights}/model.onnx\")"))],
         Serves::Nothing => vec![],
     }
 }
 
 /// The page: commands, the cut among servers, sizes.
 pub(super) fn page(name: &str, serves: Serves, weights: &str, context: usize, checked: &Checked) -> String {
-    let mut text = format!("# Handing {name} over\n\n**Unverified:** octet started none of these servers.\n\n");
-    let commands = commands(name, serves, weights, context);
-    if commands.is_empty() {
+    let mut text = format!("# Handing {name} over\n\n");
+    let servers = servers(name, serves, weights, context);
+    if servers.is_empty() {
         text.push_str("No server loads this format; export to compressed-tensors, gptq, awq or gguf.\n");
     } else {
-        text.push_str("| server | command |\n|---|---|\n");
-        commands.iter().for_each(|[server, command]| text.push_str(&format!("| {server} | `{command}` |\n")));
+        text.push_str("| server | command | |\n|---|---|---|\n");
+        servers.iter().for_each(|server| text.push_str(&format!("| {} | `{}` | {} |\n", server.name, server.command, server.known)));
     }
     let possible = if let Serves::Checkpoint { .. } = serves { checked.possible() } else { vec![] };
     if let Serves::Checkpoint { .. } = serves {

@@ -82,13 +82,14 @@ impl<'a> GgufExport<'a> {
             _ => false,
         };
         let mut notes = outgoing.notes.clone();
+        notes.extend(source.rounded_inputs()?);
         let mut metadata = vec![
             ("general.architecture".to_string(), Meta::Text(source.spec.gguf_name().into())),
             ("general.type".to_string(), Meta::Text("model".into())),
             ("general.name".to_string(), Meta::Text(source.input.name().into())),
         ];
         metadata.extend(outgoing.metadata.iter().map(|(key, fact)| (key.clone(), meta(fact))));
-        match tokenizer_metadata(&source.input, config, source.spec.vocab_size()).map_err(refuse)? {
+        match tokenizer_metadata(&source.input, source.tokenizer()?, config, source.spec.vocab_size()).map_err(refuse)? {
             Some(tokenizer) => {
                 metadata.extend(tokenizer.metadata);
                 notes.extend(tokenizer.notes);

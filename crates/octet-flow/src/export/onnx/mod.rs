@@ -61,6 +61,7 @@ impl<'a> OnnxExport<'a> {
             floats: true,
             anew: false,
             rounds: &weights::rounds_inputs,
+            rounds_all: false,
             usual,
         };
         let job = Job { source, requantize: false };

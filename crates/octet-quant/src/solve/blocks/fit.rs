@@ -1,6 +1,6 @@
 //! The numbers of one block: two floats of 16 bits, and whole multiples of them for its runs.
 
-use super::runs::{Fit, Grid, error, fit};
+use super::runs::{Fit, Grid, WIDE, error, fit};
 use octet_tensor::{BlockCode, Dtype, RunOffsets, RunScales};
 
 /// What a block stores beside codes.
@@ -26,6 +26,16 @@ fn half(value: f32) -> f32 {
     Dtype::F16.round(value.clamp(-65504.0, 65504.0))
 }
 
+/// The largest magnitude; in lanes side by side, or each weight would wait for the one before.
+fn most(weights: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [0f32; WIDE];
+    for weights in weights.as_chunks::<WIDE>().0 {
+        lanes = std::array::from_fn(|lane| larger(lanes[lane], weights[lane].abs()));
+    }
+    lanes.into_iter().fold(0.0, larger)
+}
+
 /// A block of a type whose runs have scales of their own.
 struct Search<'a, G> {
     grid: G,
@@ -38,8 +48,7 @@ struct Search<'a, G> {
 pub(super) fn fit_block<G: Grid>(grid: G, code: &BlockCode, weights: &[f32], importance: &[f32]) -> BlockFit {
     if code.scales == RunScales::Float && code.range() == (-128, 127) {
         // Eight bits gain nothing from a search.
-        let most = weights.iter().fold(0f32, |most, &w| if w.abs() > most { w.abs() } else { most });
-        return BlockFit { d: half(most / 127.0), ..BlockFit::default() };
+        return BlockFit { d: half(most(weights) / 127.0), ..BlockFit::default() };
     }
     let fits: Vec<Fit> = weights
         .chunks(code.run)

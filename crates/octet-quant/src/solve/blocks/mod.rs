@@ -57,11 +57,47 @@ impl BlockSearch {
 
     fn rows<G: Grid>(&self, grid: G, weights: &[f32], out: &mut BlockRows, sums: &mut ErrorSums) {
         let (block, runs, blocks) = (self.code.block, self.code.runs(), self.importance.len() / self.code.block);
+        let mut lanes = Lanes::default();
         for (at, (weights, codes)) in weights.chunks_exact(block).zip(out.codes.chunks_exact_mut(block)).enumerate() {
             let importance = &self.importance[at % blocks * block..][..block];
             let fit = fit_block(grid, &self.code, weights, importance);
-            sums.add(&encode(grid, &fit, self.code.run, weights, importance, codes));
+            let runs_of = weights.chunks(self.code.run).zip(importance.chunks(self.code.run)).zip(codes.chunks_mut(self.code.run));
+            for (run, ((weights, importance), codes)) in runs_of.enumerate() {
+                encode_run(grid, fit.run(run), weights, importance, codes, &mut lanes);
+            }
+            // Sums of few enough weights to be kept in 32 bits; adding the lanes up costs as much as the weights of a block.
+            if at % LOT == LOT - 1 {
+                sums.add(&std::mem::take(&mut lanes).sums());
+            }
             store(&fit, at, runs, &mut out.d, &mut out.m, &mut out.scales, &mut out.offsets);
+        }
+        sums.add(&lanes.sums());
+    }
+}
+
+/// Blocks whose errors are added in lanes before they are added up.
+const LOT: usize = 16;
+
+/// Errors of some weights in lanes side by side.
+#[derive(Default)]
+struct Lanes {
+    error: [f32; WIDE],
+    weight: [f32; WIDE],
+    weighted: [f32; WIDE],
+    whole: [f32; WIDE],
+    most: [f32; WIDE],
+}
+
+impl Lanes {
+    fn sums(&self) -> ErrorSums {
+        let add = |lanes: &[f32; WIDE]| f64::from(lanes.iter().sum::<f32>());
+        ErrorSums {
+            error: add(&self.error),
+            weight: add(&self.weight),
+            weighted_error: add(&self.weighted),
+            weighted_weight: add(&self.whole),
+            nearest_error: add(&self.weighted),
+            max_error: self.most.iter().fold(0f32, |most, &left| most.max(left)).into(),
         }
     }
 }
@@ -80,31 +116,11 @@ fn store(fit: &BlockFit, at: usize, runs: usize, d: &mut [f32], m: &mut [f32], s
     }
 }
 
-/// Rounds a block to its nearest codes.
-fn encode<G: Grid>(grid: G, fit: &BlockFit, run: usize, weights: &[f32], importance: &[f32], codes: &mut [i8]) -> ErrorSums {
-    let mut sums = ErrorSums::default();
-    let runs = weights.chunks(run).zip(importance.chunks(run)).zip(codes.chunks_mut(run));
-    for (at, ((weights, importance), codes)) in runs.enumerate() {
-        let [error, weight, weighted, whole, most] = encode_run(grid, fit.run(at), weights, importance, codes);
-        let [error, weight, weighted, whole] = [error, weight, weighted, whole].map(|lanes| f64::from(lanes.iter().sum::<f32>()));
-        sums.add(&ErrorSums {
-            error,
-            weight,
-            weighted_error: weighted,
-            weighted_weight: whole,
-            nearest_error: weighted,
-            max_error: most.iter().fold(0f32, |most, &left| most.max(left)).into(),
-        });
-    }
-    sums
-}
-
-/// Rounds a run; what is left, squared, the weights' squares, both weighted, and the largest left, in lanes that are added side by side.
+/// Rounds a run to its nearest codes and adds its errors.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "one lane of several vectors")]
-fn encode_run<G: Grid>(grid: G, value: runs::Fit, weights: &[f32], importance: &[f32], codes: &mut [i8]) -> [[f32; WIDE]; 5] {
+fn encode_run<G: Grid>(grid: G, value: runs::Fit, weights: &[f32], importance: &[f32], codes: &mut [i8], sums: &mut Lanes) {
     let inverse = inverse(value.scale);
-    let mut sums = [[0f32; WIDE]; 5];
     let lots = weights.as_chunks::<WIDE>().0.iter().zip(importance.as_chunks::<WIDE>().0).zip(codes.as_chunks_mut::<WIDE>().0);
     for ((weights, importance), codes) in lots {
         for lane in 0..WIDE {
@@ -113,14 +129,14 @@ fn encode_run<G: Grid>(grid: G, value: runs::Fit, weights: &[f32], importance: &
             // The low byte of a whole number's bits at this height is the number: a cast would check every one.
             codes[lane] = (q + 12_582_912.0).to_bits() as i8;
             let left = w - (value.scale * q - value.offset);
-            sums[0][lane] += left * left;
-            sums[1][lane] += w * w;
-            sums[2][lane] += h * left * left;
-            sums[3][lane] += h * w * w;
-            sums[4][lane] = if left.abs() > sums[4][lane] { left.abs() } else { sums[4][lane] };
+            let (squared, whole) = (left * left, w * w);
+            sums.error[lane] += squared;
+            sums.weight[lane] += whole;
+            sums.weighted[lane] += h * squared;
+            sums.whole[lane] += h * whole;
+            sums.most[lane] = if left.abs() > sums.most[lane] { left.abs() } else { sums.most[lane] };
         }
     }
-    sums
 }
 
 #[cfg(test)]

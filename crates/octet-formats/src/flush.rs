@@ -15,7 +15,7 @@ const EVERY: u64 = 32 << 20;
 
 /// A thread that brings a file to disk every now and then. An error it meets is kept: the system tells it only once.
 #[derive(Debug)]
-pub(super) struct Flusher {
+pub(crate) struct Flusher {
     wake: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
     failure: Arc<Mutex<Option<io::Error>>>,
@@ -25,7 +25,7 @@ pub(super) struct Flusher {
 impl Flusher {
     /// For a file that will have `bytes` bytes; `None` where it is small or the system gives no thread: then all of it is
     /// waited for at the end.
-    pub(super) fn new(file: &File, bytes: u64) -> Option<Self> {
+    pub(crate) fn new(file: &File, bytes: u64) -> Option<Self> {
         if bytes < 2 * EVERY {
             return None;
         }
@@ -41,7 +41,7 @@ impl Flusher {
     }
 
     /// Counts what was written, and has it flushed when there is enough.
-    pub(super) fn wrote(&mut self, bytes: usize) {
+    pub(crate) fn wrote(&mut self, bytes: usize) {
         self.waiting += bytes as u64;
         if self.waiting >= EVERY {
             self.waiting = 0;
@@ -50,13 +50,18 @@ impl Flusher {
         }
     }
 
+    /// Ends the thread of a file where there is one, and brings the rest to disk.
+    pub(crate) fn sync(flusher: &mut Option<Self>, file: &File) -> io::Result<()> {
+        flusher.as_mut().map_or(Ok(()), Self::finish).and_then(|()| file.sync_all())
+    }
+
     /// The error the thread met, if it did; it is given once.
-    pub(super) fn check(&self) -> io::Result<()> {
+    pub(crate) fn check(&self) -> io::Result<()> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
     }
 
     /// Ends the thread, and says how it went.
-    pub(super) fn finish(&mut self) -> io::Result<()> {
+    fn finish(&mut self) -> io::Result<()> {
         self.wake = None;
         let ended = self.thread.take().is_none_or(|thread| thread.join().is_ok());
         self.check()?;
