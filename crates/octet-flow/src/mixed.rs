@@ -90,13 +90,17 @@ pub type Gains = BTreeMap<String, f64>;
 
 impl MixedJob<'_> {
     /// The losses of all groups the mixed step decides about, and whether they were kept from an earlier measurement of the same
-    /// model, text, schemes and effort. `progress` gets the share that is done and the group at work.
+    /// model, text, schemes and effort. Nothing is measured where schemes are tried whole. `progress` gets the share that is done and the group at work.
     ///
     /// # Errors
     /// As [`SensitivityRun::measure`]; if the recipe has no mixed step. A cache that cannot be read or written is no error.
     pub fn sensitivities(&self, progress: &mut dyn FnMut(f64, &str)) -> Result<(Sensitivities, bool)> {
         let modules = self.modules()?;
         let menu = self.step()?.menu(self.prepared.settings.recipe.portable);
+        if self.step()?.whole {
+            let wanted = |site: &Site| modules.contains(&site.linear.module);
+            return Ok((self.run(&menu, &wanted).unmeasured(), false));
+        }
         let key = self.sensitivity_key(&menu, &modules)?;
         if let Some(known) = self.cached::<Sensitivities>(&key) {
             return Ok((known, true));

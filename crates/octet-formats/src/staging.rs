@@ -1,6 +1,6 @@
 //! An output folder is built in a hidden folder beside it and renamed at the end: nothing unfinished looks finished.
 
-use crate::{Error, Result};
+use crate::{Error, Result, kill_point};
 use std::{
     fs::{self, File, TryLockError},
     io::ErrorKind,
@@ -136,14 +136,17 @@ impl Staging {
         sync(&out)?;
         let replaces = fs::symlink_metadata(&self.target).is_ok();
         if replaces {
+            kill_point("before renames");
             fs::rename(&self.target, &old).map_err(Error::io("move aside", &self.target))?;
         }
+        kill_point("between renames");
         if let Err(e) = fs::rename(&out, &self.target) {
             if replaces {
                 fs::rename(&old, &self.target).map_err(Error::io("put back", &self.target))?;
             }
             return Err(Error::io("create", &self.target)(e));
         }
+        kill_point("after renames");
         if let Some(parent) = self.target.parent() {
             sync_folder(parent)?;
         }

@@ -152,6 +152,12 @@ impl Limit {
         None => NonZeroU32::MIN,
     });
 
+    /// Below what LLM.int8 uses, for models whose activations are smaller: 3, which three in a thousand normally distributed inputs of unit size exceed.
+    pub const LOW: Self = Self(match NonZeroU32::new(300) {
+        Some(hundredths) => hundredths,
+        None => NonZeroU32::MIN,
+    });
+
     /// A limit of `value`, or `None` where that is no multiple of a hundredth from 0.01 to 10,000.
     pub fn new(value: f64) -> Option<Self> {
         let hundredths = (value * 100.0).round();

@@ -5,9 +5,9 @@
 //! groups lose where all others are quantized as in the best so far. Each is quantized with some of the calibration windows and its
 //! divergence measured on those held out; the one of least divergence is taken.
 
-use super::{Allocated, Budget, Gains, MixedEvent, MixedJob, cache::Kept, search};
+use super::{Allocated, Budget, Gains, MixedEvent, MixedJob, Sizes, cache::Kept, search};
 use crate::{
-    Calibration, Error, Result, Staged,
+    Calibration, Error, Prepared, QuantizeSettings, Result, Staged,
     judge::{interrupted, stage},
 };
 use octet_eval::{Quality, Reference, Windows, store::Key};
@@ -27,19 +27,23 @@ const WORK: f64 = 1e14;
 const FEWEST: usize = 2;
 
 /// How candidates come to be, the first ones first.
-const IDEAS: [Idea; 6] = [Idea::Sum, Idea::OneScheme, Idea::Solved(1.0), Idea::Solved(1.5), Idea::Around, Idea::Around];
+const IDEAS: [Idea; 7] = [Idea::Sum, Idea::OneScheme, Idea::Solved(1.0), Idea::Solved(1.5), Idea::Around, Idea::Around, Idea::Table];
 
 /// How an allocation within a budget comes to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Idea {
     /// The least sum of losses, with what the solver usually gains.
     Sum,
-    /// One scheme for every group.
+    /// One scheme for every group: that whose losses add up to the least.
     OneScheme,
+    /// This scheme for every group.
+    Scheme(Scheme),
     /// The least sum of losses to this power, with what the solver gained in the candidates so far.
     Solved(f64),
     /// The least sum of losses measured anew around the best candidate so far.
     Around,
+    /// The best candidate so far with its table solved that is embedding and head at once, instead of rounded.
+    Table,
 }
 
 /// An allocation that was measured whole.
@@ -102,8 +106,9 @@ impl MixedJob<'_> {
         let mut trial = Trial { calibration, held_out, reference: None, place: &place };
         let (mut best, mut plans, mut gains): (Option<(usize, Allocated)>, Vec<String>, Gains) = Default::default();
         let mut candidates: Vec<MixedCandidate> = vec![];
-        let most = self.most(&trial);
-        for idea in IDEAS {
+        let ideas = self.ideas()?;
+        let most = self.most(&trial).max(if self.step()?.whole { ideas.len() } else { FEWEST });
+        for idea in ideas {
             if candidates.len() == most {
                 break;
             }
@@ -112,6 +117,7 @@ impl MixedJob<'_> {
                     let anew = self.around(best, &mut trial, event)?;
                     Some(self.within(&anew, &gains, budget)?)
                 }
+                (Idea::Table, Some((_, best))) => self.solving_table(best)?,
                 _ => self.of_idea(idea, sensitivities, &gains, budget)?,
             };
             let Some(allocated) = allocated else { continue };
@@ -129,7 +135,10 @@ impl MixedJob<'_> {
             }
             candidates.push(candidate);
         }
-        let (chosen, allocated) = best.ok_or_else(|| Error::Internal("no allocation was measured".into()))?;
+        let none = || -> Error {
+            octet_quant::Error::Recipe("none of the schemes of its mixed step fits all targets and the budget; name others".into()).into()
+        };
+        let (chosen, allocated) = best.ok_or_else(none)?;
         Ok(MixedBest { allocated, candidates, chosen, held_out: trial.held_out.tokens().len() })
     }
 
@@ -137,7 +146,13 @@ impl MixedJob<'_> {
     fn most(&self, trial: &Trial<'_>) -> usize {
         let cost = self.prepared.forecast_calibration(&trial.calibration).cost;
         let run = trial.held_out.tokens().len() as f64 * octet_quant::products_a_token(&self.prepared.spec);
-        ((WORK / (cost.forward + cost.moments + cost.solving + run).max(1.0)) as usize).clamp(FEWEST, IDEAS.len())
+        ((WORK / (cost.forward + cost.moments + cost.solving + run).max(1.0)) as usize).max(FEWEST)
+    }
+
+    /// What is tried, in order.
+    fn ideas(&self) -> Result<Vec<Idea>> {
+        let step = self.step()?;
+        Ok(if step.whole { step.schemes.iter().map(|&scheme| Idea::Scheme(scheme)).collect() } else { IDEAS.into() })
     }
 
     /// What groups lose where all others are as in `best`.
@@ -165,24 +180,44 @@ impl MixedJob<'_> {
         match idea {
             Idea::Sum => self.within(sensitivities, &Gains::new(), budget).map(Some),
             Idea::OneScheme => self.one_scheme(sensitivities, budget),
+            Idea::Scheme(scheme) => {
+                let sizes = self.sizes(sensitivities)?;
+                let of = self.of_scheme(sensitivities, scheme, &sizes)?;
+                Ok(of.filter(|allocated| self.over(allocated, budget).is_ok_and(|over| over == 0)))
+            }
             Idea::Solved(power) => self.weighed(sensitivities, gains, power, budget).map(Some),
-            Idea::Around => Ok(None),
+            Idea::Around | Idea::Table => Ok(None),
         }
     }
 
     /// One scheme for every group that can take any: the one within `budget` whose losses add up to the least.
     fn one_scheme(&self, sensitivities: &Sensitivities, budget: Budget) -> Result<Option<Allocated>> {
         let sizes = self.sizes(sensitivities)?;
-        let alternatives = sensitivities.alternatives(|group| self.gain(&Gains::new(), group));
         let mut best: Option<Allocated> = None;
         for scheme in self.step()?.menu(self.prepared.settings.recipe.portable).schemes {
-            let Some(chosen) = of_scheme(sensitivities, scheme) else { continue };
-            let allocated = self.settle(sensitivities, &chosen, &sizes, &alternatives)?;
+            let Some(allocated) = self.of_scheme(sensitivities, scheme, &sizes)? else { continue };
             if self.over(&allocated, budget)? == 0 && best.as_ref().is_none_or(|best| allocated.loss < best.loss) {
                 best = Some(allocated);
             }
         }
         Ok(best)
+    }
+
+    /// The allocation that gives every group `scheme`; `None` where some group takes others only.
+    fn of_scheme(&self, sensitivities: &Sensitivities, scheme: Scheme, sizes: &Sizes) -> Result<Option<Allocated>> {
+        let alternatives = sensitivities.alternatives(|group| self.gain(&Gains::new(), group));
+        let chosen = of_scheme(sensitivities, scheme);
+        chosen.map(|chosen| self.settle(sensitivities, &chosen, sizes, &alternatives)).transpose()
+    }
+
+    /// `best` with its table solved; `None` where it has none, or is solved already.
+    fn solving_table(&self, best: &Allocated) -> Result<Option<Allocated>> {
+        let recipe = best.prepared.settings.recipe.solving_table(&best.prepared.inventory, self.step()?.solver);
+        let Some(recipe) = recipe else { return Ok(None) };
+        let settings = QuantizeSettings { recipe, ..best.prepared.settings.clone() };
+        let prepared = Prepared::new(&self.prepared.input, |_| Ok(settings))?;
+        let Allocated { loss, bits_per_weight, bytes, .. } = *best;
+        Ok(Some(Allocated { prepared, choices: best.choices.clone(), loss, bits_per_weight, bytes }))
     }
 
     fn candidate(
@@ -260,9 +295,11 @@ impl Idea {
                 let scheme = allocated.choices.iter().find_map(|(_, scheme)| *scheme);
                 scheme.map_or_else(|| "nothing quantized".into(), |scheme| format!("one scheme for all, {}", scheme.short()))
             }
+            Self::Scheme(scheme) => format!("{} for all", scheme.short()),
             Self::Solved(1.0) => "least sum of losses as solved".into(),
             Self::Solved(power) => format!("least sum of losses as solved, to the power {power}"),
             Self::Around => "least sum of losses measured around the best so far".into(),
+            Self::Table => "the best so far with its table solved".into(),
         }
     }
 }

@@ -181,3 +181,24 @@ fn every_tensor_has_its_line_when_asked() {
     assert_eq!(plan.table(true).lines().count(), 1 + plan.lines().len());
     assert_eq!(plan.lines().len(), inventory(true).sites.len() + inventory(true).others.len());
 }
+
+#[test]
+fn a_table_that_is_embedding_and_head_can_be_solved_instead_of_rounded() {
+    let settled = |tied| {
+        let modules = vec!["model.embed_tokens".to_string()];
+        let table = crate::FusedGroup { name: "embedding".into(), modules, layer: None, kind: "embedding".into(), weights: 256_000 };
+        Recipe::mixed(false).settled(&inventory(tied), &[(&table, "w8a16".parse().ok())]).unwrap()
+    };
+    let solver_of_table = |recipe: &Recipe| {
+        let plan = Plan::new(recipe, &inventory(true), false).unwrap();
+        plan.lines().iter().find(|line| line.name == "model.embed_tokens").unwrap().action.clone()
+    };
+    let gptq = SolverChoice::Gptq(crate::GptqSettings::USUAL);
+    let rounded = settled(true);
+    let solved = rounded.solving_table(&inventory(true), gptq).unwrap();
+    assert_ne!(solver_of_table(&rounded), solver_of_table(&solved));
+    assert!(matches!(solver_of_table(&solved), Action::Quantize { solver, .. } if solver == gptq));
+    assert_eq!(solved.solving_table(&inventory(true), gptq), None, "it is already");
+    let apart = settled(false);
+    assert_eq!(apart.solving_table(&inventory(false), gptq), None, "a table that is only looked up stays rounded");
+}

@@ -1,6 +1,6 @@
 //! Steps whose schemes are chosen by measurement: what they say, and what becomes of them once the choice is made.
 
-use super::{GptqSettings, Recipe, SolverChoice, Step, Target, parse};
+use super::{GptqSettings, Recipe, SolverChoice, Step, Target, is_tied, parse};
 use crate::{Error, FusedGroup, Inventory, Menu, Site, plan::deciding_steps};
 use octet_model::Role;
 use octet_tensor::Scheme;
@@ -17,6 +17,8 @@ pub struct MixedStep {
     pub bits_per_weight: Option<f64>,
     /// What chooses the codes of all tensors but tables that are looked up.
     pub solver: SolverChoice,
+    /// Whether all targets get the same scheme: each of `schemes` is then tried whole, instead of one found for each group.
+    pub whole: bool,
 }
 
 /// The scheme that stands for a choice not made yet, in forecasts.
@@ -26,7 +28,7 @@ impl MixedStep {
     /// All linears, embedding and head, with the usual schemes and solver.
     pub fn usual() -> Self {
         let targets = ["linears", "embedding", "head"].map(Target::named).into();
-        Self { targets, schemes: vec![], bits_per_weight: None, solver: SolverChoice::Gptq(GptqSettings::USUAL) }
+        Self { targets, schemes: vec![], bits_per_weight: None, solver: SolverChoice::Gptq(GptqSettings::USUAL), whole: false }
     }
 
     /// The schemes to choose from.
@@ -45,6 +47,9 @@ impl MixedStep {
         if !self.schemes.is_empty() {
             let schemes: Vec<String> = self.schemes.iter().map(|scheme| parse::quoted(&scheme.to_string())).collect();
             writeln!(f, "schemes = [{}]", schemes.join(", "))?;
+        }
+        if self.whole {
+            writeln!(f, "whole = true")?;
         }
         self.bits_per_weight.map_or(Ok(()), |bits| writeln!(f, "bits_per_weight = {bits:?}"))
     }
@@ -75,10 +80,15 @@ impl Recipe {
         Ok(sites.map(|(site, _)| site.linear.module.clone()).collect())
     }
 
-    /// The recipe with 4 bits in the place of its mixed step: for forecasts, before anything was measured.
+    /// The recipe with 4 bits, or the first scheme that is to be tried whole, in the place of its mixed step: for forecasts, before
+    /// anything was measured.
     pub fn provisional(&self) -> Self {
+        let scheme = |mixed: &MixedStep| match mixed.schemes.first() {
+            Some(first) if mixed.whole => Ok(*first),
+            _ => PROVISIONAL.parse(),
+        };
         let settle = |step: &Step| match step {
-            Step::Mixed(mixed) => match PROVISIONAL.parse() {
+            Step::Mixed(mixed) => match scheme(mixed) {
                 Ok(scheme) => Step::Quantize { targets: mixed.targets.clone(), scheme, solver: mixed.solver },
                 Err(_) => Step::Keep { targets: mixed.targets.clone() },
             },
@@ -100,6 +110,22 @@ impl Recipe {
             }
         }
         Ok(Self { steps, portable: self.portable })
+    }
+
+    /// This recipe, as [`Recipe::settled`] made it, with a table that is embedding and head at once solved with `solver` instead of
+    /// rounded; `None` where there is no such table.
+    pub fn solving_table(&self, inventory: &Inventory, solver: SolverChoice) -> Option<Self> {
+        let table = inventory.sites.iter().find(|site| is_tied(&site.linear))?;
+        let target = Target::site(&table.linear).ok()?;
+        let mut solving = self.clone();
+        for step in &mut solving.steps {
+            if let Step::Quantize { targets, solver: own, .. } = step
+                && targets.contains(&target)
+            {
+                *own = solver;
+            }
+        }
+        (solving != *self).then_some(solving)
     }
 }
 

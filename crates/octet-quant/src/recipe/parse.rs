@@ -105,15 +105,21 @@ fn mixed(mut table: Table, place: &str) -> Result<Step, Error> {
         Some(Value::Integer(bits @ 1..=16)) => Some(bits as f64),
         Some(other) => return fail(format!("{place}: bits_per_weight must be a number above 0 and up to 16, not {other}")),
     };
+    let whole = flag(&mut table, place, "whole", false)?;
+    if whole && schemes.is_empty() {
+        return fail(format!(
+            "{place}: whole = true tries each of some schemes for everything; name them, such as schemes = [\"w8a8-c1\", \"w8a8-o6\"]"
+        ));
+    }
     let solver = if table.contains_key("solver") {
         let (solver, keys) = solver(&mut table, place)?;
-        no_more(&table, &format!("{place} (mixed)"), &keys.replace("scheme", "schemes, bits_per_weight"))?;
+        no_more(&table, &format!("{place} (mixed)"), &keys.replace("scheme", "schemes, whole, bits_per_weight"))?;
         solver
     } else {
-        no_more(&table, &format!("{place} (mixed)"), "action, targets, schemes, bits_per_weight, solver and its keys")?;
+        no_more(&table, &format!("{place} (mixed)"), "action, targets, schemes, whole, bits_per_weight, solver and its keys")?;
         SolverChoice::Gptq(GptqSettings::USUAL)
     };
-    Ok(Step::Mixed(MixedStep { targets, schemes, bits_per_weight, solver }))
+    Ok(Step::Mixed(MixedStep { targets, schemes, bits_per_weight, solver, whole }))
 }
 
 /// A step that learns.
@@ -288,6 +294,19 @@ mod tests {
             taught.steps.push(Step::Distill(DistillStep { steps: 7, codes: 0.0, ..DistillStep::USUAL }));
             assert_eq!(recipe(&taught.to_string()).unwrap(), taught);
         }
+    }
+
+    #[test]
+    fn schemes_tried_whole_have_to_be_named() {
+        let step = |rest: &str| format!("[[step]]\naction='mixed'\ntargets=['linears']\nsolver='rtn'\n{rest}");
+        let made = recipe(&step("schemes=['w8a8-c1', 'w8a8-o6']\nwhole=true")).unwrap();
+        assert!(made.mixed_step().unwrap().whole);
+        assert_eq!(recipe(&made.to_string()).unwrap(), made);
+        let scheme = made.mixed_step().unwrap().schemes[0];
+        let Step::Quantize { scheme: provisional, .. } = made.provisional().steps[0] else { panic!("{made}") };
+        assert_eq!(provisional, scheme, "what is forecast is one of them");
+        insta::assert_snapshot!(error(&step("whole=true")), @r#"the recipe makes no sense: step 1: whole = true tries each of some schemes for everything; name them, such as schemes = ["w8a8-c1", "w8a8-o6"]"#);
+        insta::assert_snapshot!(error(&step("whole=1")), @"the recipe makes no sense: step 1: whole must be true or false, not 1");
     }
 
     proptest! {

@@ -92,6 +92,11 @@ struct Work<'s> {
 }
 
 impl Work<'_> {
+    /// Bytes where it stays as it is.
+    fn kept(&self) -> u64 {
+        self.sites.iter().map(|site| would_take(site, None)).sum()
+    }
+
     /// Whether these are losses of this group under these schemes, measured as they would be.
     fn is(&self, known: &GroupLosses) -> bool {
         let measured = known.options.iter().enumerate().filter(|(_, o)| o.measured && o.scheme.is_some()).map(|(index, _)| index);
@@ -177,6 +182,18 @@ impl SensitivityRun<'_> {
         Ok(Sensitivities { method, tokens: samples.tokens().len(), substitutions, groups })
     }
 
+    /// The groups and what each scheme takes of them, no loss measured: for choices that are measured whole.
+    pub fn unmeasured(&self) -> Sensitivities {
+        let bytes = |scheme, bytes| OptionLoss { scheme, bytes, error: 0.0, loss: 0.0, measured: false };
+        let of = |work: Work<'_>| {
+            let mut options: Vec<OptionLoss> = work.schemes.iter().map(|&(scheme, of)| bytes(Some(scheme), of)).collect();
+            options.push(bytes(None, work.kept()));
+            GroupLosses { group: work.group, options }
+        };
+        let groups = self.work(&Way { tokens: 0, anchors: 0, stride: 1 }).into_iter().map(of).collect();
+        Sensitivities { method: Method::Estimated, tokens: 0, substitutions: 0, groups }
+    }
+
     /// The most exact way that the effort allows.
     fn way(&self, graph: &BlockGraph) -> Way {
         let cost = |tokens: usize, anchors: usize, stride: usize| -> f64 {
@@ -225,7 +242,6 @@ impl SensitivityRun<'_> {
         statistics: &BTreeMap<InputSite, InputStatistics>,
         tick: &mut dyn FnMut(f64) -> Result<(), Error>,
     ) -> Result<GroupLosses, Error> {
-        let kept = work.sites.iter().map(|site| would_take(site, None)).sum();
         let mut options = vec![];
         let mut stage = match work.group.layer {
             Some(layer) if !work.anchors.is_empty() => Some(Stage::load(self.engine, graph, Place::Layer(layer), self.base(), None)?),
@@ -255,7 +271,7 @@ impl SensitivityRun<'_> {
             let loss = if measured { (diverged(matrices, probe)? - others).max(0.0) } else { 0.0 };
             options.push(OptionLoss { scheme: Some(scheme), bytes, error: sums.weighted_relative(), loss, measured });
         }
-        options.push(OptionLoss { scheme: None, bytes: kept, error: 0.0, loss: 0.0, measured: true });
+        options.push(OptionLoss { scheme: None, bytes: work.kept(), error: 0.0, loss: 0.0, measured: true });
         Ok(GroupLosses { group: work.group.clone(), options })
     }
 

@@ -9,7 +9,9 @@ use crate::{
 use anyhow::{Context, Result};
 use octet_formats::Folder;
 use octet_model::{ArchSpec, Role};
-use octet_quant::{AwqSettings, DistillStep, Flags, GptqSettings, Precision, Recipe, SmoothSettings, SolverChoice, Step, TransformChoice};
+use octet_quant::{
+    AwqSettings, DistillStep, Flags, GptqSettings, MixedStep, Precision, Recipe, SmoothSettings, SolverChoice, Step, TransformChoice,
+};
 use octet_tensor::{Activations, Limit, Scheme, Share};
 
 /// Scale candidates that make a search quick.
@@ -36,6 +38,8 @@ const MLP: &str = "w4a16-g32";
 pub(super) enum Asked {
     /// One scheme for all linears, with its name.
     Scheme(String, Flags),
+    /// LLM.int8: its forms under this name, each tried whole.
+    Outliers(String, Flags),
     /// 8 bits for attention, 4 for the MLPs.
     AttentionMlp,
     /// A recipe, with its name.
@@ -49,7 +53,7 @@ impl Asked {
     pub(super) fn label(&self) -> String {
         match self {
             Self::AttentionMlp => "attention8-mlp4".into(),
-            Self::Scheme(name, _) | Self::Recipe(name, _) => name.clone(),
+            Self::Scheme(name, _) | Self::Outliers(name, _) | Self::Recipe(name, _) => name.clone(),
             Self::Distilled(asked, _) => format!("{}-distilled", asked.label()),
         }
     }
@@ -66,6 +70,7 @@ impl Asked {
                 Ok(recipe)
             }
             Self::Scheme(_, flags) => Ok(Recipe::from_flags(flags, spec.head().tied)?),
+            Self::Outliers(_, flags) => Ok(outliers(flags, spec.head().tied)?),
             Self::AttentionMlp => {
                 let read = |text: &str| text.parse::<Scheme>().map_err(|error| octet_flow::Error::Internal(error.to_string()));
                 let (attention, scheme) = (read(ATTENTION)?, read(MLP)?);
@@ -81,6 +86,22 @@ impl Asked {
             }
         }
     }
+}
+
+/// The forms of LLM.int8 for all linears, of which the one is taken that diverges least: inputs beyond a limit, which is best where
+/// large values are in no columns of their own, and fixed columns.
+fn outliers(flags: &Flags, tied: bool) -> Result<Recipe, octet_quant::Error> {
+    let mut recipe = Recipe::from_flags(flags, tied)?;
+    let forms = [Activations::Int8Beside(Share::USUAL), Activations::Int8Below(Limit::USUAL), Activations::Int8Below(Limit::LOW)];
+    for step in &mut recipe.steps {
+        if let Step::Quantize { targets, scheme, solver } = step
+            && targets.iter().any(|target| target.as_str() == "linears")
+        {
+            let schemes = forms.map(|activations| Scheme { activations, ..*scheme }).into();
+            *step = Step::Mixed(MixedStep { targets: targets.clone(), schemes, bits_per_weight: None, solver: *solver, whole: true });
+        }
+    }
+    Ok(recipe)
 }
 
 fn rounding(candidates: Option<usize>) -> SolverChoice {
@@ -105,8 +126,12 @@ pub(super) fn flags(args: &Quantize, scheme: Scheme, method: Method) -> Flags {
 /// One scheme by a method.
 fn plain(args: &Quantize, text: &str, method: Method) -> Result<Asked> {
     let scheme: Scheme = text.trim().parse()?;
-    let scheme = if method == Method::LlmInt8 { with_outliers_aside(args, scheme)? } else { scheme };
-    Ok(Asked::Scheme(scheme.short(), flags(args, scheme, method)))
+    if method != Method::LlmInt8 {
+        return Ok(Asked::Scheme(scheme.short(), flags(args, scheme, method)));
+    }
+    let aside = with_outliers_aside(args, scheme)?;
+    let (measurable, flags) = (!args.fast && !args.no_calibration, flags(args, aside, method));
+    Ok(if aside != scheme && measurable { Asked::Outliers("llm-int8".into(), flags) } else { Asked::Scheme(aside.short(), flags) })
 }
 
 /// The scheme with large inputs multiplied as floats: the columns that calibration saw largest, whatever their size; without

@@ -24,6 +24,9 @@ pub(super) const FILE: &str = "mixed_precision.json";
 /// Seconds from which a search is announced.
 const WORTH_SAYING: f64 = 60.0;
 
+/// Bits a weight that everything fits into.
+const ANY: f64 = 64.0;
+
 /// A share as whole units of a progress bar.
 const UNITS: f64 = 1000.0;
 
@@ -37,8 +40,11 @@ pub(super) struct Mixed<'a> {
 
 /// How large the result of a recipe with a mixed step may be, where that was said.
 pub(super) fn budget(args: &Quantize, prepared: &Prepared) -> Option<Budget> {
-    let bits = prepared.settings().recipe.mixed_step().and_then(|step| step.bits_per_weight).map(Budget::BitsPerWeight);
-    bits.or_else(|| args.judge.max_size.map(|size| Budget::FolderBytes(size.0)))
+    let step = prepared.settings().recipe.mixed_step();
+    let bits = step.and_then(|step| step.bits_per_weight).map(Budget::BitsPerWeight);
+    let size = args.judge.max_size.map(|size| Budget::FolderBytes(size.0));
+    // What is tried whole is compared by what it loses, and may be as large as it is.
+    bits.or(size).or_else(|| step.filter(|step| step.whole).map(|_| Budget::BitsPerWeight(ANY)))
 }
 
 impl Mixed<'_> {
@@ -146,6 +152,9 @@ impl Mixed<'_> {
     }
 
     fn measured(&mut self, sensitivities: &Sensitivities, cached: bool, started: Instant) {
+        if sensitivities.tokens == 0 {
+            return;
+        }
         let (groups, schemes) = (sensitivities.groups.len(), sensitivities.groups.iter().map(|g| g.options.len()).max().unwrap_or(0));
         let how = if cached { "known from an earlier run".to_string() } else { format!("in {}", ui::duration(started.elapsed())) };
         self.say(&format!(

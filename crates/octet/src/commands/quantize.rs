@@ -290,7 +290,9 @@ impl Session<'_> {
         let args = self.args;
         let policy = self.policy(ladder);
         let scheme = match asked {
-            Asked::Scheme(_, flags) if flags.transform.is_none() || args.preset.is_none() => Some((flags.scheme, flags.solver)),
+            Asked::Scheme(_, flags) | Asked::Outliers(_, flags) if flags.transform.is_none() || args.preset.is_none() => {
+                Some((flags.scheme, flags.solver))
+            }
             _ => None,
         };
         let text = if policy.ladder { calibration::times(args, &self.input, prepared) } else { Err("there is no ladder".into()) };

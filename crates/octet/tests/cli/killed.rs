@@ -6,6 +6,7 @@ use octet_testkit::Random;
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::process::ExitStatusExt,
     path::Path,
     process::{Command, Stdio},
     thread::sleep,
@@ -96,6 +97,37 @@ fn killed_at_any_moment(run: &str, enough: usize) {
         assert!(!sandbox.path(WORK).exists(), "nothing is left of finished work");
     }
     assert!(spills > 0 || !run.contains("--memory-budget"), "no run was killed while hidden states were on disk");
+}
+
+/// Moments that chance would not meet: around the renames that replace a folder, in the middle of a write of hidden states or of a
+/// line of the journal.
+#[test]
+fn killed_at_named_moments_a_run_goes_on_to_the_same_bytes() {
+    if !cfg!(debug_assertions) {
+        eprintln!("skipped: moments have no names in a build without debug assertions");
+        return;
+    }
+    let moments = [
+        (RUN, &["before renames", "between renames", "after renames", "spill", "spill:5", "journal", "journal:3"][..]),
+        (DISTILLED, &["journal:3", "between renames"]),
+    ];
+    for (run, moments) in moments {
+        let sandbox = sandbox();
+        sandbox.octet(run).done();
+        let expected = files(&sandbox.path("out"));
+        for (threads, moment) in moments.iter().enumerate().map(|(at, moment)| (1 + at % 2, moment)) {
+            let replace = format!("{run} --force");
+            let ended = command(&sandbox, &replace, threads).env(octet_formats::KILL_AT, moment).status().unwrap();
+            assert_eq!(ended.signal(), Some(9), "{moment}: {ended:?}");
+            // Whatever has the name is complete.
+            if sandbox.path("out").exists() {
+                assert_eq!(files(&sandbox.path("out")), expected, "{moment}");
+            }
+            assert!(command(&sandbox, &replace, 3 - threads).status().unwrap().success(), "{moment}");
+            assert_eq!(files(&sandbox.path("out")), expected, "{moment}");
+            assert!(!sandbox.path(WORK).exists(), "{moment}: nothing is left of finished work");
+        }
+    }
 }
 
 /// Kills a run as soon as so many stages are finished.
@@ -194,4 +226,23 @@ fn ctrl_c_keeps_finished_blocks_and_says_how_to_go_on() {
     assert!(said.contains("blocks; run the same command again to go on from there"), "{said}");
     assert!(sandbox.path(WORK).exists() && !sandbox.path("out").exists());
     sandbox.octet(RUN).done();
+}
+
+/// A limit on the size of files stands in for a disk that is full once hidden states are written to it.
+#[test]
+fn a_disk_that_fills_up_with_hidden_states_stops_a_run_that_goes_on() {
+    let sandbox = sandbox();
+    let run = RUN.replace("samples 16", "samples 64");
+    sandbox.octet(&run).done();
+    let expected = files(&sandbox.path("out"));
+    fs::remove_dir_all(sandbox.path("out")).unwrap();
+    // Those of 4096 tokens take 1 MB, everything else is smaller.
+    let script = format!("trap '' XFSZ; ulimit -f 512; exec \"$0\" {run}");
+    let mut bash = assert_cmd::Command::new("bash");
+    let ended = crate::sandbox::ended(bash.current_dir(sandbox.path("")).args(["-c", &script, env!("CARGO_BIN_EXE_octet")]));
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("hidden.f32") && ended.stderr.contains("run the same command again to go on"), "{ended:?}");
+    assert!(!sandbox.path("out").exists());
+    sandbox.octet(&run).done();
+    assert_eq!(files(&sandbox.path("out")), expected);
 }

@@ -39,7 +39,10 @@ fn planted_outliers_are_refused_with_plain_activations_and_accepted_when_smoothe
     assert_eq!((&aside["reports"][0]["status"], &aside["reports"][0]["scheme"]), (&"accepted".into(), &"w8a8-o6".into()));
     let fixed = format!("quantize planted fixed --method llm-int8 --calibration-samples 8 {JUDGED}");
     let fixed = sandbox.octet(&fixed).done().json();
-    assert_eq!((&fixed["reports"][0]["status"], &fixed["reports"][0]["scheme"]), (&"accepted".into(), &"w8a8-c1".into()));
+    assert_eq!((&fixed["reports"][0]["status"], &fixed["reports"][0]["scheme"]), (&"accepted".into(), &"llm-int8".into()));
+    let tried = sandbox.json("fixed/mixed_precision.json")["candidates"].as_array().unwrap().clone();
+    let chosen: Vec<_> = tried.iter().filter(|one| one["chosen"] == true).map(|one| one["what"].as_str().unwrap()).collect();
+    assert_eq!((tried.len(), &chosen[..]), (3, &["w8a8-c1 for all"][..]), "planted columns are what fixed columns are for: {tried:?}");
     let calls = fixed["reports"][0]["measures"]["kernels"].to_string();
     assert!(calls.contains("float-outliers"), "{calls}");
     let described = sandbox.json("smooth/quantization_config.json");
