@@ -1,100 +1,217 @@
 //! How long a verdict will take, from a short trial on this machine.
 
 use crate::{
-    Result,
+    Result, Side,
     health::{HealthOptions, MODES},
-    speed::SpeedOptions,
+    reference,
+    score::{Runner, per_row, rows_at_once},
+    speed::{self, SpeedOptions},
+    timing::Lane,
 };
 use octet_model::{Logits, Model, Sequence, Step};
+use octet_runtime::{Sampler, SamplerConfig, draw_each};
 use std::time::Instant;
 
-/// Tokens of the trial's prompt.
-const TRIAL_TOKENS: usize = 256;
+/// Tokens of a piece of the trial's window.
+const PIECE: usize = 448;
 
 /// Steps of the trial's decoding that are timed; the fastest counts.
 const TRIAL_STEPS: usize = 4;
 
-/// What the statistics of a token (its divergence, entropy, top tokens) cost beside the forward pass.
-const STATISTICS: f64 = 1.05;
-
-/// Pace of one model in the two phases.
+/// Pace of a model in windows of text and in texts of its own.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
-    /// Seconds a token of a window takes.
+    /// Seconds a token of a window takes that nothing stands before.
     pub token: f64,
-    /// Seconds a step takes in which the texts of the health check, of both modes, all grow by a token.
+    /// How many more it takes for every token before it.
+    pub depth: f64,
+    /// Seconds a step takes in which all texts of the health check, of both modes, grow by a token, where they hold hardly any.
     pub step: f64,
-    /// Seconds a step takes with one sequence.
-    pub single: f64,
+    /// How many more it takes for every token that a text holds.
+    pub held: f64,
+}
+
+/// What is timed of a model for [`Pace`].
+#[derive(Clone, Copy)]
+pub struct Trial<'a> {
+    /// Tokens of some text.
+    pub ids: &'a [u32],
+    /// Which side of a judgement it is.
+    pub side: Side,
+    /// How its texts are generated.
+    pub health: &'a HealthOptions,
 }
 
 impl Pace {
-    /// Times `model` for a fraction of a second; from each of `prompts` prompts the health check generates in every mode.
+    /// Times `model` for a second or less.
     ///
     /// # Errors
     /// If the model fails.
-    pub fn of(model: &Model, ids: &[u32], prompts: usize) -> Result<Self> {
-        let prompt: Vec<u32> = ids.iter().copied().take(TRIAL_TOKENS.min(model.context() / 2)).collect();
-        let mut out = vec![];
-        let mut seconds = vec![];
+    pub fn of(model: &Model, trial: Trial<'_>) -> Result<Self> {
+        // Two pieces of a window, one after the other, twice: what comes later in a window takes longer.
+        let room = model.context().saturating_sub(TRIAL_STEPS) / 2;
+        let piece = PIECE.min(rows_at_once(model, 1)).min(room).max(1);
+        let text: Vec<u32> = trial.ids.iter().copied().cycle().take(2 * piece).collect();
+        let mut fastest = [f64::INFINITY; 2];
+        let mut runners = vec![];
         for _ in 0..2 {
-            let mut sequence = model.new_sequence();
-            let started = Instant::now();
-            model.forward(&mut [Step { sequence: &mut sequence, tokens: &prompt, logits: Logits::All }], &mut out, None)?;
-            seconds.push(started.elapsed().as_secs_f64());
-        }
-        let token = seconds.iter().copied().fold(f64::INFINITY, f64::min) / prompt.len().max(1) as f64;
-        let mut steps = |count: usize| -> Result<f64> {
-            let mut sequences: Vec<Sequence> = (0..count.max(1)).map(|_| model.new_sequence()).collect();
-            let mut fastest = f64::INFINITY;
-            for _ in 0..TRIAL_STEPS {
-                let tokens = &prompt[..1.min(prompt.len())];
-                let mut batch: Vec<Step<'_>> =
-                    sequences.iter_mut().map(|sequence| Step { sequence, tokens, logits: Logits::Last }).collect();
+            let mut runner = Runner::new(model);
+            for (tokens, fastest) in text.chunks(piece).zip(&mut fastest) {
                 let started = Instant::now();
-                model.forward(&mut batch, &mut out, None)?;
-                // A step's entropies; and drawing costs about as much.
-                for _ in 0..2 {
-                    let entropies = out.chunks_exact(model.spec().vocab_size()).map(|row| model.engine().logit_sums(row).entropy);
-                    std::hint::black_box(entropies.sum::<f64>());
-                }
-                fastest = fastest.min(started.elapsed().as_secs_f64());
+                runner.forward(tokens)?;
+                statistics(model, &runner, tokens.len(), trial.side);
+                *fastest = fastest.min(started.elapsed().as_secs_f64());
             }
-            Ok(fastest)
-        };
-        Ok(Self { token, step: steps(MODES.len() * prompts)?, single: steps(1)? })
+            runners.push(runner);
+        }
+        let [first, second] = fastest.map(|seconds| seconds / piece as f64);
+        let depth = ((second - first) / piece as f64).max(0.0);
+        let mut long: Vec<Sequence> = runners.into_iter().map(Runner::into_sequence).collect();
+        let mut short: Vec<Sequence> = long.iter().map(|_| model.new_sequence()).collect();
+        let (far, near) = (step(model, &text, &mut long, trial.health)?, step(model, &text, &mut short, trial.health)?);
+        let held = ((far - near) / (2 * piece * long.len()) as f64).max(0.0);
+        drop((long, short));
+        let mut texts: Vec<Sequence> = (0..sequences(trial.health)).map(|_| model.new_sequence()).collect();
+        let step = step(model, &text, &mut texts, trial.health)?;
+        Ok(Self { token: (first - depth * piece as f64 / 2.0).max(0.0), depth, step, held })
     }
 
-    /// Seconds for so many tokens of windows and the texts of the health check.
-    fn judged(&self, tokens: usize, health: &HealthOptions) -> f64 {
-        STATISTICS * (tokens as f64 * self.token + health.tokens as f64 * self.step)
+    /// Seconds for windows of so many tokens each.
+    fn windows(&self, lengths: &[usize]) -> f64 {
+        lengths.iter().map(|&tokens| self.token * tokens as f64 + self.depth * (tokens * tokens) as f64 / 2.0).sum()
+    }
+
+    /// Seconds for the texts of the health check, if none of them ends before its time.
+    fn texts(&self, health: &HealthOptions) -> f64 {
+        let (texts, tokens) = (sequences(health) as f64, health.tokens as f64);
+        let holding = texts * (health.prompt_tokens as f64 + tokens / 2.0);
+        texts * health.prompt_tokens as f64 * self.token + tokens * (self.step + self.held * holding)
     }
 }
 
-/// Seconds that judging a variant on so many `tokens` will take: its own passes, the original's where they are not stored, and
-/// the paired measurement of speed.
-pub fn forecast(original: &Pace, variant: &Pace, tokens: usize, health: &HealthOptions, speed: &SpeedOptions, stored: bool) -> f64 {
-    let repetition = speed.repetition.as_secs_f64();
-    let decode = repetition.max(original.single) * (1.0 + variant.single / original.single);
-    let prefill = speed.prefill_tokens as f64 * (original.token + variant.token);
-    let timed = |pairs: usize, pair: f64| (pairs as f64 * pair).min(speed.budget.as_secs_f64() / 2.0 + pair);
-    let own = variant.judged(tokens, health);
-    own + if stored { 0.0 } else { original.judged(tokens, health) } + timed(speed.pairs, decode) + timed(speed.pairs / 2, prefill)
+fn sequences(health: &HealthOptions) -> usize {
+    MODES.len() * health.prompts.max(1)
+}
+
+/// What is done with every row of logits.
+fn statistics(model: &Model, runner: &Runner<'_>, rows: usize, side: Side) {
+    let engine = model.engine();
+    per_row(engine, rows, |row| match side {
+        Side::Original => reference::rehearse(engine, runner.row(row)),
+        Side::Variant => drop(std::hint::black_box(engine.logit_sums(runner.row(row)))),
+    });
+}
+
+/// Seconds of the fastest of a few steps in which all sequences grow by a token, half of them greedily.
+fn step(model: &Model, text: &[u32], sequences: &mut [Sequence], health: &HealthOptions) -> Result<f64> {
+    let (engine, vocab, count) = (model.engine(), model.spec().vocab_size(), sequences.len());
+    let config = |at: usize| {
+        if 2 * at < count { SamplerConfig::greedy() } else { SamplerConfig::sampled(health.temperature, health.seed) }
+    };
+    let mut samplers = (0..count).map(|at| Ok(Sampler::new(config(at), &[])?)).collect::<Result<Vec<_>>>()?;
+    let (mut fastest, mut out) = (f64::INFINITY, vec![]);
+    let room = model.context() - sequences.iter().map(Sequence::len).max().unwrap_or(0);
+    for at in 0..TRIAL_STEPS.min(text.len()).min(room) {
+        let tokens = &text[at..at + 1];
+        let mut batch: Vec<Step<'_>> = sequences.iter_mut().map(|sequence| Step { sequence, tokens, logits: Logits::Last }).collect();
+        let started = Instant::now();
+        model.forward(&mut batch, &mut out, None)?;
+        for row in out.chunks_exact(vocab) {
+            std::hint::black_box(engine.logit_sums(row).entropy);
+        }
+        let draws = samplers.iter_mut().zip(out.chunks_exact_mut(vocab)).map(|(sampler, row)| (sampler, at, row)).collect();
+        for drawn in draw_each(engine, draws) {
+            drawn?;
+        }
+        fastest = fastest.min(started.elapsed().as_secs_f64());
+    }
+    Ok(if fastest.is_finite() { fastest } else { 0.0 })
+}
+
+/// How long a model's turns in the paired measurement of speed take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Turn {
+    /// Seconds of a decoding step of one sequence.
+    pub step: f64,
+    /// Seconds a token of a prompt takes.
+    pub token: f64,
+}
+
+impl Turn {
+    /// Times `model` for a fraction of a second.
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub fn of(model: &Model, ids: &[u32], options: &SpeedOptions) -> Result<Self> {
+        let mut lane = Lane::new(model, None);
+        let prompt: Vec<u32> = ids.iter().copied().cycle().take(options.prefill_tokens.clamp(1, model.context())).collect();
+        let mut fastest = f64::INFINITY;
+        for _ in 0..2 {
+            fastest = fastest.min(lane.prefill(&prompt)?.seconds);
+        }
+        let held = &prompt[..options.prompt_tokens.clamp(1, prompt.len().div_ceil(2))];
+        let steps = TRIAL_STEPS.min(model.context() - held.len()).max(1);
+        lane.decode(held, 1, 1)?;
+        let decoded = lane.decode(held, 1, steps)?.seconds;
+        Ok(Self { step: decoded / steps as f64, token: fastest / prompt.len() as f64 })
+    }
+}
+
+/// What a judgement consists of, beside the models.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// Tokens of each window.
+    pub windows: &'a [usize],
+    /// The texts both models write.
+    pub health: &'a HealthOptions,
+    /// Tokens read and written to answer questions, by both models where both have to.
+    pub questions: (usize, usize),
+    /// How speed is measured; `None` where it is not.
+    pub speed: Option<&'a SpeedOptions>,
+}
+
+/// Seconds that judging a variant will take: its own passes, those of the original where it has to be run (`None` where
+/// what it makes of the texts is known), and the paired measurement of speed.
+pub fn forecast(original: Option<&Pace>, variant: &Pace, turns: [&Turn; 2], job: Job<'_>) -> f64 {
+    let passes = |pace: &Pace| pace.windows(job.windows) + pace.texts(job.health);
+    let [base, quant] = turns;
+    let (read, written) = job.questions;
+    let questions = variant.token * read as f64 + quant.step * written as f64;
+    original.map_or(0.0, passes) + passes(variant) + questions + job.speed.map_or(0.0, |options| speed::seconds(options, [(base.step, base.token), (quant.step, quant.token)]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const PACE: Pace = Pace { token: 1e-3, depth: 0.0, step: 0.01, held: 0.0 };
+    const TURN: Turn = Turn { step: 0.004, token: 1e-3 };
+
+    fn job(windows: &[usize]) -> Job<'_> {
+        const HEALTH: &HealthOptions = &HealthOptions { prompts: 32, prompt_tokens: 24, tokens: 256, temperature: 0.8, seed: 0, family_error: 0.001 };
+        Job { windows, health: HEALTH, questions: (0, 0), speed: None }
+    }
+
     #[test]
-    fn what_is_stored_is_not_forecast_again() {
-        let pace = Pace { token: 1e-3, step: 0.01, single: 0.004 };
-        let (health, speed) = (HealthOptions::default(), SpeedOptions::default());
-        let both = forecast(&pace, &pace, 10_000, &health, &speed, false);
-        let one = forecast(&pace, &pace, 10_000, &health, &speed, true);
-        // 10,000 tokens at 1 ms and 256 steps at 10 ms, with 5 % for statistics.
-        assert!((both - one - 1.05 * 12.56).abs() < 1e-9, "{both} {one}");
-        let twice = forecast(&pace, &Pace { token: 2e-3, ..pace }, 10_000, &health, &speed, true);
-        assert!(twice > one + 10.0);
+    fn what_is_known_is_not_forecast_again() {
+        let windows = [500; 20];
+        let both = forecast(Some(&PACE), &PACE, [&TURN; 2], job(&windows));
+        let one = forecast(None, &PACE, [&TURN; 2], job(&windows));
+        // 10,000 tokens of windows and 64 prompts of 24 at 1 ms, 256 steps at 10 ms.
+        assert!((one - 10.0 - 1.536 - 2.56).abs() < 1e-9 && (both - 2.0 * one).abs() < 1e-9, "{both} {one}");
+        let asked = forecast(None, &PACE, [&TURN; 2], Job { questions: (1000, 50), ..job(&windows) });
+        assert!((asked - one - 1.0 - 0.2).abs() < 1e-9, "{asked}");
+    }
+
+    #[test]
+    fn long_windows_and_long_texts_cost_more() {
+        let deep = Pace { depth: 1e-6, ..PACE };
+        let of = |pace: &Pace, windows: &[usize]| forecast(None, pace, [&TURN; 2], job(windows));
+        assert!((of(&PACE, &[2000]) - of(&PACE, &[1000; 2])).abs() < 1e-9);
+        // ½ · 1e-6 · (2000² − 2 · 1000²)
+        assert!((of(&deep, &[2000]) - of(&deep, &[1000; 2]) - 1.0).abs() < 1e-9);
+        // 256 steps of 64 texts that hold 24 + 128 tokens on average.
+        let held = Pace { held: 1e-7, ..PACE };
+        assert!((of(&held, &[]) - of(&PACE, &[]) - 256.0 * 64.0 * 152.0 * 1e-7).abs() < 1e-9);
     }
 }

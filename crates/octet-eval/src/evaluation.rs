@@ -64,13 +64,13 @@ impl EvaluationWindows {
         self.texts.iter().map(|(_, windows)| windows).chain(&self.long).map(Windows::tokens).sum()
     }
 
-    /// Predicted tokens of a first look, long windows included: all of them where there is but one look.
-    pub fn first_tokens(&self, limits: &Thresholds) -> usize {
-        if !self.has_two_looks(limits) {
-            return self.tokens();
-        }
-        let halves = self.texts.iter().map(|(_, windows)| windows.every_second(true).tokens()).sum::<usize>();
-        halves + self.long.as_ref().map_or(0, Windows::tokens)
+    /// Predicted tokens of each window of a first look, long windows included: of all windows where there is but one look, and
+    /// where `all` are asked for.
+    pub fn lengths(&self, limits: &Thresholds, all: bool) -> Vec<usize> {
+        let all = all || !self.has_two_looks(limits);
+        let looked = |windows: &Windows| if all { windows.clone() } else { windows.every_second(true) };
+        let windows = self.texts.iter().map(|(_, windows)| looked(windows)).chain(self.long.clone());
+        windows.flat_map(|windows| windows.windows).map(|window| window.len() - 1).collect()
     }
 
     /// Whether half of the windows may decide: they hold [`GOOD_BLOCKS`] blocks, and of every text that is judged by itself the

@@ -35,12 +35,14 @@ pub fn parts_at(a: &str, b: &str) -> Option<usize> {
 const GREEDY: usize = 4;
 const SAMPLED: usize = 2;
 
-/// A few of the texts that both models wrote for the health check.
+/// A few of the texts that both models wrote for the health check: the first of those that part, then the first of the others.
 pub fn of_health(prompts: &[String], base: &HealthRun, quant: &HealthRun) -> Vec<Sample> {
     let mut samples = vec![];
     for (mode, (name, count)) in [("greedy", GREEDY), ("sampled", SAMPLED)].into_iter().enumerate() {
         let texts = prompts.iter().zip(base.texts[mode].iter().zip(&quant.texts[mode]));
-        samples.extend(texts.take(count).map(|(prompt, (base, quant))| Sample::new(name, prompt, base, quant)));
+        let (parted, same): (Vec<Sample>, Vec<Sample>) =
+            texts.map(|(prompt, (base, quant))| Sample::new(name, prompt, base, quant)).partition(|sample| sample.parts_at.is_some());
+        samples.extend(parted.into_iter().chain(same).take(count));
     }
     samples
 }
@@ -56,5 +58,16 @@ mod tests {
         assert_eq!(parts_at("ab", "abc"), Some(2));
         assert_eq!(parts_at("x", "y"), Some(0));
         assert_eq!(parts_at("", ""), None);
+    }
+
+    #[test]
+    fn what_parts_is_shown_first() {
+        let texts = |all: [&str; 6]| all.map(String::from).to_vec();
+        let run = |greedy, sampled| HealthRun { figures: [vec![], vec![]], texts: [texts(greedy), texts(sampled)], non_finite: false };
+        let base = run(["a"; 6], ["a"; 6]);
+        let quant = run(["a", "b", "a", "a", "c", "a"], ["a"; 6]);
+        let samples = of_health(&texts(["0", "1", "2", "3", "4", "5"]), &base, &quant);
+        let shown: Vec<_> = samples.iter().map(|sample| (&*sample.mode, &*sample.prompt)).collect();
+        assert_eq!(shown, [("greedy", "1"), ("greedy", "4"), ("greedy", "0"), ("greedy", "2"), ("sampled", "0"), ("sampled", "1")]);
     }
 }

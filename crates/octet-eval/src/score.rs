@@ -209,6 +209,11 @@ impl<'a> Runner<'a> {
         Ok(self.model.forward(&mut [step], &mut self.logits, None)?)
     }
 
+    /// The sequence it ran through.
+    pub(crate) fn into_sequence(self) -> Sequence {
+        self.sequence
+    }
+
     /// −ln of the probability of each of `targets`, the tokens that follow those of the last call.
     fn nll(&self, targets: &[u32]) -> Vec<f64> {
         let engine = self.model.engine();

@@ -4,7 +4,7 @@ use crate::{
     Error, Result,
     memory::available_memory,
     stats::{Interval, bootstrap_ratio, quantile},
-    timing::{Lane, Reading, Rounds, alternate},
+    timing::{Lane, Reading, Rounds, alternate, steps_within},
 };
 use octet_kernels::{Engine, limits::ReadBuffer};
 use octet_model::Model;
@@ -18,7 +18,7 @@ pub struct SpeedOptions {
     pub pairs: usize,
     /// Tokens in the cache when decoding starts.
     pub prompt_tokens: usize,
-    /// Tokens of one prefill repetition.
+    /// Tokens of one prefill repetition; half of them where that takes the original longer than [`SLOW_PROMPT`] seconds.
     pub prefill_tokens: usize,
     /// Time one repetition of the original should take at least.
     pub repetition: Duration,
@@ -43,6 +43,9 @@ impl Default for SpeedOptions {
 
 /// Steps of a repetition at most.
 const MOST_STEPS: usize = 256;
+
+/// Seconds above which a prompt is halved: its speed is reported and scored, but decides nothing.
+const SLOW_PROMPT: f64 = 0.1;
 
 /// Pairs below which no interval can be given (see [`bootstrap_ratio`]).
 const LEAST_PAIRS: usize = 8;
@@ -99,6 +102,9 @@ pub struct Speed {
     pub decode: PhaseSpeed,
     /// A whole prompt at once.
     pub prefill: PhaseSpeed,
+    /// Tokens of that prompt.
+    #[serde(default = "usual_prompt")]
+    pub prompt: usize,
     /// Threads of the engine.
     pub threads: usize,
     /// Instruction set of the engine.
@@ -131,17 +137,53 @@ pub fn measure(
     let mut lanes = [Lane::new(base, None), Lane::new(quant, None)];
     let steps = lanes[0].steps_for(&prompt, options.repetition, MOST_STEPS)?.min(context - prompt.len());
     let decode = paired(&mut lanes, options, progress, &|lane| lane.decode(&prompt, 1, steps))?;
-    let text = repeat(options.prefill_tokens);
+    let trial = repeat(options.prefill_tokens / 2);
+    let text = repeat(options.prompt(lanes[0].prefill(&trial)?.seconds / trial.len() as f64));
     let half = SpeedOptions { pairs: options.pairs / 2, ..*options };
     let prefill = paired(&mut lanes, &half, progress, &|lane| lane.prefill(&text))?;
     let engine = quant.engine();
     Ok(Speed {
         decode: phase(&decode, steps, options.seed),
         prefill: phase(&prefill, text.len(), options.seed),
+        prompt: text.len(),
         threads: engine.threads(),
         isa: engine.isa().to_string(),
         cache,
     })
+}
+
+/// The prompt of reports that do not say.
+fn usual_prompt() -> usize {
+    SpeedOptions::default().prefill_tokens
+}
+
+impl SpeedOptions {
+    /// Tokens of a prompt of which the original takes so many seconds a token.
+    fn prompt(&self, token: f64) -> usize {
+        if token * self.prefill_tokens as f64 > SLOW_PROMPT { self.prefill_tokens / 2 } else { self.prefill_tokens }
+    }
+
+    fn rounds(&self) -> Rounds {
+        Rounds { most: self.pairs.max(LEAST_PAIRS), least: LEAST_PAIRS, budget: self.budget / 2 }
+    }
+}
+
+/// Seconds that [`measure`] takes with models (the original first) whose steps of decoding, and tokens of a prompt, take so long.
+pub fn seconds(options: &SpeedOptions, models: [(f64, f64); 2]) -> f64 {
+    let [(step, token), _] = models;
+    // Once to warm up, then as often as there is time for.
+    let repeated = |pair: f64, options: &SpeedOptions| {
+        let rounds = options.rounds();
+        let within = (rounds.budget.as_secs_f64() / pair.max(1e-9)).ceil() as usize;
+        (1 + within.clamp(rounds.least, rounds.most)) as f64 * pair
+    };
+    let steps = steps_within(step, options.repetition, MOST_STEPS) as f64;
+    let decode: f64 = models.iter().map(|(step, _)| steps * step).sum();
+    let prompts: f64 = models.iter().map(|(_, token)| options.prompt_tokens as f64 * token).sum();
+    let prefill: f64 = models.iter().map(|(_, token)| options.prompt(models[0].1) as f64 * token).sum();
+    let trial = (options.prefill_tokens / 2) as f64 * token;
+    let half = SpeedOptions { pairs: options.pairs / 2, ..*options };
+    prompts + 3.0 * step + repeated(decode, options) + trial + repeated(prefill, &half)
 }
 
 /// Seconds of (original, quantized) in alternation, warm-up left out.
@@ -152,7 +194,7 @@ fn paired(
     time: &dyn Fn(&mut Lane<'_>) -> Result<Reading>,
 ) -> Result<Vec<(f64, f64)>> {
     lanes.iter_mut().try_for_each(|lane| time(lane).map(drop))?;
-    let rounds = Rounds { most: options.pairs.max(LEAST_PAIRS), least: LEAST_PAIRS, budget: options.budget / 2 };
+    let rounds = options.rounds();
     let mut turns = 0;
     let mut once_a_pair = || {
         turns += 1;
@@ -214,5 +256,16 @@ mod tests {
         // Median of 0.2 s and 0.6 s.
         assert!((speed.base_tok_s - 25.0).abs() < 1e-9);
         assert_eq!(phase(&pairs[..5], 10, 0).ratio, None);
+    }
+
+    #[test]
+    fn what_is_slow_is_measured_more_briefly() {
+        let options = SpeedOptions::default();
+        assert_eq!((options.prompt(1e-4), options.prompt(1e-3)), (256, 128));
+        let [quick, slow, slowest] = [1e-3, 0.1, 1.0].map(|step| seconds(&options, [(step, 1e-4), (step, 1e-4)]));
+        // 16 pairs of 25 steps and one to warm up; of 0.8 s 13 pairs fit into half of the budget; 8 there are always.
+        assert!((quick - 17.0 * 0.05 - 0.003 - 0.0128 - 0.0128 - 9.0 * 0.0512).abs() < 1e-9, "{quick}");
+        assert!((slow - 14.0 * 0.8 - 0.3 - 0.4864).abs() < 1e-9, "{slow}");
+        assert!((slowest - 9.0 * 8.0 - 3.0 - 0.4864).abs() < 1e-9, "{slowest}");
     }
 }

@@ -125,6 +125,24 @@ pub fn answers(model: &TextModel, set: &TaskSet, progress: Progress<'_>) -> Resu
     Ok(right)
 }
 
+/// Tokens that `model` reads to answer the questions, and tokens that it writes at the most.
+///
+/// # Errors
+/// As [`answers`], for questions.
+pub fn tokens(model: &TextModel, set: &TaskSet) -> Result<(usize, usize)> {
+    let (mut read, mut written) = (0, 0);
+    for (i, task) in set.tasks.iter().enumerate() {
+        if let Answer::Text(answer) = &task.answer {
+            read += model.tokenizer.encode(&task.prompt, true)?.len();
+            written += longest(model, answer)?;
+        }
+        for choice in &task.choices {
+            read += Candidate::new(model, set, i, choice)?.ids.len();
+        }
+    }
+    Ok((read, written))
+}
+
 /// A choice after its prompt, as tokens.
 struct Candidate {
     ids: Vec<u32>,
@@ -199,10 +217,15 @@ fn grouped(candidates: &[Candidate], rows: usize) -> Vec<(&[Candidate], usize)> 
 /// Tokens a generated answer may have beyond those of the right one.
 const SPARE: usize = 4;
 
+/// Tokens that are written to find out whether they are `answer`.
+fn longest(model: &TextModel, answer: &str) -> Result<usize> {
+    Ok(model.tokenizer.encode(answer, false)?.len() + SPARE)
+}
+
 /// Whether the first line `model` writes after the prompt is `answer`.
 fn writes(model: &TextModel, task: &Task, answer: &str) -> Result<bool> {
     let prompt = model.tokenizer.encode(&task.prompt, true)?;
-    let max_tokens = model.tokenizer.encode(answer, false)?.len() + SPARE;
+    let max_tokens = longest(model, answer)?;
     let options = GenerateOptions { max_tokens, ..GenerateOptions::default() };
     match generate_batch(model, &[prompt], &options, &mut |_| ControlFlow::Continue(())) {
         Err(error) if error.is_non_finite() => Ok(false),

@@ -58,7 +58,7 @@ impl<'a> Lane<'a> {
     pub(crate) fn steps_for(&mut self, prompt: &[u32], time: Duration, most: usize) -> Result<usize> {
         self.decode(prompt, 1, 1)?;
         let step = self.decode(prompt, 1, 2)?.seconds / 2.0;
-        Ok(((time.as_secs_f64() / step.max(1e-7)).ceil() as usize).clamp(4, most.max(4)))
+        Ok(steps_within(step, time, most))
     }
 
     /// Makes `batch` sequences hold `prompt`; what they already hold of it is kept.
@@ -91,6 +91,11 @@ impl<'a> Lane<'a> {
         let joules = self.energy.zip(energy).and_then(|(rapl, before)| rapl.joules_since(&before));
         Ok(Reading { seconds, cpu_seconds, joules })
     }
+}
+
+/// Steps of so many seconds each that take about `time`, between 4 and `most`.
+pub(crate) fn steps_within(step: f64, time: Duration, most: usize) -> usize {
+    ((time.as_secs_f64() / step.max(1e-7)).ceil() as usize).clamp(4, most.max(4))
 }
 
 /// A token for a position: ids that differ from one another, as those of a text do.

@@ -66,7 +66,7 @@ fn speed(low: f64, high: f64, served_from_cache: bool) -> Speed {
     let phase = PhaseSpeed { base_tok_s: 10.0, quant_tok_s: 10.0, ratio, base_spread: None, quant_spread: None };
     let cache =
         CacheCheck { bytes: 8_000_000, read_gb_s: Some(60.0), large_bytes: 1 << 30, large_read_gb_s: Some(12.0), served_from_cache };
-    Speed { decode: phase, prefill: phase, threads: 2, isa: "scalar".into(), cache }
+    Speed { decode: phase, prefill: phase, prompt: 256, threads: 2, isa: "scalar".into(), cache }
 }
 
 #[test]

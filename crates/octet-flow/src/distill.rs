@@ -1,10 +1,10 @@
 //! The last step of a calibrated run, where the plan has one: what was written learns from the original's logits.
 
-use crate::{Calibration, Error, Prepared, Result, digest, journal::DiskJournal};
+use crate::{Calibration, Error, Prepared, QuantizeSettings, Result, digest, journal::DiskJournal};
 use octet_formats::Checkpoint;
 use octet_kernels::Engine;
 use octet_model::{ArchSpec, Place};
-use octet_quant::{DistillStep, Event, Journal, Sink, StageRecord};
+use octet_quant::{DistillStep, Event, Journal, Sink, StageRecord, Step};
 use octet_tune::{Distilled, Distiller, Keep, Learning, Needs, Network, Progress, Settings, Text, Watch, needs};
 use std::{
     collections::BTreeSet,
@@ -106,6 +106,21 @@ impl Watch for Saver<'_> {
 }
 
 impl Prepared {
+    /// Why this model cannot learn from its original, if it cannot.
+    pub fn cannot_learn(&self) -> Option<String> {
+        Network::new(&self.spec).err().map(|error| error.to_string())
+    }
+
+    /// The same recipe with learning after it, under another name.
+    ///
+    /// # Errors
+    /// As [`Prepared::new`].
+    pub fn learning(&self, step: DistillStep, label: String) -> Result<Self> {
+        let mut recipe = self.settings.recipe.clone();
+        recipe.steps.push(Step::Distill(step));
+        Self::new(&self.input, |_| Ok(QuantizeSettings { recipe, label, ..self.settings.clone() }))
+    }
+
     /// Lets the finished model of `journal` learn, and writes what it learnt over it.
     ///
     /// # Errors

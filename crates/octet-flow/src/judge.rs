@@ -8,7 +8,7 @@ use crate::{
 use octet_eval::{
     EvalText, Measures, Pair, Report, Side,
     along::Along,
-    cost::{self, Pace},
+    cost::{self, Job, Pace, Trial, Turn},
     evaluation::Compared,
     gates::{self, Gate, Thresholds},
     health,
@@ -119,14 +119,15 @@ pub fn judge_folder(
     let checkpoint = Checkpoint::open(folder)?;
     check_memory(scheme, checkpoint.entries().iter().map(|e| e.bytes as u64).sum())?;
     let model = TextModel::open(folder, engine, OpenOptions::default())?;
-    let (known, [forecast_seconds, most]) = bench.forecast(&model, started)?;
+    let is_quantized = checkpoint.quantization().is_some();
+    let (known, [forecast_seconds, most]) = bench.forecast(&model, is_quantized, started)?;
     let (mut measures, mut gates) = bench.timed("texts", |bench| bench.quality(&model, &checkpoint))?;
     // Before speed is measured, whose streaming buffers are not what the models need.
     let process = ProcessMemory::now();
     let forecast = if let Origin::Octet { forecast } = origin { forecast } else { None };
     gates.extend(bench.size(folder, &checkpoint, forecast, &mut measures)?);
     let (base, quant) = (bench.original.baseline().model.resident_bytes() as u64, model.model.resident_bytes() as u64);
-    if checkpoint.quantization().is_some() {
+    if is_quantized {
         gates.push(bench.timed("speed", |bench| bench.speed(&model, &mut measures))?);
         gates.push(gates::memory(base, quant));
     } else {
@@ -233,28 +234,34 @@ impl Bench<'_, '_> {
     }
 
     /// Whether the original's side is known already, and the seconds judging will take if a first look decides, and at most.
-    /// What passed since `started` is part of it.
-    fn forecast(&mut self, quant: &TextModel, started: Instant) -> Result<(bool, [f64; 2])> {
-        let ids = self.settings.ids();
-        let health = health_options(self.settings);
-        let prompts = self.original.prompts.len();
-        let original = match self.original.pace {
-            Some(pace) => pace,
-            None => Pace::of(&self.original.baseline().model, &ids, prompts)?,
-        };
-        self.original.pace = Some(original);
-        let variant = Pace::of(&quant.model, &ids, prompts)?;
+    /// What passed since `started`, for opening the model, is part of it; the model is opened once more in the end.
+    fn forecast(&mut self, quant: &TextModel, is_quantized: bool, started: Instant) -> Result<(bool, [f64; 2])> {
+        let opening = started.elapsed().as_secs_f64();
+        let (ids, health, speed) = (self.settings.ids(), health_options(self.settings), SpeedOptions::default());
+        if is_quantized {
+            self.cache();
+        }
         let identity = self.original.identity(self.settings)?;
         let stored = self.settings.store.as_ref().zip(identity.as_ref());
-        let (evaluation, limits) = (&self.original.evaluation, &self.settings.thresholds);
-        let known = evaluation.is_known(limits, stored);
-        let speed = SpeedOptions::default();
-        let windows = evaluation.windows();
-        let tokens = [windows.first_tokens(limits), windows.tokens()];
-        let passed = started.elapsed().as_secs_f64();
-        let seconds = tokens.map(|tokens| passed + cost::forecast(&original, &variant, tokens, &health, &speed, known));
+        let limits = &self.settings.thresholds;
+        let known = self.original.evaluation.is_known(limits, stored);
+        let trial = |side: Side| Trial { ids: &ids, side, health: &health };
+        let original = if known { None } else { Some(self.original.pace(trial(Side::Original))?) };
+        let turns = [self.original.turn(&ids, &speed)?, Turn::of(&quant.model, &ids, &speed)?];
+        let variant = Pace::of(&quant.model, trial(Side::Variant))?;
+        let (read, written) = self.settings.tasks.as_ref().map_or(Ok((0, 0)), |set| tasks::tokens(quant, set)).map_err(interrupted)?;
+        let answering = if self.original.answers.is_none() { 2 } else { 1 };
+        let windows = self.original.evaluation.windows();
+        let lengths = [false, true].map(|all| windows.lengths(limits, all));
+        let trials = started.elapsed().as_secs_f64();
+        let seconds = lengths.each_ref().map(|windows| {
+            let speed = is_quantized.then_some(&speed);
+            let job = Job { windows, health: &health, questions: (answering * read, answering * written), speed };
+            trials + opening + cost::forecast(original.as_ref(), &variant, turns.each_ref(), job)
+        });
         let reference = if known { "the original's side is known" } else { "the original included" };
-        let span = if tokens[0] < tokens[1] { format!("{:.0} to {:.0} s", seconds[0], seconds[1]) } else { format!("{:.0} s", seconds[0]) };
+        let [first, most] = lengths.map(|lengths| lengths.len());
+        let span = if first < most { format!("{:.0} to {:.0} s", seconds[0], seconds[1]) } else { format!("{:.0} s", seconds[0]) };
         (self.progress)(FORECAST, 0, 1, &format!("about {span} ({reference})"));
         Ok((known, seconds))
     }

@@ -3,10 +3,10 @@
 use crate::{Error, JudgeSettings, Result, digest};
 use octet_eval::{
     Evaluation, EvaluationWindows, SixteenBit,
-    cost::Pace,
+    cost::{Pace, Trial, Turn},
     health::{self, HealthOptions, HealthRun},
     memory::available_memory,
-    speed::CacheCheck,
+    speed::{CacheCheck, SpeedOptions},
     store::Key,
 };
 use octet_formats::{Checkpoint, Folder};
@@ -33,7 +33,8 @@ pub struct Original {
     pub(crate) health: Option<HealthRun>,
     /// Which questions it answers rightly.
     pub(crate) answers: Option<Vec<bool>>,
-    pub(crate) pace: Option<Pace>,
+    pace: Option<Pace>,
+    turn: Option<Turn>,
 }
 
 impl Original {
@@ -80,6 +81,7 @@ impl Original {
             health: None,
             answers: None,
             pace: None,
+            turn: None,
         })
     }
 
@@ -110,6 +112,18 @@ impl Original {
 
     pub(crate) fn baseline(&self) -> &TextModel {
         self.sixteen.as_ref().unwrap_or(&self.text)
+    }
+
+    /// Its pace in windows and texts, timed once.
+    pub(crate) fn pace(&mut self, trial: Trial<'_>) -> Result<Pace> {
+        let pace = self.pace.map_or_else(|| Pace::of(&self.text.model, trial), Ok)?;
+        Ok(*self.pace.insert(pace))
+    }
+
+    /// How long its turns in the measurement of speed take, timed once.
+    pub(crate) fn turn(&mut self, ids: &[u32], options: &SpeedOptions) -> Result<Turn> {
+        let turn = self.turn.map_or_else(|| Turn::of(&self.baseline().model, ids, options), Ok)?;
+        Ok(*self.turn.insert(turn))
     }
 
     /// The checkpoint's config and tensors.

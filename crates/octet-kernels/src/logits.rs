@@ -27,18 +27,12 @@ impl Engine {
     }
 }
 
-/// Gives `f` the vectors of a row, the last one filled up with what adds nothing.
+/// The values of a row that fill no vector, filled up with what adds nothing.
 #[inline(always)]
-fn each<S: Simd>(s: S, logits: &[f32], mut f: impl FnMut(S::F)) {
-    let (whole, rest) = logits.as_chunks::<LANES>();
-    for vector in whole {
-        f(s.load(vector));
-    }
-    if !rest.is_empty() {
-        let mut last = [f32::NEG_INFINITY; LANES];
-        last[..rest.len()].copy_from_slice(rest);
-        f(s.load(&last));
-    }
+fn last<S: Simd>(s: S, rest: &[f32]) -> S::F {
+    let mut last = [f32::NEG_INFINITY; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    s.load(&last)
 }
 
 /// The largest value; what it gives for NaN does not matter, since [`Exponentials`] finds it.
@@ -49,8 +43,11 @@ impl Op for Largest<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
-        let mut largest = s.splat(f32::NEG_INFINITY);
-        each(s, self.0, |vector| largest = s.max(largest, vector));
+        let (whole, rest) = self.0.as_chunks::<LANES>();
+        let mut largest = last(s, rest);
+        for vector in whole {
+            largest = s.max(largest, s.load(vector));
+        }
         let mut lanes = [0.0; LANES];
         s.store(largest, &mut lanes);
         lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
@@ -72,18 +69,29 @@ impl Op for Exponentials<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> (f64, f64) {
         let (mut total, mut weighted) = (0f64, 0f64);
+        let shift = s.splat(self.largest);
         for run in self.logits.chunks(RUN * LANES) {
-            let (mut sum, mut moment) = (s.splat(0.0), s.splat(0.0));
-            each(s, run, |vector| {
-                // What is so far below the largest that it weighs nothing must not make 0 · ∞.
-                let distance = s.max(s.splat(-1e4), s.sub(vector, s.splat(self.largest)));
-                let weight = exp(s, distance);
-                sum = s.add(sum, weight);
-                moment = s.fma(weight, distance, moment);
-            });
-            total += f64::from(s.sum(sum));
-            weighted += f64::from(s.sum(moment));
+            let mut sums = [s.splat(0.0); 2];
+            // In loops, not in a closure: one of this size stays a function, which is not compiled for the instruction set.
+            let (whole, rest) = run.as_chunks::<LANES>();
+            for vector in whole {
+                sums = add(s, sums, s.load(vector), shift);
+            }
+            if !rest.is_empty() {
+                sums = add(s, sums, last(s, rest), shift);
+            }
+            total += f64::from(s.sum(sums[0]));
+            weighted += f64::from(s.sum(sums[1]));
         }
         (total, weighted)
     }
+}
+
+/// The sums with one more vector in them.
+#[inline(always)]
+fn add<S: Simd>(s: S, [sum, moment]: [S::F; 2], vector: S::F, shift: S::F) -> [S::F; 2] {
+    // What is so far below the largest that it weighs nothing must not make 0 · ∞.
+    let distance = s.max(s.splat(-1e4), s.sub(vector, shift));
+    let weight = exp(s, distance);
+    [s.add(sum, weight), s.fma(weight, distance, moment)]
 }

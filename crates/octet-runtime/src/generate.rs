@@ -1,6 +1,7 @@
 //! The generation loop: one sequence that streams, or several that decode together.
 
 use crate::{DecodeStream, Error, Result, Sampler, SamplerConfig, StopBuffer, TextModel, rng::Rng};
+use octet_kernels::Engine;
 use octet_model::{Logits, Sequence, Step};
 use std::{
     ops::ControlFlow,
@@ -226,6 +227,17 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Draws from each row of logits by its own sampler, a token that follows so many others; by all threads of `engine`.
+pub fn draw_each(engine: &Engine, draws: Vec<(&mut Sampler, usize, &mut [f32])>) -> Vec<Result<u32>> {
+    let slots: Vec<Mutex<_>> = draws.into_iter().map(|draw| Mutex::new((draw, Ok(0)))).collect();
+    engine.run(slots.len(), &|task| {
+        let mut slot = slots[task].lock().unwrap_or_else(PoisonError::into_inner);
+        let ((sampler, position, row), drawn) = &mut *slot;
+        *drawn = sampler.next(row, *position);
+    });
+    slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).1).collect()
+}
+
 struct Batch<'a> {
     model: &'a TextModel,
     options: &'a GenerateOptions,
@@ -301,13 +313,8 @@ impl Batch<'_> {
         for (run, row) in &*active {
             watched.push((self.on_event)(Event::Logits { sequence: run.index, logits: row }));
         }
-        let slots: Vec<Mutex<_>> = active.iter_mut().map(|(run, row)| Mutex::new((&mut run.sampler, run.position, row, Ok(0)))).collect();
-        self.model.model.engine().run(slots.len(), &|task| {
-            let mut slot = slots[task].lock().unwrap_or_else(PoisonError::into_inner);
-            let (sampler, position, row, drawn) = &mut *slot;
-            *drawn = sampler.next(row, *position);
-        });
-        let drawn: Vec<Result<u32>> = slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).3).collect();
+        let draws = active.iter_mut().map(|(run, row)| (&mut run.sampler, run.position, &mut **row)).collect();
+        let drawn = draw_each(self.model.model.engine(), draws);
         for (((run, _), id), watched) in active.iter_mut().zip(drawn).zip(watched) {
             self.take(run, id?, watched)?;
         }

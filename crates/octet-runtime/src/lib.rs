@@ -20,7 +20,7 @@ mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
 pub use error::{Error, Result};
-pub use generate::{Event, FinishReason, GenerateOptions, Generation, Timings, generate, generate_batch, generate_several};
+pub use generate::{Event, FinishReason, GenerateOptions, Generation, Timings, draw_each, generate, generate_batch, generate_several};
 pub use gguf::{OutgoingTokenizer, folder as gguf_folder, open_gguf, tokenizer_metadata};
 pub use guard::is_guarded;
 pub use memory::{MemoryForecast, MemoryNeeds};

@@ -63,7 +63,7 @@ pub(super) struct Chart {
 pub(super) const WIDTH: f64 = 460.0;
 pub(super) const HEIGHT: f64 = 300.0;
 /// Edges of the plot: left, top, right, bottom.
-const EDGES: [f64; 4] = [56.0, 14.0, 446.0, 256.0];
+const EDGES: [f64; 4] = [56.0, 18.0, 446.0, 256.0];
 
 impl Chart {
     /// Axes with their names, for a plot that `title` describes to whoever cannot see it.
@@ -84,11 +84,14 @@ impl Chart {
         }
         for at_tick in x.ticks() {
             let at = left + x.share(at_tick) * (right - left);
+            let shown = tick(at_tick);
+            // At the edge of the drawing a long number stands to the left of its tick.
+            let (anchor, place) = if at > right - 10.0 && shown.len() > 3 { ("end", WIDTH) } else { ("middle", at) };
             let _ = write!(
                 chart.out,
-                "<path class=\"x\" d=\"M{at:.1} {bottom}v4\"/><text class=\"s\" text-anchor=\"middle\" x=\"{at:.1}\" y=\"{}\">{}</text>",
+                "<path class=\"x\" d=\"M{at:.1} {bottom}v4\"/><text class=\"s\" text-anchor=\"{anchor}\" x=\"{place:.1}\" y=\"{}\">{}</text>",
                 bottom + 17.0,
-                escape(&tick(at_tick))
+                escape(&shown)
             );
         }
         let _ = write!(
@@ -97,8 +100,8 @@ impl Chart {
              <text class=\"s\" text-anchor=\"end\" x=\"{right}\" y=\"{}\">{}</text><text class=\"s\" x=\"{}\" y=\"{}\">{}</text>",
             HEIGHT - 8.0,
             escape(names[0]),
-            left + 6.0,
-            top + 6.0,
+            left,
+            top - 5.0,
             escape(names[1])
         );
         chart

@@ -101,13 +101,11 @@ fn verdict(out: &mut String, report: &Report, model: &str) {
         tiles.push((change(ratio), format!("perplexity {interval}")));
     }
     if let Some(size) = m.size {
-        tiles.push((
-            format!("{:.2}× smaller", 1.0 / size.ratio),
-            format!("{} instead of {}", bytes(size.folder_bytes), bytes(size.base_bytes)),
-        ));
+        let factor = if size.ratio > 1.0 { format!("{:.2}× larger", size.ratio) } else { format!("{:.2}× smaller", 1.0 / size.ratio) };
+        tiles.push((factor, format!("{} instead of {}", bytes(size.folder_bytes), bytes(size.base_bytes))));
     }
     if let Some(decode) = m.speed.as_ref().and_then(|speed| speed.decode.ratio) {
-        tiles.push((format!("{:.2}× faster", decode.estimate), "decoding, against 16 bits".into()));
+        tiles.push((format!("{:.2}× as fast", decode.estimate), "decoding, against 16 bits".into()));
     }
     if let Some(trinity) = &report.trinity {
         let risk = report.risk.as_ref().map_or(String::new(), |risk| format!(", risk {:.1}", risk.score));
@@ -115,9 +113,14 @@ fn verdict(out: &mut String, report: &Report, model: &str) {
     }
     out.push_str("<div class=\"tiles\">");
     for (value, what) in tiles {
-        let _ = write!(out, "<div class=\"tile\"><b>{}</b><span>{}</span></div>", escape(&value), escape(&what));
+        let _ = write!(out, "<div class=\"tile\"><b>{}</b><span>{}</span></div>", escape(&together(&value)), escape(&together(&what)));
     }
     out.push_str("</div></header>\n");
+}
+
+/// The text with figures and their units on one line.
+fn together(text: &str) -> String {
+    text.replace(" %", "\u{a0}%").replace(" MB", "\u{a0}MB").replace(" kB", "\u{a0}kB").replace(" GB", "\u{a0}GB")
 }
 
 /// The verdict in a sentence.
@@ -347,7 +350,7 @@ fn samples(out: &mut String, report: &Report, given: &[PageSample]) {
     if samples.is_empty() {
         return;
     }
-    out.push_str("<section><h2>Texts</h2><p class=\"soft\">The same prompt continued by both. Marked is where they part.</p>\n");
+    out.push_str("<section><h2>Texts</h2><p class=\"soft\">The same prompt continued by both, texts that part first. Marked is where they do.</p>\n");
     for sample in samples {
         let [base, quant] = parted(&sample.base, &sample.quant);
         let _ = writeln!(

@@ -226,7 +226,7 @@ pub(super) fn roofline(report: &Report) -> Option<String> {
     let (read, arithmetic) = (ease.read_gb_s?, ease.int8_gop_s?);
     let operations = size.base_bytes as f64; // two for each of base_bytes / 2 weights
     let bytes = [size.base_bytes as f64, m.memory?.quant_weights? as f64];
-    let prompt = 256.0;
+    let prompt = speed.prompt as f64;
     let point = |name: &str, tok_s: f64, bytes: f64, batch: f64| (name.to_string(), operations * batch / bytes, operations * tok_s / 1e9);
     let points = [
         (point("original, a token", speed.decode.base_tok_s, bytes[0], 1.0), "c"),

@@ -61,6 +61,7 @@ pub(crate) fn full() -> Report {
         speed: Some(Speed {
             decode: phase(4000.0, 7600.0),
             prefill: phase(20_000.0, 24_000.0),
+            prompt: 256,
             threads: 2,
             isa: "avx512".into(),
             cache: CacheCheck {

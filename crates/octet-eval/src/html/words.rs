@@ -19,7 +19,13 @@ pub(super) fn escape(text: &str) -> String {
 
 /// A ratio as a change in percent.
 pub(super) fn change(ratio: f64) -> String {
-    if ratio.is_finite() { format!("{:+.2} %", 100.0 * (ratio - 1.0)) } else { "not finite".into() }
+    // What rounds to nothing has no sign.
+    let percent = 100.0 * (ratio - 1.0);
+    match percent {
+        _ if !ratio.is_finite() => "not finite".into(),
+        _ if percent.abs() < 0.005 => "0.00 %".into(),
+        _ => format!("{percent:+.2} %"),
+    }
 }
 
 /// Bytes in the largest decimal unit.
@@ -70,6 +76,7 @@ mod tests {
             [figure(0.0), figure(0.00012), figure(0.01234), figure(12.345), figure(54321.0)],
             ["0", "1.2e-4", "0.0123", "12.35", "5.4e4"]
         );
+        assert_eq!([change(1.0049), change(0.99997), change(f64::NAN)], ["+0.49 %", "0.00 %", "not finite"]);
         assert_eq!(bytes(4_510_000), "4.5 MB");
         assert_eq!([tick(0.0), tick(50.0), tick(0.25), tick(-0.1), tick(1e-5), tick(1e6)], ["0", "50", "0.25", "-0.1", "1e-5", "1e6"]);
     }

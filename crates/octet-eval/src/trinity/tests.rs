@@ -248,6 +248,7 @@ fn every_measurement_of_a_report_that_counts_changes_the_score() {
         speed: Some(Speed {
             decode: phase(1.3),
             prefill: phase(1.2),
+            prompt: 256,
             threads: 1,
             isa: "scalar".into(),
             cache: CacheCheck { bytes: 0, read_gb_s: None, large_bytes: 0, large_read_gb_s: None, served_from_cache: false },

@@ -1,6 +1,9 @@
 //! The ladder: what is tried after a refusal, and why; a pure function of what was asked and what there is.
 
-use octet_eval::gates::{Gate, Outcome};
+use octet_eval::{
+    Report,
+    gates::{Gate, Outcome},
+};
 use octet_quant::{GptqSettings, SolverChoice};
 use octet_tensor::{Activations, Granularity, Scheme, WeightScheme};
 use serde::{Deserialize, Serialize};
@@ -22,7 +25,7 @@ pub enum Rung {
     Int8,
     /// The best so far with more calibration text.
     Calibration,
-    /// Training the rounding.
+    /// What came nearest, after learning from the original.
     Training,
     /// Another checkpoint of the same run: all of them are compared before one of them walks the ladder.
     Checkpoint,
@@ -64,6 +67,8 @@ pub enum Choice {
         /// Bits a weight, scales included.
         bits_per_weight: f64,
     },
+    /// One of the others, whose quantized matrices then learn from the original's predictions.
+    Learning(Box<Choice>),
 }
 
 /// One thing to try.
@@ -101,6 +106,8 @@ pub struct Facts {
     pub text: Result<usize, String>,
     /// Why mixed precision cannot be tried, if it cannot.
     pub no_mixed: Option<String>,
+    /// Why nothing can learn from the original, if nothing can.
+    pub no_training: Option<String>,
     /// Why no other checkpoint of the same training run is tried.
     pub no_checkpoint: String,
 }
@@ -133,7 +140,7 @@ pub fn ladder(facts: &Facts) -> Vec<Step> {
         (Rung::Mixed, mixed(facts)),
         (Rung::Int8, int8(facts)),
         (Rung::Calibration, more_calibration(facts, best.ok())),
-        (Rung::Training, Err("this build does not train (QAT)".into())),
+        (Rung::Training, training(facts)),
         (Rung::Checkpoint, Err(facts.no_checkpoint.clone())),
     ];
     steps.map(|(rung, what)| Step { rung, what }).into()
@@ -228,9 +235,62 @@ fn more_calibration(facts: &Facts, best: Option<Candidate>) -> Result<Candidate,
     Ok(Candidate { rung: Rung::Calibration, calibration: times, why, ..best })
 }
 
+/// Learning by what was asked for: [`nearest`] says what learns in its place.
+fn training(facts: &Facts) -> Result<Candidate, String> {
+    if let Some(reason) = &facts.no_training {
+        return Err(reason.clone());
+    }
+    if facts.scheme.is_some() {
+        few_bits(facts)?;
+    }
+    facts.text.as_ref().map_err(String::clone)?;
+    let why = "it learns from the original's predictions".into();
+    Ok(Candidate { rung: Rung::Training, label: facts.label.clone(), choice: Choice::Asked, calibration: 1, why }.learning())
+}
+
+impl Candidate {
+    /// The same, learning from the original.
+    fn learning(self) -> Self {
+        let (label, choice) = (format!("{}-distilled", self.label), Choice::Learning(Box::new(self.choice)));
+        Self { rung: Rung::Training, label, choice, ..self }
+    }
+}
+
+/// Gates on what a model says, which learning can change; it changes neither size nor speed.
+const LEARNABLE: [&str; 4] = ["quality", "fidelity", "health", "tasks"];
+
+/// What learns on the rung of training: of what was refused for nothing but what it says, with fewer than 8 bits, the one whose
+/// perplexity came nearest to the original's.
+///
+/// # Errors
+/// If there is no such candidate.
+pub fn nearest(refused: &[(Candidate, Report)]) -> Result<Candidate, String> {
+    let learnable = |gate: &Gate| LEARNABLE.iter().any(|name| gate.name.starts_with(name));
+    let curable = |(candidate, report): &&(Candidate, Report)| {
+        candidate.rung != Rung::Int8 && report.gates.iter().filter(|gate| is_open(gate)).all(learnable)
+    };
+    let ratio = |report: &Report| report.measures.ppl.and_then(|ppl| ppl.ratio).filter(|ratio| ratio.is_finite());
+    let measured = refused.iter().filter(curable).filter_map(|(candidate, report)| Some((candidate, ratio(report)?)));
+    let (candidate, ratio) = measured
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .ok_or("nothing below 8 bits was refused for its quality alone, and learning changes neither size nor speed")?;
+    let why = format!(
+        "{} came nearest, at {:+.2} % of perplexity ({}): its scales learn from the original's predictions",
+        candidate.label,
+        100.0 * (ratio - 1.0),
+        candidate.rung.words()
+    );
+    Ok(Candidate { why, ..candidate.clone().learning() })
+}
+
+/// Whether a gate keeps a model from being taken.
+fn is_open(gate: &Gate) -> bool {
+    gate.blocking && matches!(gate.outcome, Outcome::Failed | Outcome::Undecided)
+}
+
 /// Why `candidate` cannot cure the gates that failed, if it cannot.
 pub fn cannot_help(candidate: &Candidate, failed: &[Gate]) -> Option<String> {
-    let names: Vec<&str> = failed.iter().filter(|g| g.blocking && g.outcome != Outcome::Passed).map(|g| g.name.as_str()).collect();
+    let names: Vec<&str> = failed.iter().filter(|gate| is_open(gate)).map(|gate| gate.name.as_str()).collect();
     let all = |ends: &[&str]| !names.is_empty() && names.iter().all(|name| ends.iter().any(|end| name.starts_with(end)));
     if names.iter().any(|name| name.starts_with("integrity")) {
         return Some("what failed is the writing of files, not the scheme".into());
@@ -247,12 +307,13 @@ pub fn cannot_help(candidate: &Candidate, failed: &[Gate]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use octet_eval::{Measures, machine::Machine, report::Perplexity};
 
     fn facts(scheme: &str) -> Facts {
         let scheme: Scheme = scheme.parse().unwrap();
         let solver = SolverChoice::Rtn { candidates: None };
         let (no_mixed, no_checkpoint) = (Some("not now".into()), "none was given".into());
-        Facts { label: scheme.short(), scheme: Some((scheme, solver)), text: Ok(3), no_mixed, no_checkpoint }
+        Facts { label: scheme.short(), scheme: Some((scheme, solver)), text: Ok(3), no_mixed, no_training: None, no_checkpoint }
     }
 
     fn labels(steps: &[Step]) -> Vec<String> {
@@ -262,8 +323,8 @@ mod tests {
     #[test]
     fn four_bits_climb_every_rung() {
         let steps = ladder(&facts("w4a16"));
-        let expected = ["w4a16 x1", "w4a16 x1", "w4a16-g32 x1", "(not now)", "w8a16 x1", "w4a16-g32 x3"];
-        assert_eq!(labels(&steps)[..6], expected);
+        let expected = ["w4a16 x1", "w4a16 x1", "w4a16-g32 x1", "(not now)", "w8a16 x1", "w4a16-g32 x3", "w4a16-distilled x1"];
+        assert_eq!(labels(&steps)[..7], expected);
         assert!(matches!(&steps[1].what, Ok(Candidate { choice: Choice::Scheme { solver: SolverChoice::Gptq(_), .. }, .. })));
         assert!(steps.windows(2).all(|pair| pair[0].rung < pair[1].rung));
     }
@@ -280,11 +341,46 @@ mod tests {
         let without = Facts { text: Err("no text".into()), ..facts("w4a16-g32") };
         let steps = ladder(&without);
         assert_eq!(labels(&steps)[1..4], ["(no text)", "(groups of 32 are the smallest)", "(not now)"]);
-        assert_eq!(labels(&steps)[5], "(no text)");
+        assert_eq!(labels(&steps)[5..7], ["(no text)", "(no text)"]);
         let recipe = Facts { scheme: None, ..facts("w4a16") };
         assert_eq!(labels(&ladder(&recipe))[4], "w8a16 x1");
         let once = Facts { text: Ok(1), ..facts("w4a16") };
         assert_eq!(labels(&ladder(&once))[5], "(all of the calibration text is in use)");
+    }
+
+    /// A candidate with the report that refused it by `gate`.
+    fn refused(rung: Rung, label: &str, gate: &str, ratio: f64) -> (Candidate, Report) {
+        let machine = Machine { cpu: "c".into(), cores: 1, threads: 1, isa: "scalar".into(), os: "o".into(), version: "v".into() };
+        let gates = vec![Gate::new(gate, 0.0, 0.0, Outcome::Failed, ""), Gate::not_applicable("speed", "")];
+        let mut report = Report::new(label.into(), gates, false, Measures::default(), machine, vec![]);
+        report.measures.ppl = Some(Perplexity { base: 1.0, base_ci95: None, quant: None, quant_ci95: None, ratio: Some(ratio), ratio_ci95: None });
+        (Candidate { rung, label: label.into(), choice: Choice::Asked, calibration: 3, why: String::new() }, report)
+    }
+
+    #[test]
+    fn what_came_nearest_learns() {
+        let mut all = vec![
+            refused(Rung::Asked, "w4a16", "quality", 1.3),
+            refused(Rung::Group, "w4a16-g32", "health", 1.1),
+            refused(Rung::Solver, "w4a16", "quality.docs", 1.2),
+            refused(Rung::Mixed, "mixed", "size.max", 1.01),
+            refused(Rung::Int8, "w8a16", "quality", 1.001),
+        ];
+        let found = nearest(&all).unwrap();
+        let choice = Choice::Learning(Box::new(Choice::Asked));
+        assert_eq!((found.rung, &*found.label, &found.choice, found.calibration), (Rung::Training, "w4a16-g32-distilled", &choice, 3));
+        assert!(found.why.contains("w4a16-g32 came nearest, at +10.00 %") && found.why.contains("smaller groups"), "{}", found.why);
+        all.drain(..3);
+        assert!(nearest(&all).unwrap_err().contains("neither size nor speed"));
+    }
+
+    #[test]
+    fn nothing_learns_where_it_cannot() {
+        assert_eq!(labels(&ladder(&facts("w8a16")))[6], "(8 bits have nothing to gain from it)");
+        let untrainable = Facts { no_training: Some("a mixture of experts".into()), ..facts("w4a16") };
+        assert_eq!(labels(&ladder(&untrainable))[6], "(a mixture of experts)");
+        let recipe = Facts { scheme: None, label: "mine".into(), ..facts("w4a16") };
+        assert_eq!(labels(&ladder(&recipe))[6], "mine-distilled x1");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The driver: one state after another, each decision logged.
 
 use super::{
-    Candidate, Decision, DecisionLog, Entry, Facts, Kind, Planned, Policy, Question, Rung, Stages, Step, Verdict, ladder, review::review,
+    Candidate, Choice, Decision, DecisionLog, Entry, Facts, Kind, Planned, Policy, Question, Rung, Stages, Step, Verdict, ladder,
+    review::review,
 };
 use crate::{Staged, digest};
 use octet_eval::{
@@ -91,8 +92,8 @@ struct Machine<'a, S: Stages> {
     log: DecisionLog,
     rungs: VecDeque<Step>,
     tried: Vec<RungReport>,
-    /// The verdict on what was asked for.
-    first: Option<Report>,
+    /// What was refused, with the verdict on it.
+    refused: Vec<(Candidate, Report)>,
     started: Instant,
 }
 
@@ -105,7 +106,7 @@ pub fn run<S: Stages>(stages: &mut S, request: &Request, policy: &Policy) -> Res
     let log = DecisionLog::open(&request.log, &identity, request.restart)?;
     let rungs = if policy.target_score.is_some() { ladder::search(&request.facts) } else { ladder::ladder(&request.facts) };
     let rungs = rungs.into_iter().take(if policy.ladder || policy.target_score.is_some() { usize::MAX } else { 1 }).collect();
-    let mut machine = Machine { stages, policy, log, rungs, tried: vec![], first: None, started: Instant::now() };
+    let mut machine = Machine { stages, policy, log, rungs, tried: vec![], refused: vec![], started: Instant::now() };
     let mut state = State::Evaluate;
     let end = loop {
         let next = match state {
@@ -148,29 +149,34 @@ impl<S: Stages> Machine<'_, S> {
         let rungs = self.rungs.iter().filter(|step| step.what.is_ok()).count();
         let reason = format!("{rungs} candidates are lined up");
         self.log(Kind::Evaluate, None, inputs, figures, Decision::Go, reason, None)?;
-        self.next_rung(None)
+        self.next_rung()
     }
 
     /// The next rung that can be tried, or the end.
-    fn next_rung(&mut self, refused: Option<&Report>) -> Result<State, S::Error> {
+    fn next_rung(&mut self) -> Result<State, S::Error> {
         while let Some(step) = self.rungs.pop_front() {
-            if let (Some(most), true) = (self.policy.max_minutes, !self.tried.is_empty())
-                && self.started.elapsed().as_secs_f64() > 60.0 * most
-            {
+            if self.is_over(0.0) {
+                let most = self.policy.max_minutes.unwrap_or_default();
                 return self.keep(format!("the {most} minutes are over; {} and what follows were not tried", step.rung.words()));
             }
-            let candidate = match step.what {
+            let candidate = match step.what.and_then(|candidate| self.settled(candidate)) {
                 Ok(candidate) => candidate,
                 Err(reason) => {
                     self.pass_over(step.rung, None, reason)?;
                     continue;
                 }
             };
-            if let Some(reason) = refused.and_then(|report| ladder::cannot_help(&candidate, &report.gates)) {
+            let last = self.refused.last().map_or(&[][..], |(_, report)| &report.gates);
+            if let Some(reason) = ladder::cannot_help(&candidate, last) {
                 self.pass_over(step.rung, Some(&candidate), reason)?;
                 continue;
             }
             match self.stages.plan(&candidate) {
+                Ok(Planned { seconds: Some(seconds), .. }) if self.is_over(seconds) => {
+                    let (takes, most) = (seconds / 60.0, self.policy.max_minutes.unwrap_or_default());
+                    let reason = format!("it takes about {takes:.1} minutes, more than is left of the {most} that the run may take");
+                    self.pass_over(step.rung, Some(&candidate), reason)?;
+                }
                 Ok(planned) => {
                     let plan = planned.prepared.plan_digest();
                     return Ok(State::Quantize(Box::new(Trial { candidate, planned, plan })));
@@ -180,6 +186,17 @@ impl<S: Stages> Machine<'_, S> {
             }
         }
         self.keep("nothing else is left to try".into())
+    }
+
+    /// Whether the time of the run is over, or would be after so many seconds more. What was asked for is tried in any case.
+    fn is_over(&self, seconds: f64) -> bool {
+        let spent = self.started.elapsed().as_secs_f64() + seconds;
+        !self.tried.is_empty() && self.policy.max_minutes.is_some_and(|most| spent > 60.0 * most)
+    }
+
+    /// The candidate of a rung, as far as what was refused before has a say in it.
+    fn settled(&self, candidate: Candidate) -> Result<Candidate, String> {
+        if matches!(candidate.choice, Choice::Learning(_)) { ladder::nearest(&self.refused) } else { Ok(candidate) }
     }
 
     fn pass_over(&mut self, rung: Rung, candidate: Option<&Candidate>, reason: String) -> Result<(), S::Error> {
@@ -204,10 +221,9 @@ impl<S: Stages> Machine<'_, S> {
             let reason = if known.reason.ends_with(REPLAYED) { known.reason } else { known.reason + REPLAYED };
             let about = Some((rung, Some(label)));
             self.log(Kind::Validate, about, BTreeMap::new(), Value::Null, Decision::Go, reason.clone(), Some(report.clone()))?;
-            self.first.get_or_insert_with(|| (*report).clone());
             self.record(&trial, &report, word(&report), &reason);
             self.log_review(&trial, &report, Decision::Climb, reason)?;
-            return self.next_rung(Some(&report));
+            return self.climb(trial.candidate, *report);
         }
         let mut inputs = BTreeMap::from([("plan".to_string(), trial.plan.clone())]);
         if let Some(calibration) = &trial.planned.calibration {
@@ -255,7 +271,6 @@ impl<S: Stages> Machine<'_, S> {
     }
 
     fn review(&mut self, trial: Box<Trial>, staged: Box<Staged>, report: Box<Report>) -> Result<State, S::Error> {
-        self.first.get_or_insert_with(|| (*report).clone());
         match review(&report, self.policy) {
             Verdict::Accept(reason) => self.accept(Kind::Review, &trial, *staged, *report, reason),
             Verdict::Ask(question) => {
@@ -268,15 +283,27 @@ impl<S: Stages> Machine<'_, S> {
                 self.record(&trial, &report, outcome, &reason);
                 self.log_review(&trial, &report, Decision::Climb, reason)?;
                 staged.discard();
-                self.next_rung(Some(&report))
+                self.climb(trial.candidate, *report)
             }
             Verdict::Stop(reason) => {
                 self.record(&trial, &report, word(&report), &reason);
                 self.log_review(&trial, &report, Decision::Keep, reason.clone())?;
                 staged.discard();
-                Ok(State::Done(End::Kept { report: self.first.take().map(Box::new), reason }))
+                let first = self.take_first().unwrap_or(*report);
+                Ok(State::Done(End::Kept { report: Some(Box::new(first)), reason }))
             }
         }
+    }
+
+    /// On from a candidate that was refused.
+    fn climb(&mut self, candidate: Candidate, report: Report) -> Result<State, S::Error> {
+        self.refused.push((candidate, report));
+        self.next_rung()
+    }
+
+    /// The verdict on what was asked for, where it was not taken.
+    fn take_first(&mut self) -> Option<Report> {
+        std::mem::take(&mut self.refused).into_iter().next().map(|(_, report)| report)
     }
 
     fn ask(&mut self, trial: &Trial, mut staged: Staged, report: Box<Report>, question: Question) -> Result<State, S::Error> {
@@ -318,7 +345,7 @@ impl<S: Stages> Machine<'_, S> {
             ..RungReport::default()
         });
         self.log(Kind::Done, Some((Rung::Original, None)), BTreeMap::new(), Value::Null, Decision::Keep, reason.clone(), None)?;
-        let report = self.first.take().map(|report| Box::new(Report { ladder: self.tried.clone(), ..report }));
+        let report = self.take_first().map(|report| Box::new(Report { ladder: self.tried.clone(), ..report }));
         Ok(State::Done(End::Kept { report, reason }))
     }
 

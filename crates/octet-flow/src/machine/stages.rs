@@ -14,6 +14,8 @@ pub struct Planned {
     pub calibration: Option<Calibration>,
     /// Where it will be.
     pub target: PathBuf,
+    /// Seconds that writing it takes, where that is forecast: it is not begun where a run's minutes would not do.
+    pub seconds: Option<f64>,
 }
 
 /// The work of the states.

@@ -297,7 +297,11 @@ impl Session<'_> {
         };
         let text = if policy.ladder { calibration::times(args, &self.input, prepared) } else { Err("there is no ladder".into()) };
         let no_mixed = (args.no_calibration || args.fast).then(|| "it is decided by measuring on calibration text".to_string());
-        let facts = Facts { label: asked.label(), scheme, text, no_mixed, no_checkpoint: no_checkpoint.into() };
+        let no_training = match asked {
+            Asked::Distilled(..) => Some("what was asked for has learnt already".to_string()),
+            _ => prepared.cannot_learn(),
+        };
+        let facts = Facts { label: asked.label(), scheme, text, no_mixed, no_training, no_checkpoint: no_checkpoint.into() };
         let request = Request { facts, log: hidden_log(target), restart: args.restart };
         let mut walk = Walk { session: self, asked, target, several, original, settings, identity: None, sample: None, decision: None };
         let ended = machine::run(&mut walk, &request, &policy)?;
@@ -407,6 +411,9 @@ impl Session<'_> {
         } else {
             if outcomes.len() > 1 {
                 ui::say(&verdict::comparison(&summary));
+                if let Some(best) = winner.and_then(|winner| winner.report.as_ref()) {
+                    ui::say(&format!("\n  {} scores best of what was accepted", best.scheme));
+                }
             }
             if let Some(winner) = winner {
                 ui::say(&verdict::next_steps(&self.args.model, winner.path.as_deref(), winner.sample.as_ref()));

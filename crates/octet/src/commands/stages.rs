@@ -4,10 +4,11 @@ use super::{
     asked::Asked,
     calibration, ladder, mixed,
     quantize::Session,
+    start,
     verdict::{self, Sample},
 };
 use crate::{interrupt, ui};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use octet_eval::{
     Report,
     html::{self, PAGE_FILE, Page, PageSample},
@@ -17,9 +18,10 @@ use octet_eval::{
     trinity::{Inputs, Trinity},
 };
 use octet_flow::{
-    JudgeSettings, Original, Staged,
+    Calibration, JudgeSettings, Original, Prepared, Staged,
     machine::{Candidate, Choice, Decision, Entry, Identity, Kind, LOG_FILE, Planned, Question, Rung, Stages},
 };
+use octet_quant::DistillStep;
 use octet_runtime::{OpenOptions, TextModel};
 use serde_json::{Value, json};
 use std::{
@@ -27,6 +29,9 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+/// Times that learning goes through its text at the most: of a short text there is no more to learn.
+const MOST_PASSES: usize = 16;
 
 /// How long the limit of arithmetic is measured for a report.
 const LIMIT_TIME: Duration = Duration::from_millis(30);
@@ -63,6 +68,30 @@ impl Walk<'_, '_> {
         let name = first.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let numbered = (2..).map(|n| first.with_file_name(format!("{name}-{n}")));
         numbered.into_iter().find(|path| !path.exists()).unwrap_or(first)
+    }
+
+    /// What a candidate is calibrated on, if on anything: text that nothing is judged on.
+    fn calibration(&self, prepared: &Prepared, times: usize) -> Result<Option<Calibration>> {
+        let session = &self.session;
+        let read = calibration::read(session.args, &session.input, std::slice::from_ref(prepared), times, Some(&session.engine))?;
+        if let Some(calibration) = &read {
+            let (texts, tokenizer) = (&self.settings.texts, &self.original.text_model().tokenizer);
+            calibration::check_disjoint(calibration, calibration.seen(prepared.plan()), texts, tokenizer)?;
+        }
+        Ok(read.filter(|_| prepared.wants_calibration()))
+    }
+
+    /// A candidate that learns from all of the calibration text once it is quantized as `quantized` says.
+    fn learning(&self, candidate: &Candidate, quantized: &Prepared, target: PathBuf) -> Result<Planned> {
+        let usual = DistillStep::of_size(start::weights_of(quantized.spec()), 1);
+        let learning = |steps: usize| quantized.learning(DistillStep { steps, ..usual }, candidate.label.clone());
+        let prepared = learning(usual.steps)?;
+        let calibration = self.calibration(&prepared, candidate.calibration)?.context("learning needs calibration text")?;
+        let enough = (MOST_PASSES * calibration.text.tokens().len()).div_ceil(usual.batch_tokens);
+        let prepared = if enough < usual.steps { learning(enough)? } else { prepared };
+        let (_, learnt) = prepared.forecast_distillation(&calibration, &self.session.engine)?.context("nothing learns")?;
+        let seconds = Some(learnt + prepared.forecast_calibration(&calibration).seconds(&self.session.engine)?);
+        Ok(Planned { prepared, calibration: Some(calibration), target, seconds })
     }
 
     /// What the candidate asks of the machine and of whoever makes it again.
@@ -139,19 +168,17 @@ impl Stages for Walk<'_, '_> {
     }
 
     fn plan(&mut self, candidate: &Candidate) -> Result<Planned> {
-        let session = &mut *self.session;
-        let prepared = match &candidate.choice {
-            Choice::Asked => session.prepare(self.asked)?,
-            Choice::Scheme { scheme, solver } => session.prepare_scheme(*scheme, *solver, candidate.label.clone())?,
-            Choice::Mixed { bits_per_weight } => session.prepare_mixed(self.asked, *bits_per_weight, candidate.label.clone())?,
+        let (choice, learns) = match &candidate.choice {
+            Choice::Learning(choice) => (&**choice, true),
+            choice => (choice, false),
         };
-        let calibration =
-            calibration::read(session.args, &session.input, std::slice::from_ref(&prepared), candidate.calibration, Some(&session.engine))?;
-        if let Some(calibration) = &calibration {
-            let (texts, tokenizer) = (&self.settings.texts, &self.original.text_model().tokenizer);
-            calibration::check_disjoint(calibration, calibration.seen(prepared.plan()), texts, tokenizer)?;
-        }
-        let calibration = calibration.filter(|_| prepared.wants_calibration());
+        let (session, label) = (&mut *self.session, candidate.label.clone());
+        let prepared = match choice {
+            Choice::Scheme { scheme, solver } => session.prepare_scheme(*scheme, *solver, label)?,
+            Choice::Mixed { bits_per_weight } => session.prepare_mixed(self.asked, *bits_per_weight, label)?,
+            Choice::Asked | Choice::Learning(_) => session.prepare(self.asked)?,
+        };
+        let calibration = self.calibration(&prepared, candidate.calibration)?;
         let target = match candidate.rung {
             Rung::Asked => self.target.to_path_buf(),
             _ => self.fallback(&candidate.label),
@@ -159,16 +186,16 @@ impl Stages for Walk<'_, '_> {
         prepared.check_target(&target, self.session.args.force)?;
         let judging = Some((&mut *self.original, self.settings));
         let searched = mixed::budget(self.session.args, &prepared).is_none();
+        if learns && searched && prepared.settings().recipe.mixed_step().is_some() {
+            bail!("a search for the smallest model would have to be done again, learning in every try; --effort best does that");
+        }
         let settled = self.session.settle(&prepared, &target, calibration.as_ref(), judging)?;
-        let Some((prepared, decision)) = settled else {
-            self.decision = None;
-            return Ok(Planned { prepared, calibration, target });
-        };
-        self.decision = Some(decision);
+        let (prepared, decision) = settled.map_or((prepared, None), |(settled, decision)| (settled, Some(decision)));
         // Where a search ran, what it wrote last is what was asked for.
-        let calibration =
-            calibration.map(|calibration| octet_flow::Calibration { restart: calibration.restart && !searched, ..calibration });
-        Ok(Planned { prepared, calibration, target })
+        let keep = decision.is_some() && searched;
+        self.decision = decision;
+        let calibration = calibration.map(|calibration| Calibration { restart: calibration.restart && !keep, ..calibration });
+        if learns { self.learning(candidate, &prepared, target) } else { Ok(Planned { prepared, calibration, target, seconds: None }) }
     }
 
     fn quantize(&mut self, planned: &Planned) -> Result<Staged> {

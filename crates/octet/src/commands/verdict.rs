@@ -186,12 +186,12 @@ pub(super) fn comparison(summary: &Summary) -> String {
                 number(v.size_mb, 2),
                 number(v.decode_tok_s, 0),
                 number(v.decode_speedup, 2),
-                number(v.prefill_speedup, 2),
+                number(v.trinity_score, 1),
             ]
         })
         .collect();
-    let header = ["scheme", "verdict", "ppl", "KL", "top-1 %", "MB", "tok/s", "decode x", "prefill x"];
-    format!("\n{}\n", ui::table(&header, &rows))
+    let header = ["scheme", "verdict", "ppl", "KL", "top-1 %", "MB", "tok/s", "decode x", "score"];
+    format!("\n{}", ui::table(&header, &rows))
 }
 
 /// What the winner writes, and two commands to paste.

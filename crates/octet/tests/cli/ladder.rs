@@ -14,8 +14,10 @@ const QUICK: &str = "--eval-tokens 8192 --context 128 --health-prompts 2 --min-s
 #[test]
 fn an_impossible_gate_walks_every_rung_and_keeps_the_original() {
     let sandbox = Sandbox::new();
-    sandbox.write("notes.txt", prose(80_000, 3));
-    let command = format!("quantize tiny --scheme w4a16 --calibration notes.txt --max-ppl-increase -50 {QUICK}");
+    // Twice as much text as is drawn, and little of it, since learning goes through all of it many times.
+    sandbox.write("notes.txt", prose(9_000, 3));
+    let drawn = "--calibration notes.txt --calibration-samples 16 --calibration-length 256";
+    let command = format!("quantize tiny --scheme w4a16 {drawn} --max-ppl-increase -50 {QUICK}");
     let ended = sandbox.octet(&command);
     assert_eq!(ended.code, Some(3), "{ended:?}");
     for rung in [
@@ -39,9 +41,14 @@ fn an_impossible_gate_walks_every_rung_and_keeps_the_original() {
     );
     let report = sandbox.json("tiny-w4a16.refused.json");
     let measured = report["ladder"].as_array().unwrap().iter().filter(|rung| rung["ratio"].is_number()).count();
-    assert!(measured >= 5, "{:#}", report["ladder"]);
+    assert!(measured >= 6, "{:#}", report["ladder"]);
+    let training = report["ladder"].as_array().unwrap().iter().find(|rung| rung["rung"] == json!("training")).unwrap();
+    assert!(training["scheme"].as_str().unwrap().ends_with("-distilled") && training["ratio"].is_number(), "{training:#}");
     let entries = log(&fs::read_to_string(sandbox.path("tiny-w4a16.refused.jsonl")).unwrap());
     assert_eq!((&entries[0]["state"], &entries.last().unwrap()["decision"]), (&json!("evaluate"), &json!("keep")));
+    let learnt = entries.iter().find(|entry| entry["rung"] == json!("training") && entry["state"] == json!("quantize")).unwrap();
+    assert!(learnt["reason"].as_str().unwrap().contains("came nearest, at "), "{learnt:#}");
+    assert!(learnt["figures"]["calibration"].to_string().contains("held-out windows"), "{learnt:#}");
     for entry in &entries {
         assert!(entry["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{entry:#}");
     }
