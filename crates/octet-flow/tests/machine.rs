@@ -9,12 +9,12 @@ use octet_eval::{
     report::Perplexity,
 };
 use octet_flow::{
-    Error, Prepared, QuantizeSettings, Staged,
+    Calibration, Error, Prepared, QuantizeSettings, Staged,
     machine::{self, Candidate, Choice, Decision, End, Ended, Entry, Facts, Identity, Planned, Policy, Question, Request, Rung, Stages},
 };
 use octet_formats::Folder;
 use octet_kernels::{Engine, Isa};
-use octet_quant::{Flags, Recipe, SolverChoice};
+use octet_quant::{Flags, Recipe, Samples, SolverChoice};
 use octet_testkit::fixtures;
 use serde_json::Value;
 use std::{
@@ -31,12 +31,38 @@ struct Told<'a> {
     refused: &'a [(Rung, &'a str, f64)],
     /// Seconds that learning is forecast to take.
     learning: f64,
-    /// The rung on which writing is interrupted.
-    stop: Option<Rung>,
+    /// The rung, and whether it is writing or judging that is interrupted on it.
+    stop: Option<(Rung, &'a str)>,
+    /// Whether candidates are calibrated.
+    calibrated: bool,
     /// The rung being written.
     at: Rung,
     /// What was planned, written and judged.
     done: Vec<String>,
+}
+
+impl Told<'_> {
+    fn work(&mut self, what: &str) -> Result<(), Error> {
+        self.done.push(what.into());
+        if self.stop == Some((self.at, what)) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// Some text, which nothing here is really calibrated on.
+fn calibration() -> Calibration {
+    let ids: Vec<u32> = (0..256).collect();
+    let samples = Samples::draw(&ids, 2, 64, 0);
+    Calibration {
+        texts: vec![],
+        sources: vec![],
+        field: None,
+        length: 64,
+        text: samples.clone(),
+        samples,
+        sequential: true,
+        memory_budget: u64::MAX,
+        restart: false,
+    }
 }
 
 impl Stages for Told<'_> {
@@ -63,19 +89,17 @@ impl Stages for Told<'_> {
             let flags = Flags { scheme, embedding: None, head: None, portable: false, solver, transform: None };
             Ok(QuantizeSettings { recipe: Recipe::from_flags(&flags, spec.head().tied)?, label: "a".into(), strict: false, seed: 0 })
         })?;
-        Ok(Planned { prepared, calibration: None, target: self.dir.join(&candidate.label), seconds: learns.then_some(self.learning) })
+        let calibration = self.calibrated.then(calibration);
+        Ok(Planned { prepared, calibration, target: self.dir.join(&candidate.label), seconds: learns.then_some(self.learning) })
     }
 
     fn quantize(&mut self, planned: &Planned) -> Result<Staged, Error> {
-        self.done.push("write".into());
-        if self.stop == Some(self.at) {
-            return Err(Error::Interrupted);
-        }
+        self.work("write")?;
         planned.prepared.write(&planned.target, false, true, &self.engine, &AtomicBool::new(false), &mut |_, _, _, _| {})
     }
 
     fn validate(&mut self, _: &Planned, _: &Staged) -> Result<Report, Error> {
-        self.done.push("judge".into());
+        self.work("judge")?;
         let told = self.refused.iter().find(|(rung, ..)| *rung == self.at);
         let (gate, outcome, ratio) = told.map_or(("quality", Outcome::Passed, 1.0), |(_, gate, ratio)| (*gate, Outcome::Failed, *ratio));
         let mut report =
@@ -108,7 +132,7 @@ const ALL: [(Rung, &str, f64); 5] = [
 
 fn told<'a>(dir: &'a Path, refused: &'a [(Rung, &'a str, f64)]) -> Told<'a> {
     let engine = Engine::new(Isa::best(), NonZeroUsize::new(1).unwrap()).unwrap();
-    Told { dir, engine, refused, learning: 90.0, stop: None, at: Rung::Asked, done: vec![] }
+    Told { dir, engine, refused, learning: 90.0, stop: None, calibrated: false, at: Rung::Asked, done: vec![] }
 }
 
 fn walk(stages: &mut Told<'_>, max_minutes: Option<f64>) -> Result<Ended, Error> {
@@ -167,16 +191,31 @@ fn learning_that_would_take_too_long_is_not_begun() {
     assert_eq!(rung(&ended, "the original").1, "kept");
 }
 
-#[test]
-fn a_run_that_was_stopped_while_learning_goes_on_there() {
+/// The work of a run that goes on after one that was stopped at `stop`.
+fn gone_on(stop: (Rung, &str), calibrated: bool) -> (Vec<String>, Ended) {
     let dir = tempfile::tempdir().unwrap();
-    let mut stages = Told { stop: Some(Rung::Training), ..told(dir.path(), &ALL) };
+    let mut stages = Told { stop: Some(stop), calibrated, ..told(dir.path(), &ALL) };
     assert!(matches!(walk(&mut stages, None), Err(Error::Interrupted)));
-    let mut stages = told(dir.path(), &ALL);
+    let mut stages = Told { calibrated, ..told(dir.path(), &ALL) };
     let ended = walk(&mut stages, None).unwrap();
-    assert!(matches!(ended.end, End::Accepted { .. }));
-    let work: Vec<&String> = stages.done.iter().filter(|done| !done.starts_with("plan")).collect();
-    assert_eq!(work, ["write", "judge"], "what was refused is neither written nor judged again");
+    assert!(matches!(ended.end, End::Accepted { .. }), "{:?}", ended.end);
+    let left: Vec<String> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(left, ["w4a16-g32-distilled"]);
+    (stages.done.into_iter().filter(|done| !done.starts_with("plan")).collect(), ended)
+}
+
+#[test]
+fn a_run_that_was_stopped_goes_on_where_it_was() {
+    // What was refused is neither written nor judged again.
+    let (work, ended) = gone_on((Rung::Training, "write"), false);
+    assert_eq!(work, ["write", "judge"]);
     let climbed = ended.entries.iter().filter(|entry| entry.decision == Decision::Climb).count();
     assert_eq!((climbed, rung(&ended, "training").0), (5, "w4a16-g32-distilled".into()));
+    // What was written after calibration is judged as it is; what is rounded anew in no time is not kept.
+    assert_eq!(gone_on((Rung::Training, "judge"), true).0, ["judge"]);
+    assert_eq!(gone_on((Rung::Training, "judge"), false).0, ["write", "judge"]);
+    // Also where it is the first candidate; five more follow.
+    let five = ["write", "judge"].repeat(5);
+    assert_eq!(gone_on((Rung::Asked, "judge"), true).0, [&["judge"], &five[..]].concat());
+    assert_eq!(gone_on((Rung::Asked, "judge"), false).0, ["write", "judge"].repeat(6));
 }

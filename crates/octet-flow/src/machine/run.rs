@@ -20,6 +20,9 @@ use std::{
 /// What is added to a reason that was not found anew.
 const REPLAYED: &str = " (in an earlier run)";
 
+/// What a candidate's calibration is called among the inputs of an entry.
+const CALIBRATION: &str = "calibration";
+
 /// What a run is to do.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -116,8 +119,7 @@ pub fn run<S: Stages>(stages: &mut S, request: &Request, policy: &Policy) -> Res
         state = match next {
             Ok(next) => next,
             Err(error) => {
-                // With a finished rung behind it, or a block, there is something to go on with.
-                if !(machine.stages.is_stop(&error) && machine.tried.iter().any(|rung| rung.ratio.is_some())) {
+                if !(machine.stages.is_stop(&error) && machine.has_work()) {
                     machine.log.remove();
                 }
                 return Err(error);
@@ -150,6 +152,12 @@ impl<S: Stages> Machine<'_, S> {
         let reason = format!("{rungs} candidates are lined up");
         self.log(Kind::Evaluate, None, inputs, figures, Decision::Go, reason, None)?;
         self.next_rung()
+    }
+
+    /// Whether there is something to go on with: a rung that was refused, or a calibrated candidate that was written.
+    fn has_work(&self) -> bool {
+        let calibrated = |entry: &Entry| entry.state == Kind::Quantize && entry.inputs.contains_key(CALIBRATION);
+        !self.refused.is_empty() || self.log.entries().iter().any(calibrated)
     }
 
     /// The next rung that can be tried, or the end.
@@ -227,7 +235,7 @@ impl<S: Stages> Machine<'_, S> {
         }
         let mut inputs = BTreeMap::from([("plan".to_string(), trial.plan.clone())]);
         if let Some(calibration) = &trial.planned.calibration {
-            inputs.insert("calibration".into(), calibration.digest());
+            inputs.insert(CALIBRATION.into(), calibration.digest());
         }
         let earlier = self.known(Kind::Quantize, &trial).and_then(|entry| entry.figures["artefact"].as_str().map(str::to_string));
         let reopened = match &earlier {
@@ -249,11 +257,20 @@ impl<S: Stages> Machine<'_, S> {
         Ok(State::Validate(trial, Box::new(staged)))
     }
 
-    fn validate(&mut self, trial: Box<Trial>, staged: Box<Staged>) -> Result<State, S::Error> {
+    fn validate(&mut self, trial: Box<Trial>, mut staged: Box<Staged>) -> Result<State, S::Error> {
         let earlier = self.known(Kind::Validate, &trial).and_then(|entry| entry.report);
         let mut report = match earlier {
             Some(report) => report,
-            None => Box::new(self.stages.validate(&trial.planned, &staged)?),
+            None => match self.stages.validate(&trial.planned, &staged) {
+                Ok(report) => Box::new(report),
+                Err(error) => {
+                    // What took long to make is judged by the next run.
+                    if self.stages.is_stop(&error) && trial.planned.calibration.is_some() {
+                        staged.keep();
+                    }
+                    return Err(error);
+                }
+            },
         };
         let fell_back = trial.candidate.rung != Rung::Asked && self.policy.target_score.is_none();
         report.status = Status::of(&report.gates, fell_back);
