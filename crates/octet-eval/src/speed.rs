@@ -89,8 +89,9 @@ pub const CACHE_FACTOR: f64 = 1.25;
 /// Time for which each of the two reads is repeated at least.
 const CACHE_TIME: Duration = Duration::from_millis(30);
 
-/// A buffer no cache of a CPU holds.
-const LARGE_BUFFER: usize = 1 << 30;
+/// A buffer that no cache of two threads holds, and the largest there may be: clearing fresh memory takes longer than reading it.
+const LARGE_BUFFER: usize = 384 << 20;
+const LARGEST_BUFFER: usize = 1 << 30;
 
 /// Least size of the large buffer: below it, nothing can be said about memory.
 const LEAST_LARGE_BUFFER: usize = 256 << 20;
@@ -227,7 +228,7 @@ fn phase(pairs: &[(f64, f64)], tokens: usize, seed: u64) -> PhaseSpeed {
 /// Measures whether a buffer as large as the original's weights is read faster than one no cache holds.
 pub fn check_cache(engine: &Engine, bytes: usize) -> CacheCheck {
     let room = available_memory().map_or(usize::MAX, |free| (free / 4) as usize);
-    let large_bytes = LARGE_BUFFER.min(room);
+    let large_bytes = (2 * bytes).clamp(LARGE_BUFFER, LARGEST_BUFFER).min(room);
     let unmeasured = CacheCheck { bytes, read_gb_s: None, large_bytes, large_read_gb_s: None, served_from_cache: false };
     if bytes == 0 || bytes > large_bytes / 2 || large_bytes < LEAST_LARGE_BUFFER {
         return unmeasured;
