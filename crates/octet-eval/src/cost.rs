@@ -182,7 +182,10 @@ pub fn forecast(original: Option<&Pace>, variant: &Pace, turns: [&Turn; 2], job:
     let [base, quant] = turns;
     let (read, written) = job.questions;
     let questions = variant.token * read as f64 + quant.step * written as f64;
-    original.map_or(0.0, passes) + passes(variant) + questions + job.speed.map_or(0.0, |options| speed::seconds(options, [(base.step, base.token), (quant.step, quant.token)]))
+    original.map_or(0.0, passes)
+        + passes(variant)
+        + questions
+        + job.speed.map_or(0.0, |options| speed::seconds(options, [(base.step, base.token), (quant.step, quant.token)]))
 }
 
 #[cfg(test)]
@@ -193,7 +196,8 @@ mod tests {
     const TURN: Turn = Turn { step: 0.004, token: 1e-3 };
 
     fn job(windows: &[usize]) -> Job<'_> {
-        const HEALTH: &HealthOptions = &HealthOptions { prompts: 32, prompt_tokens: 24, tokens: 256, temperature: 0.8, seed: 0, family_error: 0.001 };
+        const HEALTH: &HealthOptions =
+            &HealthOptions { prompts: 32, prompt_tokens: 24, tokens: 256, temperature: 0.8, seed: 0, family_error: 0.001 };
         Job { windows, health: HEALTH, questions: (0, 0), speed: None }
     }
 

@@ -39,6 +39,8 @@ struct Told<'a> {
     at: Rung,
     /// What was planned, written and judged.
     done: Vec<String>,
+    /// What was said to begin.
+    begun: Vec<Rung>,
 }
 
 impl Told<'_> {
@@ -80,6 +82,10 @@ impl Stages for Told<'_> {
         Ok(Value::Null)
     }
 
+    fn begins(&mut self, candidate: &Candidate) {
+        self.begun.push(candidate.rung);
+    }
+
     fn plan(&mut self, candidate: &Candidate) -> Result<Planned, Error> {
         let learns = matches!(candidate.choice, Choice::Learning(_));
         self.at = candidate.rung;
@@ -102,8 +108,14 @@ impl Stages for Told<'_> {
         self.work("judge")?;
         let told = self.refused.iter().find(|(rung, ..)| *rung == self.at);
         let (gate, outcome, ratio) = told.map_or(("quality", Outcome::Passed, 1.0), |(_, gate, ratio)| (*gate, Outcome::Failed, *ratio));
-        let mut report =
-            Report::new("a".into(), vec![Gate::new(gate, 0.0, 0.0, outcome, "")], false, Measures::default(), Machine::of(&self.engine), vec![]);
+        let mut report = Report::new(
+            "a".into(),
+            vec![Gate::new(gate, 0.0, 0.0, outcome, "")],
+            false,
+            Measures::default(),
+            Machine::of(&self.engine),
+            vec![],
+        );
         report.measures.ppl = Some(Perplexity { base: 1.0, ratio: Some(ratio), ..PERPLEXITY });
         Ok(report)
     }
@@ -132,7 +144,7 @@ const ALL: [(Rung, &str, f64); 5] = [
 
 fn told<'a>(dir: &'a Path, refused: &'a [(Rung, &'a str, f64)]) -> Told<'a> {
     let engine = Engine::new(Isa::best(), NonZeroUsize::new(1).unwrap()).unwrap();
-    Told { dir, engine, refused, learning: 90.0, stop: None, calibrated: false, at: Rung::Asked, done: vec![] }
+    Told { dir, engine, refused, learning: 90.0, stop: None, calibrated: false, at: Rung::Asked, done: vec![], begun: vec![] }
 }
 
 fn walk(stages: &mut Told<'_>, max_minutes: Option<f64>) -> Result<Ended, Error> {
@@ -171,7 +183,8 @@ fn what_came_nearest_learns_and_is_taken() {
 #[test]
 fn what_is_refused_for_its_speed_does_not_learn() {
     let dir = tempfile::tempdir().unwrap();
-    let slow: Vec<_> = ALL.into_iter().map(|(rung, _, ratio)| (rung, if rung == Rung::Int8 { "quality" } else { "speed" }, ratio)).collect();
+    let slow: Vec<_> =
+        ALL.into_iter().map(|(rung, _, ratio)| (rung, if rung == Rung::Int8 { "quality" } else { "speed" }, ratio)).collect();
     let ended = walk(&mut told(dir.path(), &slow), None).unwrap();
     assert!(matches!(ended.end, End::Kept { .. }));
     let (_, outcome, note) = rung(&ended, "training");
@@ -201,6 +214,7 @@ fn gone_on(stop: (Rung, &str), calibrated: bool) -> (Vec<String>, Ended) {
     assert!(matches!(ended.end, End::Accepted { .. }), "{:?}", ended.end);
     let left: Vec<String> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(left, ["w4a16-g32-distilled"]);
+    assert_eq!(stages.begun.first(), Some(&stop.0), "what was refused does not begin again");
     (stages.done.into_iter().filter(|done| !done.starts_with("plan")).collect(), ended)
 }
 

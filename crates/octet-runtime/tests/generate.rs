@@ -4,7 +4,8 @@
 use octet_formats::Folder;
 use octet_kernels::{Engine, Isa};
 use octet_runtime::{
-    Event, FinishReason, GenerateOptions, Generation, OpenOptions, Rng, SamplerConfig, TextModel, generate, generate_batch, generate_several,
+    Event, FinishReason, GenerateOptions, Generation, OpenOptions, Rng, SamplerConfig, TextModel, generate, generate_batch,
+    generate_several,
 };
 use octet_testkit::fixtures;
 use std::{num::NonZeroUsize, ops::ControlFlow};
@@ -85,8 +86,9 @@ fn together_is_alone() {
 fn what_cannot_begin_is_an_error_and_who_stops_is_heard() {
     let model = pocket();
     let options = GenerateOptions { max_tokens: 5, ..GenerateOptions::default() };
-    let several =
-        |prompts: &[Vec<u32>]| generate_several(&model, prompts, &[SamplerConfig::greedy()], &options, &mut |_| CONTINUE).map(|all| all.len());
+    let several = |prompts: &[Vec<u32>]| {
+        generate_several(&model, prompts, &[SamplerConfig::greedy()], &options, &mut |_| CONTINUE).map(|all| all.len())
+    };
     assert!(several(&[vec![5], vec![]]).is_err() && several(&[vec![5; CONTEXT]]).is_err());
     assert_eq!(several(&[]).unwrap(), 0);
     let none = GenerateOptions { max_tokens: 0, ..options.clone() };

@@ -350,7 +350,9 @@ fn samples(out: &mut String, report: &Report, given: &[PageSample]) {
     if samples.is_empty() {
         return;
     }
-    out.push_str("<section><h2>Texts</h2><p class=\"soft\">The same prompt continued by both, texts that part first. Marked is where they do.</p>\n");
+    out.push_str(
+        "<section><h2>Texts</h2><p class=\"soft\">The same prompt continued by both, texts that part first. Marked is where they do.</p>\n",
+    );
     for sample in samples {
         let [base, quant] = parted(&sample.base, &sample.quant);
         let _ = writeln!(

@@ -353,7 +353,8 @@ mod tests {
         let machine = Machine { cpu: "c".into(), cores: 1, threads: 1, isa: "scalar".into(), os: "o".into(), version: "v".into() };
         let gates = vec![Gate::new(gate, 0.0, 0.0, Outcome::Failed, ""), Gate::not_applicable("speed", "")];
         let mut report = Report::new(label.into(), gates, false, Measures::default(), machine, vec![]);
-        report.measures.ppl = Some(Perplexity { base: 1.0, base_ci95: None, quant: None, quant_ci95: None, ratio: Some(ratio), ratio_ci95: None });
+        report.measures.ppl =
+            Some(Perplexity { base: 1.0, base_ci95: None, quant: None, quant_ci95: None, ratio: Some(ratio), ratio_ci95: None });
         (Candidate { rung, label: label.into(), choice: Choice::Asked, calibration: 3, why: String::new() }, report)
     }
 

@@ -179,6 +179,9 @@ impl<S: Stages> Machine<'_, S> {
                 self.pass_over(step.rung, Some(&candidate), reason)?;
                 continue;
             }
+            if self.climbed(&candidate).is_none() {
+                self.stages.begins(&candidate);
+            }
             match self.stages.plan(&candidate) {
                 Ok(Planned { seconds: Some(seconds), .. }) if self.is_over(seconds) => {
                     let (takes, most) = (seconds / 60.0, self.policy.max_minutes.unwrap_or_default());
@@ -223,7 +226,7 @@ impl<S: Stages> Machine<'_, S> {
     fn quantize(&mut self, trial: Box<Trial>) -> Result<State, S::Error> {
         let (rung, label) = (trial.candidate.rung, trial.candidate.label.clone());
         // What an earlier run finished and refused needs no second look.
-        if let Some(known) = self.known(Kind::Review, &trial).filter(|entry| entry.decision == Decision::Climb)
+        if let Some(known) = self.climbed(&trial.candidate)
             && let Some(report) = self.known(Kind::Validate, &trial).and_then(|entry| entry.report)
         {
             let reason = if known.reason.ends_with(REPLAYED) { known.reason } else { known.reason + REPLAYED };
@@ -364,6 +367,12 @@ impl<S: Stages> Machine<'_, S> {
         self.log(Kind::Done, Some((Rung::Original, None)), BTreeMap::new(), Value::Null, Decision::Keep, reason.clone(), None)?;
         let report = self.take_first().map(|report| Box::new(Report { ladder: self.tried.clone(), ..report }));
         Ok(State::Done(End::Kept { report, reason }))
+    }
+
+    /// The entry of an earlier run that went on from this candidate.
+    fn climbed(&self, candidate: &Candidate) -> Option<Entry> {
+        let review = self.log.earlier(Kind::Review, candidate.rung, &candidate.label);
+        review.filter(|entry| entry.decision == Decision::Climb).cloned()
     }
 
     fn known(&self, state: Kind, trial: &Trial) -> Option<Entry> {

@@ -38,6 +38,9 @@ pub trait Stages {
     /// If it cannot be opened.
     fn evaluate(&mut self) -> Result<Value, Self::Error>;
 
+    /// Told of a candidate before any work on it begins, unless an earlier run refused it.
+    fn begins(&mut self, candidate: &Candidate);
+
     /// Plans a candidate, without long work.
     ///
     /// # Errors

@@ -167,6 +167,14 @@ impl Stages for Walk<'_, '_> {
         Ok(json!({ "model": self.session.name, "tensors": checkpoint.entries().len(), "stored_bytes": bytes }))
     }
 
+    fn begins(&mut self, candidate: &Candidate) {
+        if candidate.rung != Rung::Asked {
+            let (rung, label, why) = (candidate.rung.words(), &candidate.label, &candidate.why);
+            self.session.progress.finish();
+            ui::note(&ladder::paragraph(&format!("next: {rung}, {label}: {why}"), 0));
+        }
+    }
+
     fn plan(&mut self, candidate: &Candidate) -> Result<Planned> {
         let (choice, learns) = match &candidate.choice {
             Choice::Learning(choice) => (&**choice, true),
@@ -246,19 +254,13 @@ impl Stages for Walk<'_, '_> {
 
     fn decided(&mut self, entry: &Entry) {
         let candidate = entry.candidate.as_deref().unwrap_or_default();
-        let rung = entry.rung.map_or("", Rung::words);
         tracing::debug!("{} {candidate}: {:?}, {}", entry.state.name(), entry.decision, entry.reason);
-        let line = match (entry.state, entry.decision) {
-            (Kind::Quantize, _) if entry.rung != Some(Rung::Asked) => format!("next: {rung}, {candidate}: {}", entry.reason),
-            (Kind::Review, Decision::Climb) => {
-                let ratio =
-                    entry.figures["ppl_ratio"].as_f64().map_or(String::new(), |r| format!(", perplexity {:+.2} %", 100.0 * (r - 1.0)));
-                format!("{candidate}: {}{ratio}", entry.reason)
-            }
-            _ => return,
-        };
-        self.session.progress.finish();
-        ui::note(&line);
+        if (entry.state, entry.decision) == (Kind::Review, Decision::Climb) {
+            let ratio = entry.figures["ppl_ratio"].as_f64();
+            let ratio = ratio.map_or(String::new(), |ratio| format!(", perplexity {:+.2} %", 100.0 * (ratio - 1.0)));
+            self.session.progress.finish();
+            ui::note(&format!("{candidate}: {}{ratio}", entry.reason));
+        }
     }
 }
 
