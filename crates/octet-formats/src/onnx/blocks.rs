@@ -21,17 +21,13 @@ pub fn blocks(q: &octet_tensor::QMatrix, block: usize) -> Blocks {
     let (cols, bits) = (q.cols(), stored_bits(q.scheme().bits));
     let (size, count, middle) = (q.scheme().group_size(cols), cols.div_ceil(block), 1i32 << (bits - 1));
     let mut out = Blocks::default();
-    let pair = |codes: &[i8]| {
-        let high = codes.get(1).map_or(middle, |&code| i32::from(code) + middle);
-        (i32::from(codes[0]) + middle) as u8 | (high as u8) << 4
-    };
     let row_bytes = count * block * bits / 8;
     out.codes.reserve(q.rows() * row_bytes);
     for row in 0..q.rows() {
         let codes = &q.codes()[row * cols..(row + 1) * cols];
         let end = out.codes.len() + row_bytes;
         match bits {
-            4 => out.codes.extend(codes.chunks(2).map(pair)),
+            4 => put_pairs(codes, &mut out.codes),
             _ => out.codes.extend(codes.iter().map(|&code| (i32::from(code) + middle) as u8)),
         }
         out.codes.resize(end, if bits == 4 { 0x88 } else { 0x80 });
@@ -43,11 +39,18 @@ pub fn blocks(q: &octet_tensor::QMatrix, block: usize) -> Blocks {
         }
         match (q.zeros().is_empty(), bits) {
             (true, _) => {}
-            (false, 4) => out.zeros.extend(zeros.chunks(2).map(pair)),
+            (false, 4) => put_pairs(&zeros, &mut out.zeros),
             (false, _) => out.zeros.extend(zeros.iter().map(|&zero| (i32::from(zero) + middle) as u8)),
         }
     }
     out
+}
+
+/// Appends numbers from -8 to 7 as unsigned nibbles, the first in the low half; the middle fills up.
+fn put_pairs(numbers: &[i8], out: &mut Vec<u8>) {
+    let (pairs, last) = numbers.as_chunks::<2>();
+    out.extend(pairs.iter().map(|&[low, high]| (low as u8 & 15 | (high as u8) << 4) ^ 0x88));
+    out.extend(last.iter().map(|&low| (low as u8 & 15) ^ 0x88));
 }
 
 /// The weights `[rows, cols]` that codes, scales `[rows, blocks]` and zero points (none: the middle) stand for.
@@ -57,18 +60,21 @@ pub fn decoded(codes: &[u8], scales: &[f32], zeros: &[u8], [rows, cols]: [usize;
         let byte = zeros.get(row * count.div_ceil(per_byte) + group / per_byte).copied();
         byte.map_or(1 << (bits - 1), |byte| i32::from(if bits == 4 { byte >> (4 * (group % 2)) & 15 } else { byte }))
     };
-    let mut out = Vec::with_capacity(rows * cols);
-    for row in 0..rows {
-        for group in 0..count {
-            let (zero, scale) = (zero_of(row, group), scales.get(row * count + group).copied().unwrap_or(f32::NAN));
-            let (from, inputs) = ((row * count + group) * block / per_byte, block.min(cols - group * block));
-            let bytes = codes.get(from..from + inputs.div_ceil(per_byte)).unwrap_or_default();
-            let weight = |code: u8| scale * (i32::from(code) - zero) as f32;
-            match bits {
-                4 => out.extend(bytes.iter().flat_map(|&byte| [weight(byte & 15), weight(byte >> 4)]).take(inputs)),
-                _ => out.extend(bytes.iter().map(|&byte| weight(byte))),
-            }
+    // What has no bytes is no number.
+    let mut out = vec![f32::NAN; rows * cols];
+    let groups = out.chunks_mut(cols.max(1)).enumerate().flat_map(|(row, out)| out.chunks_mut(block).enumerate().map(move |(g, o)| (row, g, o)));
+    for (row, group, out) in groups {
+        let (zero, scale) = (zero_of(row, group), scales.get(row * count + group).copied().unwrap_or(f32::NAN));
+        let from = (row * count + group) * block / per_byte;
+        let bytes = codes.get(from..from + out.len().div_ceil(per_byte)).unwrap_or_default();
+        let weight = |code: u8| scale * (i32::from(code) - zero) as f32;
+        if bits == 8 {
+            out.iter_mut().zip(bytes).for_each(|(out, &byte)| *out = weight(byte));
+            continue;
         }
+        let (pairs, last) = out.as_chunks_mut::<2>();
+        pairs.iter_mut().zip(bytes).for_each(|(pair, &byte)| *pair = [weight(byte & 15), weight(byte >> 4)]);
+        last.iter_mut().zip(bytes.last()).for_each(|(out, &byte)| *out = weight(byte & 15));
     }
     out
 }

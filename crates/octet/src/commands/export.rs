@@ -155,8 +155,8 @@ impl Session<'_> {
         let quiet = self.global.json;
         export.notes().iter().for_each(|note| ui::note(&format!("note: {note}")));
         match format.executed_by() {
-            Some(tool) => ui::note(&format!("executed by {tool}, its logits held against octet's (docs/export.md)")),
-            None => ui::note("unverified: no other tool was run on such an export"),
+            Some(tool) => ui::note(&format!("{format}: executed by {tool}, its logits held against octet's (docs/export.md)")),
+            None => ui::note(&format!("{format}: unverified, no other tool was run on such an export")),
         }
         let progress = &mut self.progress;
         let mut step = |stage: &str, done, total, detail: &str| progress.update(stage, done, total, detail);

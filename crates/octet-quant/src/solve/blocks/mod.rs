@@ -116,8 +116,9 @@ fn store(fit: &BlockFit, at: usize, runs: usize, d: &mut [f32], m: &mut [f32], s
     }
 }
 
-/// Rounds a run to its nearest codes and adds its errors.
-#[inline(always)]
+/// Rounds a run to its nearest codes and adds its errors. A function of its own, so that the compiler knows that codes and sums lie apart: inlined,
+/// it took one weight at a time.
+#[inline(never)]
 #[allow(clippy::needless_range_loop, reason = "one lane of several vectors")]
 fn encode_run<G: Grid>(grid: G, value: runs::Fit, weights: &[f32], importance: &[f32], codes: &mut [i8], sums: &mut Lanes) {
     let inverse = inverse(value.scale);
