@@ -62,7 +62,8 @@ pub fn decoded(codes: &[u8], scales: &[f32], zeros: &[u8], [rows, cols]: [usize;
     };
     // What has no bytes is no number.
     let mut out = vec![f32::NAN; rows * cols];
-    let groups = out.chunks_mut(cols.max(1)).enumerate().flat_map(|(row, out)| out.chunks_mut(block).enumerate().map(move |(g, o)| (row, g, o)));
+    let groups =
+        out.chunks_mut(cols.max(1)).enumerate().flat_map(|(row, out)| out.chunks_mut(block).enumerate().map(move |(g, o)| (row, g, o)));
     for (row, group, out) in groups {
         let (zero, scale) = (zero_of(row, group), scales.get(row * count + group).copied().unwrap_or(f32::NAN));
         let from = (row * count + group) * block / per_byte;
