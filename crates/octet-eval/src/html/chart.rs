@@ -126,10 +126,15 @@ impl Chart {
             escape(told)
         );
         // Near the right edge the label stands on the left.
-        let (anchor, tx) = if x > EDGES[2] - 90.0 { ("end", x - radius - 4.0) } else { ("start", x + radius + 4.0) };
+        let (anchor, tx) = if Self::is_near_the_edge(x) { ("end", x - radius - 4.0) } else { ("start", x + radius + 4.0) };
         if !label.is_empty() {
             let _ = write!(self.out, "<text text-anchor=\"{anchor}\" x=\"{tx:.1}\" y=\"{:.1}\">{}</text>", y + 4.0 + lower, escape(label));
         }
+    }
+
+    /// Whether a dot's label has no room on its right.
+    pub(super) fn is_near_the_edge(x: f64) -> bool {
+        x > EDGES[2] - 90.0
     }
 
     /// A line through points.

@@ -44,7 +44,7 @@ impl VariantPoint {
 
 /// Size, quality and speed of all variants: across bytes, up perplexity, area speed.
 pub(super) fn variants(points: &[VariantPoint]) -> Option<String> {
-    let finite: Vec<&VariantPoint> = points.iter().filter(|p| p.ppl_ratio.is_finite() && p.size_ratio.is_finite()).collect();
+    let mut finite: Vec<&VariantPoint> = points.iter().filter(|p| p.ppl_ratio.is_finite() && p.size_ratio.is_finite()).collect();
     if finite.is_empty() {
         return None;
     }
@@ -61,14 +61,46 @@ pub(super) fn variants(points: &[VariantPoint]) -> Option<String> {
     let radius = |speed: Option<f64>| 5.0 * speed.unwrap_or(1.0).clamp(0.25, 9.0).sqrt();
     let origin = chart.at(100.0, 0.0);
     chart.dot(origin, radius(Some(1.0)), "c", "original", "the original in 16 bits");
+    let mut labels = vec![Label::of(origin, "original")];
+    // From the bottom up, so that labels which would lie on others can give way upwards.
+    finite.sort_by(|a, b| a.ppl_ratio.total_cmp(&b.ppl_ratio));
     for point in finite {
         let place = chart.at(100.0 * point.size_ratio, 100.0 * (point.ppl_ratio - 1.0));
         let speed = point.decode_speedup.map_or(String::new(), |s| format!(", decodes {s:.2} times as fast"));
         let told = format!("{}: {:.0} % of the size, perplexity {}{speed}", point.name, 100.0 * point.size_ratio, change(point.ppl_ratio));
         let label = if point.accepted { point.name.clone() } else { format!("{} (not accepted)", point.name) };
-        chart.dot(place, radius(point.decode_speedup), if point.accepted { "a" } else { "r" }, &label, &told);
+        let mut room = Label::of(place, &label);
+        while labels.iter().any(|other| other.meets(&room)) {
+            room.y -= LABEL_HEIGHT;
+        }
+        let class = if point.accepted { "a" } else { "r" };
+        chart.dot_labelled(place, radius(point.decode_speedup), class, &label, &told, room.y - place.1);
+        labels.push(room);
     }
     Some(chart.finish())
+}
+
+/// Height of a label, and about the width of a letter of it.
+const LABEL_HEIGHT: f64 = 13.0;
+const LETTER: f64 = 6.6;
+
+/// The room that the label of a dot takes.
+struct Label {
+    from: f64,
+    to: f64,
+    y: f64,
+}
+
+impl Label {
+    fn of((x, y): (f64, f64), text: &str) -> Self {
+        let width = 12.0 + LETTER * text.chars().count() as f64;
+        let (from, to) = if Chart::is_near_the_edge(x) { (x - width, x) } else { (x, x + width) };
+        Self { from, to, y }
+    }
+
+    fn meets(&self, other: &Self) -> bool {
+        self.from < other.to && other.from < self.to && (self.y - other.y).abs() < LABEL_HEIGHT - 0.5
+    }
 }
 
 /// Divergence along the context.
@@ -267,6 +299,19 @@ mod tests {
         assert_eq!(place("model.layers.3.mlp.experts.7.up_proj.weight"), ("up_proj".into(), Some(3)));
         assert_eq!(place("model.embed_tokens"), ("embed_tokens".into(), None));
         assert_eq!(place("h.0.attn.c_attn"), ("c_attn".into(), Some(0)));
+    }
+
+    #[test]
+    fn labels_give_way_to_each_other() {
+        let point = |name: &str, ppl_ratio| VariantPoint { name: name.into(), accepted: true, size_ratio: 0.3, ppl_ratio, decode_speedup: None };
+        let drawn = variants(&[point("alpha", 1.0021), point("beta", 1.002), point("gamma", 1.05), point("delta", 1.0022)]).unwrap();
+        let height = |name: &str| -> f64 {
+            let end = drawn.find(&format!(">{name}</text>")).unwrap();
+            drawn[drawn[..end].rfind("y=\"").unwrap() + 3..end].trim_end_matches('"').parse().unwrap()
+        };
+        let mut heights = ["alpha", "beta", "gamma", "delta", "original"].map(height);
+        heights[..4].sort_by(f64::total_cmp);
+        assert!(heights[..4].windows(2).all(|pair| pair[1] - pair[0] > LABEL_HEIGHT - 1.0), "{heights:?}");
     }
 
     #[test]

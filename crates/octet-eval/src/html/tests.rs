@@ -33,7 +33,7 @@ pub(crate) fn full() -> Report {
     };
     let measures = Measures {
         text: Some(TextInfo {
-            name: "text & more".into(),
+            name: "/data/corpora/of-many-kinds/held-out/text & more-of-the-same-in-one-file.jsonl".into(),
             tokens: 50_000,
             bytes: 200_000,
             windows: 100,
