@@ -303,7 +303,8 @@ mod tests {
 
     #[test]
     fn labels_give_way_to_each_other() {
-        let point = |name: &str, ppl_ratio| VariantPoint { name: name.into(), accepted: true, size_ratio: 0.3, ppl_ratio, decode_speedup: None };
+        let point =
+            |name: &str, ppl_ratio| VariantPoint { name: name.into(), accepted: true, size_ratio: 0.3, ppl_ratio, decode_speedup: None };
         let drawn = variants(&[point("alpha", 1.0021), point("beta", 1.002), point("gamma", 1.05), point("delta", 1.0022)]).unwrap();
         let height = |name: &str| -> f64 {
             let end = drawn.find(&format!(">{name}</text>")).unwrap();
