@@ -34,6 +34,7 @@ pub use claims::Claims;
 pub use distill::STAGE as DISTILLATION;
 pub use error::{Error, Result};
 pub use judge::{FORECAST, JudgeSettings, Judged, Origin, judge, judge_folder, judge_quality};
+pub use mixed::FILE as MIXED_FILE;
 pub use mixed::{Allocated, Budget, Gains, MixedBest, MixedCandidate, MixedEvent, MixedFound, MixedJob, MixedTry, SearchForecast};
 pub use original::Original;
 pub use prepare::{Prepared, QuantizeSettings};

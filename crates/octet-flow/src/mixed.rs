@@ -20,6 +20,9 @@ use octet_quant::{Effort, FusedGroup, Line, Menu, Sensitivities, SensitivityRun,
 use octet_tensor::Scheme;
 use std::{collections::BTreeMap, sync::atomic::AtomicBool};
 
+/// What was decided and why, beside the report in the folder.
+pub const FILE: &str = "mixed_precision.json";
+
 /// By what factor a solver that uses the Hessian lowers the loss of rounding to nearest, until it was measured.
 const USUAL_GAIN: f64 = 0.5;
 

@@ -32,10 +32,17 @@ pub const SCHEMA_VERSION: u32 = 1;
 /// The file a receipt is written to.
 pub const RECEIPT_FILE: &str = "receipt.json";
 
-/// Files of an artefact that carry measured times, or that are made for one instruction set: they may differ between two runs
-/// that are otherwise the same.
-const TIMED: [&str; 6] =
-    ["validation_report.json", "report.html", "decision_log.jsonl", "README.md", octet_formats::packed::FILE, RECEIPT_FILE];
+/// Files of an artefact that carry measured times, that are made for one instruction set, or that say how the recipe was come by,
+/// with which a reproduction begins: they may differ between two runs that are otherwise the same.
+const TIMED: [&str; 7] = [
+    "validation_report.json",
+    "report.html",
+    "decision_log.jsonl",
+    "README.md",
+    crate::mixed::FILE,
+    octet_formats::packed::FILE,
+    RECEIPT_FILE,
+];
 
 /// What went in, what was done, what came out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

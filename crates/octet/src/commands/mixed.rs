@@ -18,9 +18,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What was decided, beside the report in the folder.
-pub(super) const FILE: &str = "mixed_precision.json";
-
 /// Seconds from which a search is announced.
 const WORTH_SAYING: f64 = 60.0;
 

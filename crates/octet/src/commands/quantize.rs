@@ -264,7 +264,7 @@ impl Session<'_> {
         let settled = self.settle(prepared, target, calibration, None)?;
         let (prepared, decision) = settled.as_ref().map_or((prepared, None), |(settled, decision)| (settled, Some(decision)));
         let staged = self.write(prepared, target, calibration)?;
-        decision.map_or(Ok(()), |decision| staged.add(mixed::FILE, decision))?;
+        decision.map_or(Ok(()), |decision| staged.add(octet_flow::MIXED_FILE, decision))?;
         let bytes = staged.bytes()?;
         let path = self.finish(staged, prepared, calibration)?;
         ui::note(&format!("wrote {} ({}), not judged", ui::path(&path), ui::bytes(bytes)));

@@ -235,7 +235,7 @@ impl Stages for Walk<'_, '_> {
     fn commit(&mut self, planned: &Planned, staged: Staged, report: &Report, log: &str) -> Result<PathBuf> {
         staged.add(REPORT_FILE, &serde_json::to_value(report)?)?;
         staged.add_text(LOG_FILE, log)?;
-        self.decision.as_ref().map_or(Ok(()), |decision| staged.add(mixed::FILE, decision))?;
+        self.decision.as_ref().map_or(Ok(()), |decision| staged.add(octet_flow::MIXED_FILE, decision))?;
         let samples: Vec<PageSample> = self.sample.iter().map(Sample::of_page).collect();
         let page = Page { model: &self.session.name, variants: &[], samples: &samples, folder: &ui::path(&planned.target) };
         staged.add_text(PAGE_FILE, &html::page(report, &page))?;

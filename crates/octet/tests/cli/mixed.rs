@@ -77,6 +77,7 @@ fn a_recipe_fixes_what_it_names() {
         groups.iter().all(|group| ["w3a16-g32-sym", "w5a16-g32-sym"].iter().any(|s| group["scheme"] == *s) || group["scheme"].is_null()),
         "{decided}"
     );
+    sandbox.octet("reproduce out --threads 1").done();
     sandbox.write("twice.toml", "[[step]]\naction='mixed'\ntargets=['linears']\n[[step]]\naction='mixed'\ntargets=['head']\n");
     sandbox.refuses("quantize tiny --recipe twice.toml", &["two mixed steps", "one of them"]);
     sandbox.write("plain.toml", "[[step]]\naction='quantize'\ntargets=['linears']\nscheme='w8a16'\n");
