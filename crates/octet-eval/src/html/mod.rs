@@ -323,7 +323,10 @@ fn figures(out: &mut String, report: &Report, others: &[VariantPoint]) {
             "KL divergence along the context, in tenths of a window. A model that breaks late rises to the right.",
         ),
         (plots::histogram(&value["kl_histogram"]), "How the divergence is spread over tokens."),
-        (plots::errors(&report.tensors), "Relative squared error of the weights, by layer (across) and kind of tensor. Darker is larger."),
+        (
+            plots::errors(&report.tensors),
+            "Relative squared error of the weights, by layer (across) and kind of tensor. The stronger the colour, the larger.",
+        ),
         (plots::bits(&report.tensors), "Bits a weight, scales included, by layer and kind of tensor."),
         (
             plots::roofline(report),
