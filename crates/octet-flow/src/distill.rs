@@ -1,6 +1,6 @@
 //! The last step of a calibrated run, where the plan has one: what was written learns from the original's logits.
 
-use crate::{Calibration, Error, Prepared, QuantizeSettings, Result, digest, journal::DiskJournal};
+use crate::{Calibration, Error, Prepared, QuantizeSettings, Result, digest, journal::DiskJournal, own_text};
 use octet_formats::Checkpoint;
 use octet_kernels::Engine;
 use octet_model::{ArchSpec, Place};
@@ -59,7 +59,10 @@ fn settings(step: DistillStep, seed: u64) -> Settings {
 /// What distilling will take within so much memory.
 pub(crate) fn forecast(spec: &ArchSpec, step: DistillStep, calibration: &Calibration, memory_budget: u64) -> Needs {
     let held = split(calibration).1.len();
-    needs(spec, &settings(step, 0), (calibration.text.len(), calibration.length, held), memory_budget)
+    let windows = calibration.text.len() + step.own_text.div_ceil(calibration.length.max(1));
+    let needs = needs(spec, &settings(step, 0), (windows, calibration.length, held), memory_budget);
+    // What the original writes goes through it once, a token of many sequences at a time.
+    Needs { work: needs.work + step.own_text as f64 * octet_quant::products_a_token(spec), ..needs }
 }
 
 /// Refuses what cannot be distilled, before any long work begins.
@@ -152,10 +155,12 @@ impl Prepared {
             let _ = fs::remove_file(&path);
             return Err(error.into());
         }
-        let (windows, held) = split(calibration);
+        let (mut windows, held) = split(calibration);
+        let own = self.own_text(step, (&windows, calibration.length), engine, cancel, progress)?;
+        windows.extend(own.iter().map(Vec::as_slice));
         let mut saver = Saver { path, saved: Instant::now(), progress };
         let outcome = distiller.run(&Text { windows: &windows, held: &held }, cancel, &mut saver)?;
-        let remark = remark(&outcome, settings.steps, windows.len(), held.len());
+        let remark = remark(&outcome, settings.steps, (windows.len(), own.len()), held.len());
         let (matrices, tensors) = (distiller.matrices()?, distiller.tensors()?);
         let names: BTreeSet<String> = matrices
             .iter()
@@ -179,11 +184,28 @@ impl Prepared {
         let _ = fs::remove_file(&saver.path);
         Ok(())
     }
+
+    /// What the original writes to be learnt from. A run that goes on writes it again: the same tokens, and nothing to keep.
+    fn own_text(
+        &self,
+        step: DistillStep,
+        (windows, length): (&[&[u32]], usize),
+        engine: &Engine,
+        cancel: &AtomicBool,
+        progress: &mut dyn FnMut(&Event<'_>),
+    ) -> Result<Vec<Vec<u32>>> {
+        if step.own_text > 0 && self.input.read("tokenizer.json")?.is_none() {
+            tracing::warn!("there is no tokenizer, so the original writes no text of its own to learn from");
+            return Ok(vec![]);
+        }
+        own_text::write(self, (windows, length, step.own_text), engine, cancel, progress)
+    }
 }
 
-fn remark(outcome: &Distilled, steps: usize, windows: usize, held: usize) -> String {
+fn remark(outcome: &Distilled, steps: usize, (windows, own): (usize, usize), held: usize) -> String {
     let Distilled { before, after, best } = outcome;
-    let from = format!("{steps} steps on {windows} windows");
+    let written = if own > 0 { format!(", {own} of them written by the original") } else { String::new() };
+    let from = format!("{steps} steps on {windows} windows{written}");
     if *best == 0 {
         return format!("distillation changed nothing: {from} did not lower the divergence of {before:.5} on {held} held-out windows");
     }

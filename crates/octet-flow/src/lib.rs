@@ -20,6 +20,7 @@ mod judge;
 pub mod machine;
 mod mixed;
 mod original;
+mod own_text;
 mod prepack;
 mod prepare;
 pub mod receipt;
@@ -37,6 +38,7 @@ pub use judge::{FORECAST, JudgeSettings, Judged, Origin, judge, judge_folder, ju
 pub use mixed::FILE as MIXED_FILE;
 pub use mixed::{Allocated, Budget, Gains, MixedBest, MixedCandidate, MixedEvent, MixedFound, MixedJob, MixedTry, SearchForecast};
 pub use original::Original;
+pub use own_text::STAGE as OWN_TEXT;
 pub use prepare::{Prepared, QuantizeSettings};
 pub use receipt::{Receipt, ReceiptFacts, TextSource};
 pub use summary::{Ranked, Summary, Variant};

@@ -206,9 +206,9 @@ impl fmt::Display for Recipe {
                     mixed.write_keys(f)?;
                     write_solver(mixed.solver, f)?;
                 }
-                Step::Distill(DistillStep { steps, batch_tokens, scales, codes, norms }) => {
+                Step::Distill(DistillStep { steps, batch_tokens, scales, codes, norms, own_text }) => {
                     write!(f, "steps = {steps}\nbatch_tokens = {batch_tokens}\n")?;
-                    write!(f, "scales = {scales:?}\ncodes = {codes:?}\nnorms = {norms:?}\n")?;
+                    write!(f, "scales = {scales:?}\ncodes = {codes:?}\nnorms = {norms:?}\nown_text = {own_text}\n")?;
                 }
                 Step::Keep { .. } => {}
             }

@@ -229,7 +229,8 @@ impl MixedJob<'_> {
     ) -> Result<MixedCandidate> {
         let key = self.candidate_key(allocated, trial)?;
         if let Some(known) = self.cached::<MixedCandidate>(&key) {
-            return Ok(known);
+            // The same model may have been another idea then.
+            return Ok(MixedCandidate { what: idea.words(allocated), ..known });
         }
         let staged = self.attempt(allocated, trial, event)?;
         let quality = self.measured(&staged.path(), trial, event);

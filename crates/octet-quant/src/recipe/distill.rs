@@ -15,6 +15,8 @@ pub struct DistillStep {
     pub codes: f64,
     /// How fast norms and biases learn at the most, relative to their mean magnitude.
     pub norms: f64,
+    /// Tokens that the original writes itself, to be learnt from beside the calibration text.
+    pub own_text: usize,
 }
 
 /// Multiply-adds that learning may take where nobody says how many steps, and how many steps are worth that.
@@ -29,16 +31,21 @@ impl DistillStep {
     /// that every machine comes to the same files. One of `runs` gets its share.
     pub fn of_size(weights: u64, runs: usize) -> Self {
         let each = PASSES * weights.max(1) as f64 * Self::USUAL.batch_tokens as f64 * runs.max(1) as f64;
-        Self { steps: ((WORK / each) as usize).clamp(STEPS.0, STEPS.1), ..Self::USUAL }
+        Self::of_steps(((WORK / each) as usize).clamp(STEPS.0, STEPS.1))
+    }
+
+    /// [`DistillStep::USUAL`] with so many steps, and half as many tokens written by the original as are learnt from.
+    pub fn of_steps(steps: usize) -> Self {
+        Self { steps, own_text: steps * Self::USUAL.batch_tokens / 2, ..Self::USUAL }
     }
 
     /// What pays on small models: docs/frontier.md has the measurements.
-    pub const USUAL: Self = Self { steps: 400, batch_tokens: 2048, scales: 3e-3, codes: 0.0, norms: 1e-3 };
+    pub const USUAL: Self = Self { steps: 400, batch_tokens: 2048, scales: 3e-3, codes: 0.0, norms: 1e-3, own_text: 0 };
 }
 
 impl fmt::Display for DistillStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { steps, batch_tokens, scales, codes, norms } = self;
-        write!(f, "distill {steps} steps of {batch_tokens} tokens, scales {scales:?} codes {codes:?} norms {norms:?}")
+        let Self { steps, batch_tokens, scales, codes, norms, own_text } = self;
+        write!(f, "distill {steps} steps of {batch_tokens} tokens, scales {scales:?} codes {codes:?} norms {norms:?} own text {own_text}")
     }
 }

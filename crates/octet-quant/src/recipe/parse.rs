@@ -10,6 +10,7 @@ const MOST_CANDIDATES: i64 = 256;
 
 /// More steps of learning than any text has use for.
 const MOST_STEPS: i64 = 1_000_000;
+const MOST_OWN: i64 = 1_000_000_000;
 
 /// More passes of refinement than this find nothing.
 const MOST_REFINEMENTS: i64 = 100;
@@ -132,6 +133,11 @@ fn distill(mut table: Table, place: &str) -> Result<Step, Error> {
             Some(other) => return fail(format!("{place}: {key} must be a number from 1 to {most}, not {other}")),
         };
     }
+    settings.own_text = match table.remove("own_text") {
+        None => settings.own_text,
+        Some(Value::Integer(tokens)) if (0..=MOST_OWN).contains(&tokens) => tokens as usize,
+        Some(other) => return fail(format!("{place}: own_text must be a number of tokens from 0 to {MOST_OWN}, not {other}")),
+    };
     for (key, setting) in [("scales", &mut settings.scales), ("codes", &mut settings.codes), ("norms", &mut settings.norms)] {
         *setting = match table.remove(key) {
             None => *setting,
@@ -140,7 +146,7 @@ fn distill(mut table: Table, place: &str) -> Result<Step, Error> {
             Some(other) => return fail(format!("{place}: {key} must be a learning rate from 0.0 to 1.0, not {other}")),
         };
     }
-    no_more(&table, &format!("{place} (distill)"), "action, steps, batch_tokens, scales, codes and norms")?;
+    no_more(&table, &format!("{place} (distill)"), "action, steps, batch_tokens, scales, codes, norms and own_text")?;
     Ok(Step::Distill(settings))
 }
 
@@ -291,7 +297,7 @@ mod tests {
             let made = Recipe::from_flags(&flags, tied).unwrap();
             assert_eq!(recipe(&made.to_string()).unwrap(), made);
             let mut taught = made;
-            taught.steps.push(Step::Distill(DistillStep { steps: 7, codes: 0.0, ..DistillStep::USUAL }));
+            taught.steps.push(Step::Distill(DistillStep { steps: 7, codes: 0.0, own_text: 5000, ..DistillStep::USUAL }));
             assert_eq!(recipe(&taught.to_string()).unwrap(), taught);
         }
     }

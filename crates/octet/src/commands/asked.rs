@@ -66,7 +66,7 @@ impl Asked {
                 let mut recipe = asked.recipe(spec, portable)?;
                 let searched = recipe.mixed_step().is_some_and(|step| step.bits_per_weight.is_none());
                 let usual = DistillStep::of_size(start::weights_of(spec), if searched { SEARCHED } else { 1 });
-                recipe.steps.push(Step::Distill(DistillStep { steps: steps.unwrap_or(usual.steps), ..usual }));
+                recipe.steps.push(Step::Distill(steps.map_or(usual, DistillStep::of_steps)));
                 Ok(recipe)
             }
             Self::Scheme(_, flags) => Ok(Recipe::from_flags(flags, spec.head().tied)?),

@@ -184,6 +184,9 @@ impl Reporter {
             let error = &report.error;
             self.loss = format!("  loss {:.2e} -> {:.2e}", error.nearest_relative(), error.weighted_relative());
         }
+        if event.what == octet_flow::OWN_TEXT {
+            return progress.update("writing text", event.done, event.total, "the original");
+        }
         if event.what == octet_flow::DISTILLATION {
             return progress.update("distilling", event.done, event.total, event.tensor.unwrap_or_default());
         }
