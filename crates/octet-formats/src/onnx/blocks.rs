@@ -31,16 +31,14 @@ pub fn blocks(q: &octet_tensor::QMatrix, block: usize) -> Blocks {
             _ => out.codes.extend(codes.iter().map(|&code| (i32::from(code) + middle) as u8)),
         }
         out.codes.resize(end, if bits == 4 { 0x88 } else { 0x80 });
-        let mut zeros = vec![];
-        for at in 0..count {
-            let (scale, zero) = q.group(row, at * block / size);
-            out.scales.push(scale);
-            zeros.push(zero as i8);
+        let groups = (0..count).map(|at| q.group(row, at * block / size));
+        out.scales.extend(groups.clone().map(|(scale, _)| scale));
+        if q.zeros().is_empty() {
+            continue;
         }
-        match (q.zeros().is_empty(), bits) {
-            (true, _) => {}
-            (false, 4) => put_pairs(&zeros, &mut out.zeros),
-            (false, _) => out.zeros.extend(zeros.iter().map(|&zero| (i32::from(zero) + middle) as u8)),
+        match bits {
+            4 => put_pairs(&groups.map(|(_, zero)| zero as i8).collect::<Vec<i8>>(), &mut out.zeros),
+            _ => out.zeros.extend(groups.map(|(_, zero)| (zero + middle) as u8)),
         }
     }
     out

@@ -25,7 +25,7 @@ pub(super) fn weights(job: Job<'_>, plan: &Conversion, run: &ExportRun<'_>, writ
         codes(job, planned, run, &mut |q| {
             let found = read(&file, stored, first, [q.rows(), q.cols()]);
             first += q.rows();
-            match found == q.dequantize() {
+            match same(&found, &q.dequantize()) {
                 true => Ok(()),
                 false => Err(cannot(super::NAME, format!("{} reads back as other numbers; the disk may be faulty", planned.site.module))),
             }
@@ -33,6 +33,12 @@ pub(super) fn weights(job: Job<'_>, plan: &Conversion, run: &ExportRun<'_>, writ
     }
     file.release();
     Ok(())
+}
+
+/// Whether all numbers are the same ones; looked at in runs, which the compiler turns into vector code.
+fn same(found: &[f32], expected: &[f32]) -> bool {
+    let mut runs = found.chunks(4096).zip(expected.chunks(4096));
+    found.len() == expected.len() && runs.all(|(a, b)| a.iter().zip(b).fold(true, |same, (a, b)| same & (a == b)))
 }
 
 /// Rows of a matrix as the file has them.
