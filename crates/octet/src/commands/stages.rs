@@ -84,7 +84,7 @@ impl Walk<'_, '_> {
     /// A candidate that learns from all of the calibration text once it is quantized as `quantized` says.
     fn learning(&self, candidate: &Candidate, quantized: &Prepared, target: PathBuf) -> Result<Planned> {
         let usual = DistillStep::of_size(start::weights_of(quantized.spec()), 1);
-        let learning = |steps: usize| quantized.learning(DistillStep { steps, ..usual }, candidate.label.clone());
+        let learning = |steps: usize| quantized.learning(DistillStep::of_steps(steps), candidate.label.clone());
         let prepared = learning(usual.steps)?;
         let calibration = self.calibration(&prepared, candidate.calibration)?.context("learning needs calibration text")?;
         let enough = (MOST_PASSES * calibration.text.tokens().len()).div_ceil(usual.batch_tokens);
