@@ -33,6 +33,6 @@ pub mod write;
 pub use checkpoint::{Checkpoint, Entry};
 pub use error::{Error, Result};
 pub use folder::Folder;
-pub use killed::{KILL_AT, kill_point};
+pub use killed::{kill_at, kill_point};
 pub use quantization::StoredQuantization;
 pub use scan::{count_non_finite, count_non_finite_bytes};

@@ -41,6 +41,11 @@ fn main() -> ExitCode {
     start_logging(cli.global.verbose);
     interrupt::install();
     say_panics();
+    // Tests of resuming name the moment at which the process dies; released binaries have no such moments.
+    #[cfg(debug_assertions)]
+    if let Ok(moment) = std::env::var("OCTET_KILL_AT") {
+        octet_formats::kill_at(&moment);
+    }
     let json = cli.global.json;
     match commands::dispatch(cli) {
         Ok(ended) => ended.into(),

@@ -117,7 +117,7 @@ fn killed_at_named_moments_a_run_goes_on_to_the_same_bytes() {
         let expected = files(&sandbox.path("out"));
         for (threads, moment) in moments.iter().enumerate().map(|(at, moment)| (1 + at % 2, moment)) {
             let replace = format!("{run} --force");
-            let ended = command(&sandbox, &replace, threads).env(octet_formats::KILL_AT, moment).status().unwrap();
+            let ended = command(&sandbox, &replace, threads).env("OCTET_KILL_AT", moment).status().unwrap();
             assert_eq!(ended.signal(), Some(9), "{moment}: {ended:?}");
             // Whatever has the name is complete.
             if sandbox.path("out").exists() {
