@@ -260,8 +260,8 @@ impl Bench<'_, '_> {
             trials + opening + cost::forecast(original.as_ref(), &variant, turns.each_ref(), job)
         });
         let reference = if known { "the original's side is known" } else { "the original included" };
-        let [first, most] = lengths.map(|lengths| lengths.len());
-        let span = if first < most { format!("{:.0} to {:.0} s", seconds[0], seconds[1]) } else { format!("{:.0} s", seconds[0]) };
+        let [first, most] = seconds.map(|seconds| format!("{seconds:.0}"));
+        let span = if first == most { format!("{first} s") } else { format!("{first} to {most} s") };
         (self.progress)(FORECAST, 0, 1, &format!("about {span} ({reference})"));
         Ok((known, seconds))
     }
