@@ -18,7 +18,7 @@ pub struct SpeedOptions {
     pub pairs: usize,
     /// Tokens in the cache when decoding starts.
     pub prompt_tokens: usize,
-    /// Tokens of one prefill repetition; half of them where that takes the original longer than [`SLOW_PROMPT`] seconds.
+    /// Tokens of one prefill repetition; half of them where that takes the original more than a tenth of a second.
     pub prefill_tokens: usize,
     /// Time one repetition of the original should take at least.
     pub repetition: Duration,
