@@ -40,7 +40,7 @@ impl DistillStep {
     }
 
     /// What pays on small models: docs/frontier.md has the measurements.
-    pub const USUAL: Self = Self { steps: 400, batch_tokens: 2048, scales: 3e-3, codes: 0.0, norms: 1e-3, own_text: 0 };
+    pub const USUAL: Self = Self { steps: 400, batch_tokens: 2048, scales: 3e-3, codes: 0.015, norms: 1e-3, own_text: 0 };
 }
 
 impl fmt::Display for DistillStep {
