@@ -59,7 +59,9 @@ pub(crate) fn write(
         let mut watch = |_: octet_runtime::Event<'_>| if stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let texts = generate_batch(&model, &prompts, &options, &mut watch)?;
         if stop() {
-            return Err(Error::Interrupted);
+            // All blocks are quantized by then, and stay.
+            let blocks = prepared.spec.layers().len();
+            return Err(Error::Paused { done: blocks, total: blocks });
         }
         for (given, text) in beginnings.iter().zip(texts).filter(|(_, text)| !text.ids.is_empty()) {
             let window: Vec<u32> = given.iter().chain(&text.ids).copied().collect();

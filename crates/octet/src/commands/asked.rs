@@ -64,7 +64,7 @@ impl Asked {
             Self::Recipe(_, recipe) => Ok(recipe.clone()),
             Self::Distilled(asked, steps) => {
                 let mut recipe = asked.recipe(spec, portable)?;
-                let searched = recipe.mixed_step().is_some_and(|step| step.bits_per_weight.is_none());
+                let searched = recipe.mixed_step().is_some_and(|step| step.bits_per_weight.is_none() && !step.whole);
                 let usual = DistillStep::of_size(start::weights_of(spec), if searched { SEARCHED } else { 1 });
                 recipe.steps.push(Step::Distill(steps.map_or(usual, DistillStep::of_steps)));
                 Ok(recipe)
