@@ -124,7 +124,7 @@ impl Stages for Told<'_> {
         staged.commit()
     }
 
-    fn ask(&mut self, _: &Question) -> Option<bool> {
+    fn ask(&mut self, _: &Question, _: &Report) -> Option<bool> {
         None
     }
 

@@ -110,6 +110,7 @@ pub(crate) struct Memory {
   octet quantize ./model ./out --scheme w4a16-g64-asym --calibration notes.txt --eval-text wiki.test.raw
   octet quantize ./model --bits-per-weight 4.5       mixed precision within a budget (or --max-size 100MB)
   octet quantize ./model --dry-run                   the plan, with forecast size, memory and time
+  octet quantize ./model --yes                       in a script: what every gate passed is taken, nothing is asked
   octet quantize ./model --portable                  embedding and head stay 16-bit: loads in transformers and vLLM")]
 pub(crate) struct Quantize {
     /// A checkpoint folder, `pocket` (built in), or org/name from the local Hugging Face cache

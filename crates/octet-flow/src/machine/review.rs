@@ -12,7 +12,8 @@ pub struct Policy {
     pub max_minutes: Option<f64>,
     /// Least score that a candidate must reach, as `--target-score` asks.
     pub target_score: Option<f64>,
-    /// Accept alone only from this score on and up to this risk, and ask otherwise; `None`: the gates suffice.
+    /// Accept alone only from this score on and up to this risk, and ask otherwise; `None`: the gates suffice, as where
+    /// variants are made to be compared.
     pub auto: Option<(f64, f64)>,
     /// The answer to whatever would be asked.
     pub answer: Option<bool>,
@@ -25,7 +26,7 @@ impl Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { ladder: true, max_minutes: None, target_score: None, auto: None, answer: None }
+        Self { ladder: true, max_minutes: None, target_score: None, auto: Some(Self::AUTO), answer: None }
     }
 }
 
@@ -90,7 +91,7 @@ fn accepted(report: &Report, policy: &Policy, score: f64, risk: f64) -> Verdict 
     if risk > most {
         reasons.push(format!("the risk {risk:.1} is above {most:.0}"));
     }
-    reasons.extend(report.risk.iter().flat_map(|risk| &risk.reasons).map(|reason| format!("{} ({:+.1})", reason.what, reason.points)));
+    reasons.extend(report.risk.iter().flat_map(|risk| &risk.reasons).map(|reason| format!("{} (risk {:+.1})", reason.what, reason.points)));
     let candidate = report.scheme.clone();
     Verdict::Ask(Question { question: format!("every gate passed; take {candidate} all the same?"), candidate, score, risk, reasons })
 }
@@ -122,12 +123,12 @@ mod tests {
     #[test]
     fn it_decides_alone_only_where_score_and_risk_allow() {
         let good = |score, risk| report(vec![Gate::new("quality", 1.0, 1.02, Outcome::Passed, "")], score, risk);
-        let auto = Policy { auto: Some(Policy::AUTO), ..Policy::default() };
-        assert!(matches!(review(&good(90.0, 10.0), &auto), Verdict::Accept(_)));
+        let gates_alone = Policy { auto: None, ..Policy::default() };
+        assert!(matches!(review(&good(90.0, 10.0), &Policy::default()), Verdict::Accept(_)));
         for (score, risk, says) in [(89.9, 0.0, "score"), (99.0, 10.1, "risk")] {
-            let Verdict::Ask(question) = review(&good(score, risk), &auto) else { panic!("{score} {risk} was not asked about") };
+            let Verdict::Ask(question) = review(&good(score, risk), &Policy::default()) else { panic!("{score} {risk} was not asked about") };
             assert!(question.reasons[0].contains(says), "{question:?}");
-            assert!(matches!(review(&good(score, risk), &Policy::default()), Verdict::Accept(_)));
+            assert!(matches!(review(&good(score, risk), &gates_alone), Verdict::Accept(_)));
         }
         let target = Policy { target_score: Some(95.0), ..Policy::default() };
         assert!(matches!(review(&good(94.9, 0.0), &target), Verdict::Climb(_)));

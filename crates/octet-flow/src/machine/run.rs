@@ -327,7 +327,7 @@ impl<S: Stages> Machine<'_, S> {
     }
 
     fn ask(&mut self, trial: &Trial, mut staged: Staged, report: Box<Report>, question: Question) -> Result<State, S::Error> {
-        let answer = self.policy.answer.or_else(|| self.stages.ask(&question));
+        let answer = self.policy.answer.or_else(|| self.stages.ask(&question, &report));
         match answer {
             Some(true) => self.accept(Kind::Ask, trial, staged, *report, "the answer was yes".into()),
             Some(false) => {

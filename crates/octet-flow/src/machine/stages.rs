@@ -66,7 +66,7 @@ pub trait Stages {
     fn commit(&mut self, planned: &Planned, staged: Staged, report: &Report, log: &str) -> Result<PathBuf, Self::Error>;
 
     /// Asks a person; `None` where there is none.
-    fn ask(&mut self, question: &Question) -> Option<bool>;
+    fn ask(&mut self, question: &Question, report: &Report) -> Option<bool>;
 
     /// Told of every decision.
     fn decided(&mut self, entry: &Entry);

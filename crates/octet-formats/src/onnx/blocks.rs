@@ -78,6 +78,43 @@ pub fn decoded(codes: &[u8], scales: &[f32], zeros: &[u8], [rows, cols]: [usize;
     out
 }
 
+/// Whether codes, scales and zero points of blocks are those of the matrix `q`, as [`decoded`] reads them, compared as they are stored.
+pub fn holds(codes: &[u8], scales: &[f32], zeros: &[u8], q: &octet_tensor::QMatrix, block: usize) -> bool {
+    let (cols, bits) = (q.cols(), stored_bits(q.scheme().bits));
+    let (size, count, middle) = (q.scheme().group_size(cols), cols.div_ceil(block), 1i32 << (bits - 1));
+    let (row_bytes, zero_bytes) = (count * block * bits / 8, (count * bits).div_ceil(8));
+    let lengths = [(codes.len(), q.rows() * row_bytes), (scales.len(), q.rows() * count)];
+    if lengths.iter().any(|(found, expected)| found != expected) || (zeros.len() != q.rows() * zero_bytes) != q.zeros().is_empty() {
+        return false;
+    }
+    (0..q.rows()).all(|row| {
+        let expected = &q.codes()[row * cols..(row + 1) * cols];
+        let groups = (0..count).map(|at| q.group(row, at * block / size));
+        let zero = |at: usize| match zeros.get(row * zero_bytes + at * bits / 8) {
+            Some(byte) if bits == 4 => i32::from(byte >> (4 * (at % 2)) & 15) - middle,
+            Some(&byte) => i32::from(byte) - middle,
+            None => 0,
+        };
+        let found = &codes[row * row_bytes..(row + 1) * row_bytes];
+        let same_groups = groups.zip(&scales[row * count..]).enumerate().all(|(at, ((scale, of), &found))| scale == found && of == zero(at));
+        same_groups && if bits == 4 { same_pairs(found, expected) } else { same_bytes(found, expected) }
+    })
+}
+
+/// Whether nibbles are these codes, less eight each; all are looked at, which the compiler turns into vector code.
+fn same_pairs(found: &[u8], expected: &[i8]) -> bool {
+    let (pairs, last) = expected.as_chunks::<2>();
+    let even = pairs.iter().zip(found).fold(true, |same, (&[low, high], &byte)| {
+        same & ((byte & 15).wrapping_sub(8) as i8 == low) & ((byte >> 4).wrapping_sub(8) as i8 == high)
+    });
+    even && last.first().is_none_or(|&low| found.get(pairs.len()).is_some_and(|byte| (byte & 15).wrapping_sub(8) as i8 == low))
+}
+
+/// Whether bytes are these codes, less 128 each.
+fn same_bytes(found: &[u8], expected: &[i8]) -> bool {
+    expected.iter().zip(found).fold(true, |same, (&code, &byte)| same & (byte ^ 0x80 == code as u8))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +137,27 @@ mod tests {
             let bits = stored_bits(scheme.bits);
             assert_eq!(stored.codes.len(), rows * cols.div_ceil(block) * block * bits / 8);
             assert_eq!(decoded(&stored.codes, &stored.scales, &stored.zeros, [rows, cols], bits, block), q.dequantize(), "{scheme}");
+            assert!(holds(&stored.codes, &stored.scales, &stored.zeros, &q, block), "{scheme}");
+            // Anything that decodes to another number is seen: every bit of every code that counts, every scale, every zero point.
+            let row_bytes = cols.div_ceil(block) * block * bits / 8;
+            for bit in (0..8 * stored.codes.len()).filter(|bit| bit % (8 * row_bytes) < cols * bits) {
+                let mut codes = stored.codes.clone();
+                codes[bit / 8] ^= 1 << (bit % 8);
+                assert!(!holds(&codes, &stored.scales, &stored.zeros, &q, block), "{scheme}: bit {bit}");
+            }
+            let blocks_of_row = cols.div_ceil(block);
+            for at in 0..stored.scales.len() {
+                let mut scales = stored.scales.clone();
+                scales[at] = -scales[at];
+                assert!(!holds(&stored.codes, &scales, &stored.zeros, &q, block), "{scheme}: scale {at}");
+                if !stored.zeros.is_empty() {
+                    let (row, group) = (at / blocks_of_row, at % blocks_of_row);
+                    let mut zeros = stored.zeros.clone();
+                    zeros[row * (blocks_of_row * bits).div_ceil(8) + group * bits / 8] ^= 1 << (group * bits % 8);
+                    assert!(!holds(&stored.codes, &stored.scales, &zeros, &q, block), "{scheme}: zero point {at}");
+                }
+            }
+            assert!(!holds(&stored.codes[1..], &stored.scales, &stored.zeros, &q, block));
         }
     }
 

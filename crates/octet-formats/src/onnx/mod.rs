@@ -6,7 +6,7 @@
 mod blocks;
 mod proto;
 
-pub use blocks::{Blocks, blocks, decoded, stored_bits};
+pub use blocks::{Blocks, blocks, decoded, holds, stored_bits};
 
 use crate::{Error, Result};
 use proto::Message;

@@ -18,20 +18,17 @@ pub(crate) struct LadderArgs {
     /// Other checkpoints of the same training run, to be quantized and compared with this one
     #[arg(long, value_name = "MODEL", num_args = 1.., conflicts_with = "no_judge")]
     pub(crate) checkpoint: Vec<String>,
-    /// Accept alone only with a score of at least 90 and a risk of at most 10; ask otherwise
-    #[arg(long, conflicts_with = "no_judge")]
-    pub(crate) review: bool,
-    /// Least score to accept alone (with --review) [default: 90]
-    #[arg(long, value_name = "SCORE", value_parser = points, requires = "review")]
+    /// Least Trinity Score to take what passed without a question [default: 90, or --target-score if that is less]
+    #[arg(long, value_name = "SCORE", value_parser = points, conflicts_with = "no_judge")]
     pub(crate) auto_score: Option<f64>,
-    /// Most risk to accept alone (with --review) [default: 10]
-    #[arg(long, value_name = "RISK", value_parser = points, requires = "review")]
+    /// Most risk to take what passed without a question [default: 10]
+    #[arg(long, value_name = "RISK", value_parser = points, conflicts_with = "no_judge")]
     pub(crate) auto_risk: Option<f64>,
-    /// Answer yes to whatever --review asks
-    #[arg(long, requires = "review", conflicts_with = "no")]
+    /// Take whatever every gate passed: answers yes before it is asked
+    #[arg(short, long, conflicts_with = "no")]
     pub(crate) yes: bool,
-    /// Answer no
-    #[arg(long, requires = "review")]
+    /// Answer no: what waits for an answer is thrown away
+    #[arg(long, conflicts_with = "no_judge")]
     pub(crate) no: bool,
     /// Draw the states the run went through: .svg, or Mermaid text (.mmd)
     #[arg(long, value_name = "FILE", conflicts_with = "no_judge")]

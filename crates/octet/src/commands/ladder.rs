@@ -1,6 +1,7 @@
 //! What a person sees of the ladder: each rung with its figures and its reason.
 
-use crate::ui;
+use super::verdict;
+use crate::ui::{self, Tone};
 use octet_eval::{Report, report::RungReport, trinity::Trinity};
 use octet_flow::machine::Question;
 
@@ -38,13 +39,10 @@ pub(super) fn score(trinity: &Trinity) -> String {
     format!("{head}\n{}", paragraph(&pillars.join(", "), 14))
 }
 
-/// What a person is asked, with the figures.
-pub(super) fn question(question: &Question, report: &Report) -> String {
-    let mut lines = vec![format!("\nASK: {}\n", question.question)];
-    if let Some(trinity) = &report.trinity {
-        lines.push(score(trinity));
-    }
-    lines.push(format!("  risk        {:.1} of 100", question.risk));
+/// What a person is asked about `model`, behind all figures that bear on it.
+pub(super) fn question(model: &str, question: &Question, report: &Report) -> String {
+    let figures = verdict::figures(model, report, &ui::paint("PASSED", Tone::Open));
+    let mut lines = vec![format!("{figures}\n  ASK: {}", question.question)];
     lines.extend(question.reasons.iter().map(|reason| paragraph(&format!("- {reason}"), 4)));
     lines.join("\n")
 }

@@ -288,7 +288,7 @@ impl Session<'_> {
     ) -> Result<Outcome> {
         let Walking { target, several, ladder, no_checkpoint } = walking;
         let args = self.args;
-        let policy = self.policy(ladder);
+        let policy = self.policy(ladder, several);
         let scheme = match asked {
             Asked::Scheme(_, flags) | Asked::Outliers(_, flags) if flags.transform.is_none() || args.preset.is_none() => {
                 Some((flags.scheme, flags.solver))
@@ -303,13 +303,13 @@ impl Session<'_> {
         };
         let facts = Facts { label: asked.label(), scheme, text, no_mixed, no_training, no_checkpoint: no_checkpoint.into() };
         let request = Request { facts, log: hidden_log(target), restart: args.restart };
-        let mut walk = Walk { session: self, asked, target, several, original, settings, identity: None, sample: None, decision: None };
+        let mut walk = Walk { session: self, asked, target, several, original, settings, identity: None, sample: None, decision: None, shown: false };
         let ended = machine::run(&mut walk, &request, &policy)?;
-        let sample = walk.sample.take();
+        let (sample, shown) = (walk.sample.take(), walk.shown);
         if let Some(file) = &args.ladder.graph {
             stages::draw(file, &ended.entries)?;
         }
-        let mut outcome = Outcome { report: None, path: None, sample, tried: ended.tried, question: None };
+        let mut outcome = Outcome { report: None, path: None, sample, tried: ended.tried, question: None, shown };
         match ended.end {
             End::Accepted { path, report } => (outcome.path, outcome.report) = (Some(path), Some(*report)),
             End::Asked { question, report } => (outcome.question, outcome.report) = (Some(question), Some(*report)),
@@ -328,15 +328,16 @@ impl Session<'_> {
         Ok(outcome)
     }
 
-    /// Who decides what.
-    fn policy(&self, climb: bool) -> Policy {
+    /// Who decides what. Of several variants each that the gates pass is kept, to be compared.
+    fn policy(&self, climb: bool, several: bool) -> Policy {
         let ladder = &self.args.ladder;
-        let auto = (ladder.auto_score.unwrap_or(Policy::AUTO.0), ladder.auto_risk.unwrap_or(Policy::AUTO.1));
+        let least = ladder.target_score.map_or(Policy::AUTO.0, |target| target.min(Policy::AUTO.0));
+        let auto = (ladder.auto_score.unwrap_or(least), ladder.auto_risk.unwrap_or(Policy::AUTO.1));
         Policy {
             ladder: !ladder.no_ladder && climb,
             max_minutes: ladder.max_minutes,
             target_score: ladder.target_score,
-            auto: ladder.review.then_some(auto),
+            auto: (!several).then_some(auto),
             answer: match (ladder.yes, ladder.no) {
                 (true, _) => Some(true),
                 (_, true) => Some(false),
@@ -446,18 +447,25 @@ pub(super) struct Outcome {
     tried: Vec<RungReport>,
     /// What waits for an answer.
     pub(super) question: Option<Question>,
+    /// Whether the verdict was shown already, with the question that it led to.
+    shown: bool,
 }
 
 impl Outcome {
     /// Tells a person.
     fn show(&self, name: &str, target: &Path) {
         let Some(report) = &self.report else { return };
-        if let Some(question) = &self.question {
-            ui::say(&ladder::question(question, report));
+        if let (Some(question), false) = (&self.question, self.shown) {
+            ui::say(&ladder::question(name, question, report));
+        }
+        if self.question.is_some() {
             ui::say("\n  The model waits, judged. Run the same command again with --yes or --no.");
             return;
         }
-        ui::say(&verdict::screen(name, report, self.path.as_deref(), &refusal_path(target)));
+        if !self.shown {
+            ui::say(&verdict::judged(name, report));
+        }
+        ui::say(&verdict::kept(self.path.as_deref(), &refusal_path(target)));
         if self.tried.len() > 1 {
             ui::say(&format!("\n{}", ladder::rungs(&self.tried)));
         }

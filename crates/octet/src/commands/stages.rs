@@ -52,6 +52,8 @@ pub(super) struct Walk<'s, 'a> {
     pub(super) sample: Option<Sample>,
     /// What decided the widths of mixed precision, of the last that was planned.
     pub(super) decision: Option<Value>,
+    /// Whether a person saw the verdict, with the question that it led to.
+    pub(super) shown: bool,
 }
 
 impl Walk<'_, '_> {
@@ -242,14 +244,13 @@ impl Stages for Walk<'_, '_> {
         self.session.finish(staged, &planned.prepared, planned.calibration.as_ref())
     }
 
-    fn ask(&mut self, question: &Question) -> Option<bool> {
+    fn ask(&mut self, question: &Question, report: &Report) -> Option<bool> {
         if self.session.global.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
             return None;
         }
-        ui::note(&format!("\n{} (score {:.1}, risk {:.1}) [y/N]", question.question, question.score, question.risk));
-        question.reasons.iter().for_each(|reason| ui::note(&ladder::paragraph(&format!("- {reason}"), 2)));
-        let line = std::io::stdin().lock().lines().next()?.ok()?;
-        Some(matches!(line.trim(), "y" | "Y" | "yes"))
+        ui::say(&ladder::question(&self.session.name, question, report));
+        self.shown = true;
+        answered(std::io::stdin().lock())
     }
 
     fn decided(&mut self, entry: &Entry) {
@@ -260,6 +261,20 @@ impl Stages for Walk<'_, '_> {
             let ratio = ratio.map_or(String::new(), |ratio| format!(", perplexity {:+.2} %", 100.0 * (ratio - 1.0)));
             self.session.progress.finish();
             ui::note(&format!("{candidate}: {}{ratio}", entry.reason));
+        }
+    }
+}
+
+/// What a person says to a question; nothing: that it is decided later.
+fn answered(input: impl BufRead) -> Option<bool> {
+    let mut lines = input.lines();
+    loop {
+        ui::note("\n  y takes it, n throws it away, Enter decides later:");
+        match lines.next()?.ok()?.trim() {
+            "y" | "Y" | "yes" => return Some(true),
+            "n" | "N" | "no" => return Some(false),
+            "" => return None,
+            other => ui::note(&format!("  {other:?} is neither y nor n")),
         }
     }
 }

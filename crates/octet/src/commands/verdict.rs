@@ -41,13 +41,12 @@ pub(super) fn sample(original: &TextModel, quantized: &TextModel, ids: &[u32]) -
     Ok(Sample { prompt: tokenizer.decode(ids)?, original: write(original)?, quantized: write(quantized)? })
 }
 
-/// The verdict on one variant, and where it is now.
-pub(super) fn screen(model: &str, report: &Report, path: Option<&Path>, refusal: &Path) -> String {
-    let kept = match path {
-        Some(path) => format!("wrote {}", ui::path(path)),
-        None => format!("nothing was kept but the report, {}", ui::path(refusal)),
-    };
-    format!("{}\n  {kept}", judged(model, report))
+/// Where a variant that was judged is now.
+pub(super) fn kept(path: Option<&Path>, refusal: &Path) -> String {
+    match path {
+        Some(path) => format!("  wrote {}", ui::path(path)),
+        None => format!("  nothing was kept but the report, {}", ui::path(refusal)),
+    }
 }
 
 /// The verdict on one model: the word, the figures, the gates.
@@ -58,6 +57,11 @@ pub(super) fn judged(model: &str, report: &Report) -> String {
         Status::Refused => ui::paint("REFUSED", Tone::Bad),
         Status::Undecided => ui::paint("UNDECIDED", Tone::Open),
     };
+    figures(model, report, &word)
+}
+
+/// What was measured about one model, under the word for what it led to.
+pub(super) fn figures(model: &str, report: &Report, word: &str) -> String {
     let m = &report.measures;
     let mut lines = vec![format!("\n{model} as {}: {word}", report.scheme), String::new()];
     if let (Some(ppl), Some(text)) = (&m.ppl, &m.text) {
@@ -86,6 +90,9 @@ pub(super) fn judged(model: &str, report: &Report) -> String {
     }
     if let Some(trinity) = &report.trinity {
         lines.push(super::ladder::score(trinity));
+    }
+    if let Some(risk) = &report.risk {
+        lines.push(format!("  risk        {:.1} of 100", risk.score));
     }
     lines.push(String::new());
     lines.extend(report.gates.iter().map(gate_line));

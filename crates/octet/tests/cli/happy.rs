@@ -23,7 +23,7 @@ fn gate<'a>(report: &'a Value, name: &str) -> &'a Value {
 fn pocket_becomes_an_accepted_int8() {
     let sandbox = Sandbox::empty();
     // Speed on a busy machine is not what this test is about.
-    let ended = sandbox.octet("quantize pocket --scheme w8a16 --eval-tokens 20480 --min-speedup 0 --json").done();
+    let ended = sandbox.octet("quantize pocket --scheme w8a16 --eval-tokens 20480 --min-speedup 0 --yes --json").done();
     let document = ended.json();
     let mut files: Vec<&str> = UNJUDGED.to_vec();
     files.extend(["decision_log.jsonl", "report.html", "validation_report.json"]);

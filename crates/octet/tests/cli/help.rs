@@ -95,11 +95,10 @@ Options:
       --max-minutes <M>             Begin no further attempt after this many minutes
       --target-score <SCORE>        Try INT8 weight-only, INT8 dynamic, other groups, then mixed, until one is accepted with this Trinity Score
       --checkpoint <MODEL>...       Other checkpoints of the same training run, to be quantized and compared with this one
-      --review                      Accept alone only with a score of at least 90 and a risk of at most 10; ask otherwise
-      --auto-score <SCORE>          Least score to accept alone (with --review) [default: 90]
-      --auto-risk <RISK>            Most risk to accept alone (with --review) [default: 10]
-      --yes                         Answer yes to whatever --review asks
-      --no                          Answer no
+      --auto-score <SCORE>          Least Trinity Score to take what passed without a question [default: 90, or --target-score if that is less]
+      --auto-risk <RISK>            Most risk to take what passed without a question [default: 10]
+  -y, --yes                         Take whatever every gate passed: answers yes before it is asked
+      --no                          Answer no: what waits for an answer is thrown away
       --graph <FILE>                Draw the states the run went through: .svg, or Mermaid text (.mmd)
       --eval-text <FILE>...         Texts to judge on, each by itself and all together: plain text, .jsonl or .bin token ids [default: built-in texts]
       --text-field <NAME>           Field of a .jsonl line that holds the text [default: text, else messages]
@@ -126,6 +125,7 @@ Examples:
   octet quantize ./model ./out --scheme w4a16-g64-asym --calibration notes.txt --eval-text wiki.test.raw
   octet quantize ./model --bits-per-weight 4.5       mixed precision within a budget (or --max-size 100MB)
   octet quantize ./model --dry-run                   the plan, with forecast size, memory and time
+  octet quantize ./model --yes                       in a script: what every gate passed is taken, nothing is asked
   octet quantize ./model --portable                  embedding and head stay 16-bit: loads in transformers and vLLM
 "###);
 }

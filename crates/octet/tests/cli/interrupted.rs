@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const QUANTIZE: [&str; 8] = ["quantize", "tiny", "--scheme", "w8a16", "--eval-tokens", "20480", "--min-speedup", "0"];
+const QUANTIZE: [&str; 9] = ["quantize", "tiny", "--yes", "--scheme", "w8a16", "--eval-tokens", "20480", "--min-speedup", "0"];
 const WORK: &str = ".tiny-w8a16.octet-work";
 
 /// Starts a run and waits until its weights are written and it is being judged.

@@ -58,7 +58,7 @@ fn an_impossible_gate_walks_every_rung_and_keeps_the_original() {
 fn a_refusal_falls_back_to_what_passes_and_says_so() {
     let sandbox = Sandbox::new();
     sandbox.write("notes.txt", prose(20_000, 3));
-    let command = format!("quantize tiny --scheme w2a16 --calibration notes.txt --graph path.svg --json {QUICK}");
+    let command = format!("quantize tiny --scheme w2a16 --calibration notes.txt --graph path.svg --yes --json {QUICK}");
     let ended = sandbox.octet(&command).done();
     let document = ended.json();
     let report = &document["reports"][0];
@@ -77,7 +77,7 @@ fn a_refusal_falls_back_to_what_passes_and_says_so() {
 #[test]
 fn an_open_question_waits_for_its_answer() {
     let sandbox = Sandbox::new();
-    let command = format!("quantize tiny --scheme w8a16 --review --auto-score 100 {QUICK}");
+    let command = format!("quantize tiny --scheme w8a16 --auto-score 100 {QUICK}");
     let ended = sandbox.octet(&command);
     assert_eq!(ended.code, Some(3), "{ended:?}");
     assert!(ended.stdout.contains("ASK:") && ended.stdout.contains("--yes") && ended.stdout.contains("below 100"), "{ended:?}");
@@ -91,7 +91,7 @@ fn an_open_question_waits_for_its_answer() {
     let declined = sandbox.octet(&format!("{command} --no --force"));
     assert_eq!(declined.code, Some(3), "{declined:?}");
     assert!(sandbox.path("tiny-w8a16").exists());
-    sandbox.refuses_as(2, "quantize tiny --yes", &["--review"]);
+    sandbox.refuses_as(2, "quantize tiny --yes --no", &["--yes", "--no"]);
 }
 
 #[test]

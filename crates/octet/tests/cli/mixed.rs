@@ -4,7 +4,7 @@ use crate::sandbox::Sandbox;
 use std::fs;
 
 /// A vote on few tokens: what counts here is that it all hangs together.
-const QUICK: &str = "--eval-tokens 10240 --min-speedup 0 --calibration-samples 16 --max-ppl-increase 5";
+const QUICK: &str = "--eval-tokens 10240 --min-speedup 0 --calibration-samples 16 --max-ppl-increase 5 --yes";
 
 #[test]
 fn without_flags_the_smallest_that_passes() {

@@ -8,7 +8,7 @@ use octet_tensor::Dtype;
 use octet_testkit::write_folder;
 
 /// Windows of 512 of the built-in text; speed is not what this is about.
-const JUDGED: &str = "--context 512 --eval-tokens 10240 --health-prompts 4 --min-speedup 0 --json";
+const JUDGED: &str = "--context 512 --eval-tokens 10240 --health-prompts 4 --min-speedup 0 --yes --json";
 
 /// The folder `planted`: the built-in model with outliers.
 fn sandbox() -> Sandbox {

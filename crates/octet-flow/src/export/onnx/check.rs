@@ -11,9 +11,9 @@ use crate::{
 };
 use octet_formats::{
     Folder,
-    onnx::{self, Stored, decoded},
+    onnx::{self, Stored, decoded, holds},
 };
-use octet_tensor::Bytes;
+use octet_tensor::{Bytes, QMatrix};
 use std::{collections::HashMap, path::Path};
 
 /// Compares the weights in the folder `at` with the model's.
@@ -23,9 +23,10 @@ pub(super) fn weights(job: Job<'_>, plan: &Conversion, run: &ExportRun<'_>, writ
         let (Some(stored), Some(_)) = (written.get(&planned.site.module), planned.codes()) else { continue };
         let mut first = 0;
         codes(job, planned, run, &mut |q| {
-            let found = read(&file, stored, first, [q.rows(), q.cols()]);
+            let at = first;
             first += q.rows();
-            match same(&found, &q.dequantize()) {
+            // What is equal as it is stored is the same number; only what is stored in another way is decoded.
+            match is_stored(&file, stored, at, &q) || same(&read(&file, stored, at, [q.rows(), q.cols()]), &q.dequantize()) {
                 true => Ok(()),
                 false => Err(cannot(super::NAME, format!("{} reads back as other numbers; the disk may be faulty", planned.site.module))),
             }
@@ -41,13 +42,28 @@ fn same(found: &[f32], expected: &[f32]) -> bool {
     found.len() == expected.len() && runs.all(|(a, b)| a.iter().zip(b).fold(true, |same, (a, b)| same & (a == b)))
 }
 
+/// The bytes of `rows` of a tensor, from row `first` on.
+fn part<'f>(file: &'f Bytes, of: &Stored, width: usize, first: usize, rows: usize) -> &'f [u8] {
+    let from = of.offset + first * width;
+    file.get(from..from + rows * width).unwrap_or_default()
+}
+
+fn numbers(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}
+
+/// Whether the file has blocks that are the codes, scales and zero points of `q`, some rows of a matrix from `first` on.
+fn is_stored(file: &Bytes, stored: &Weights, first: usize, q: &QMatrix) -> bool {
+    let Weights::Codes(Codes { bits, block, codes, scales, zeros, .. }) = stored else { return false };
+    let (rows, count) = (q.rows(), q.cols().div_ceil(*block));
+    let zeros = zeros.as_ref().map_or(&[][..], |zeros| part(file, zeros, (count * bits).div_ceil(8), first, rows));
+    let (codes, scales) = (part(file, codes, count * block * bits / 8, first, rows), part(file, scales, 4 * count, first, rows));
+    holds(codes, &numbers(scales), zeros, q, *block)
+}
+
 /// Rows of a matrix as the file has them.
 fn read(file: &Bytes, stored: &Weights, first: usize, [rows, cols]: [usize; 2]) -> Vec<f32> {
-    let part = |of: &Stored, width: usize| {
-        let from = of.offset + first * width;
-        file.get(from..from + rows * width).unwrap_or_default()
-    };
-    let numbers = |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect::<Vec<f32>>();
+    let part = |of: &Stored, width: usize| part(file, of, width, first, rows);
     match stored {
         Weights::Floats { .. } => vec![],
         Weights::Bytes { codes, scales, .. } => {
