@@ -29,6 +29,7 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 /// How an export is carried out.
@@ -88,8 +89,26 @@ pub struct Exported {
     is_file: bool,
     /// The same, opened by octet's own reader.
     pub folder: Option<Folder>,
+    /// What reading, converting and writing the tensors took.
+    pub took: Took,
     deploy: Deploy,
     seal: Option<JoinHandle<Result<String>>>,
+}
+
+/// What it took to bring a model's tensors into another format.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Took {
+    /// Bytes of the tensors that were read.
+    pub bytes_read: u64,
+    /// Seconds until all was converted and written, and where the format has no reader here, checked.
+    pub seconds: f64,
+}
+
+impl Took {
+    /// MB (10⁶ bytes) of the model a second.
+    pub fn mb_s(&self) -> f64 {
+        self.bytes_read as f64 / 1e6 / self.seconds
+    }
 }
 
 /// Where a hand-over to servers is written.
@@ -127,13 +146,16 @@ impl Exported {
                 (staging, path)
             }
         };
+        let started = Instant::now();
         export.write(&path, run, progress)?;
+        let bytes_read = source.checkpoint.entries().iter().map(|entry| entry.bytes as u64).sum();
+        let took = Took { bytes_read, seconds: started.elapsed().as_secs_f64() };
         let folder = export.reopen(&path)?;
         if let Some(folder) = &folder {
             let failed = |what| Error::Export { target: target.display().to_string(), what };
             same_text(source, folder).map_err(failed)?;
         }
-        Ok(Self { staging, path, is_file: export.is_file(), folder, deploy, seal })
+        Ok(Self { staging, path, is_file: export.is_file(), folder, took, deploy, seal })
     }
 
     /// Writes the model card, and what servers need where that was asked for. A single file has a card only beside the latter.

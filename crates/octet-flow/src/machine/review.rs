@@ -126,7 +126,9 @@ mod tests {
         let gates_alone = Policy { auto: None, ..Policy::default() };
         assert!(matches!(review(&good(90.0, 10.0), &Policy::default()), Verdict::Accept(_)));
         for (score, risk, says) in [(89.9, 0.0, "score"), (99.0, 10.1, "risk")] {
-            let Verdict::Ask(question) = review(&good(score, risk), &Policy::default()) else { panic!("{score} {risk} was not asked about") };
+            let Verdict::Ask(question) = review(&good(score, risk), &Policy::default()) else {
+                panic!("{score} {risk} was not asked about")
+            };
             assert!(question.reasons[0].contains(says), "{question:?}");
             assert!(matches!(review(&good(score, risk), &gates_alone), Verdict::Accept(_)));
         }

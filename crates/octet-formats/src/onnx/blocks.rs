@@ -44,11 +44,27 @@ pub fn blocks(q: &octet_tensor::QMatrix, block: usize) -> Blocks {
     out
 }
 
+/// Numbers that become a vector of nibbles.
+const LOT: usize = 32;
+
 /// Appends numbers from -8 to 7 as unsigned nibbles, the first in the low half; the middle fills up.
 fn put_pairs(numbers: &[i8], out: &mut Vec<u8>) {
-    let (pairs, last) = numbers.as_chunks::<2>();
-    out.extend(pairs.iter().map(|&[low, high]| (low as u8 & 15 | (high as u8) << 4) ^ 0x88));
-    out.extend(last.iter().map(|&low| (low as u8 & 15) ^ 0x88));
+    let (lots, rest) = numbers.as_chunks::<LOT>();
+    lots.iter().for_each(|lot| out.extend_from_slice(&nibbles(lot)));
+    let (pairs, last) = rest.as_chunks::<2>();
+    out.extend(pairs.iter().map(|&pair| nibble_pair(pair)));
+    out.extend(last.iter().map(|&low| nibble_pair([low, 0])));
+}
+
+fn nibble_pair([low, high]: [i8; 2]) -> u8 {
+    (low as u8 & 15 | (high as u8) << 4) ^ 0x88
+}
+
+/// Words of two numbers each, which the compiler shifts and narrows sixteen at a time.
+fn nibbles(numbers: &[i8; LOT]) -> [u8; LOT / 2] {
+    let word = |i: usize| u16::from_le_bytes([numbers[2 * i] as u8 & 15, numbers[2 * i + 1] as u8 & 15]);
+    let words: [u16; LOT / 2] = std::array::from_fn(word);
+    words.map(|word| (word | word >> 4) as u8 ^ 0x88)
 }
 
 /// The weights `[rows, cols]` that codes, scales `[rows, blocks]` and zero points (none: the middle) stand for.
@@ -96,18 +112,24 @@ pub fn holds(codes: &[u8], scales: &[f32], zeros: &[u8], q: &octet_tensor::QMatr
             None => 0,
         };
         let found = &codes[row * row_bytes..(row + 1) * row_bytes];
-        let same_groups = groups.zip(&scales[row * count..]).enumerate().all(|(at, ((scale, of), &found))| scale == found && of == zero(at));
+        let same_groups =
+            groups.zip(&scales[row * count..]).enumerate().all(|(at, ((scale, of), &found))| scale == found && of == zero(at));
         same_groups && if bits == 4 { same_pairs(found, expected) } else { same_bytes(found, expected) }
     })
 }
 
-/// Whether nibbles are these codes, less eight each; all are looked at, which the compiler turns into vector code.
+/// Whether nibbles are these codes, less eight each.
 fn same_pairs(found: &[u8], expected: &[i8]) -> bool {
-    let (pairs, last) = expected.as_chunks::<2>();
-    let even = pairs.iter().zip(found).fold(true, |same, (&[low, high], &byte)| {
-        same & ((byte & 15).wrapping_sub(8) as i8 == low) & ((byte >> 4).wrapping_sub(8) as i8 == high)
-    });
-    even && last.first().is_none_or(|&low| found.get(pairs.len()).is_some_and(|byte| (byte & 15).wrapping_sub(8) as i8 == low))
+    let (lots, rest) = expected.as_chunks::<LOT>();
+    let (lots_found, rest_found) = (found.as_chunks::<{ LOT / 2 }>().0, found.get(lots.len() * LOT / 2..).unwrap_or_default());
+    // A code beyond a nibble is none that nibbles hold; all are looked at, which the compiler turns into vector code.
+    let differ = |lot: &[i8; LOT], found: &[u8; LOT / 2]| {
+        let beyond = lot.iter().fold(0, |bits, &code| bits | (code as u8).wrapping_add(8) & 0xf0);
+        nibbles(lot).iter().zip(found).fold(beyond, |bits, (a, b)| bits | (a ^ b))
+    };
+    let whole = lots.iter().zip(lots_found).fold(0, |bits, (lot, found)| bits | differ(lot, found));
+    let code = |i: usize| rest_found.get(i / 2).map(|byte| (byte >> (4 * (i % 2)) & 15).wrapping_sub(8) as i8);
+    whole == 0 && rest.iter().enumerate().all(|(i, &expected)| code(i) == Some(expected))
 }
 
 /// Whether bytes are these codes, less 128 each.

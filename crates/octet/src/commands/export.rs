@@ -1,7 +1,7 @@
 //! `octet export`: a model in other formats, each re-opened and judged.
 
 use super::{
-    calibration, judging, say_json,
+    calibration, judging, ladder, say_json,
     text::{self, BuiltIn, Given, Texts},
     verdict,
 };
@@ -15,14 +15,14 @@ use anyhow::Result;
 use octet_eval::{Report, gates::Status, memory::available_memory};
 use octet_flow::{
     Calibration, JudgeSettings, Original,
-    export::{Export, ExportRun, Exported, Facts, Format, Place, Source},
+    export::{Export, ExportRun, Exported, Facts, Format, Place, Source, Took},
 };
 use octet_formats::Folder;
 use octet_kernels::Engine;
 use octet_quant::Samples;
 use octet_runtime::{ChatTemplate, Tokenizer};
 use serde_json::json;
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 /// Fewest tokens that second moments of inputs are gathered from.
 const LEAST_CALIBRATION: usize = 4096;
@@ -133,11 +133,12 @@ struct Outcome {
     format: Format,
     path: Option<PathBuf>,
     report: Option<Report>,
+    took: Took,
 }
 
 impl Outcome {
     fn document(&self) -> serde_json::Value {
-        json!({"format": self.format.to_string(), "path": self.path, "executed_by": self.format.executed_by(), "report": self.report})
+        json!({"format": self.format.to_string(), "path": self.path, "executed_by": self.format.executed_by(), "took": self.took, "report": self.report})
     }
 }
 
@@ -179,7 +180,7 @@ impl Session<'_> {
                 judged?
             }
         };
-        let bytes = exported.bytes()?;
+        let (bytes, took) = (exported.bytes()?, exported.took);
         let accepted = report.as_ref().is_none_or(|report| matches!(report.status, Status::Accepted | Status::FellBack));
         let path = match accepted {
             true => {
@@ -193,13 +194,17 @@ impl Session<'_> {
                 ui::say(&verdict::judged(&resolve::short_name(&self.args.model), report));
             }
             match &path {
-                Some(path) => ui::note(&format!("wrote {} ({})", ui::path(path), ui::bytes(bytes))),
+                Some(path) => {
+                    let (read, seconds) = (ui::bytes(took.bytes_read), ui::duration(Duration::from_secs_f64(took.seconds)));
+                    let pace = format!("{read} read, converted and written in {seconds}, {:.0} MB/s", took.mb_s());
+                    ui::note(&ladder::paragraph(&format!("wrote {} ({}): {pace}", ui::path(path), ui::bytes(bytes)), 0));
+                }
                 None => ui::note(&format!(
                     "{} was not written: --max-ppl-increase says what is accepted, --no-judge writes unjudged",
                     target.display()
                 )),
             }
         }
-        Ok(Some(Outcome { format, path, report }))
+        Ok(Some(Outcome { format, path, report, took }))
     }
 }

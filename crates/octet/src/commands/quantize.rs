@@ -303,7 +303,8 @@ impl Session<'_> {
         };
         let facts = Facts { label: asked.label(), scheme, text, no_mixed, no_training, no_checkpoint: no_checkpoint.into() };
         let request = Request { facts, log: hidden_log(target), restart: args.restart };
-        let mut walk = Walk { session: self, asked, target, several, original, settings, identity: None, sample: None, decision: None, shown: false };
+        let mut walk =
+            Walk { session: self, asked, target, several, original, settings, identity: None, sample: None, decision: None, shown: false };
         let ended = machine::run(&mut walk, &request, &policy)?;
         let (sample, shown) = (walk.sample.take(), walk.shown);
         if let Some(file) = &args.ladder.graph {
