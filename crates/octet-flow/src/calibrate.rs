@@ -11,14 +11,19 @@ use crate::{
 };
 use octet_formats::{Checkpoint, staging::Staging};
 use octet_kernels::Engine;
-use octet_model::ForwardError;
+use octet_model::{ForwardError, Place};
 use octet_quant::{
-    CalibratedOptions, CalibratedRun, CalibrationForecast, Event, HiddenStates, InMemory, Plan, Samples, SinkError, StageRecord, Transform,
+    CalibratedOptions, CalibratedRun, CalibrationForecast, Event, HiddenStates, InMemory, Plan, RotationRecord, RotationRun, Samples,
+    SinkError, StageRecord, Transform, Turned, Turns,
 };
 use octet_tensor::WeightSource;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::{collections::BTreeSet, path::Path, sync::atomic::AtomicBool};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 /// Hidden states while they are on disk, in the work folder.
 const SPILL: &str = "hidden.f32";
@@ -144,10 +149,17 @@ impl Prepared {
         staging.retain(true);
         let transforms: Vec<Box<dyn Transform>> =
             self.plan.scalings().map(|scaling| Box::new(scaling.clone()) as Box<dyn Transform>).collect();
+        let (turns, rotations) = match self.rotations(calibration, engine, cancel, progress) {
+            Ok((turns, records)) => (Arc::new(turns), records),
+            Err(error) => return Err(self.stopped(error, staging)),
+        };
         let run = CalibratedRun {
             plan: &self.plan,
             spec: &self.spec,
-            open: &|| -> std::result::Result<Box<dyn WeightSource>, SinkError> { Ok(Box::new(Checkpoint::open(&self.input)?)) },
+            open: &|| -> std::result::Result<Box<dyn WeightSource>, SinkError> {
+                let checkpoint: Box<dyn WeightSource> = Box::new(Checkpoint::open(&self.input)?);
+                Ok(if turns.is_empty() { checkpoint } else { Box::new(Turned::new(checkpoint, turns.clone())) })
+            },
             samples: &calibration.samples,
             transforms: &transforms,
             options: CalibratedOptions { sequential: calibration.sequential, strict: self.settings.strict },
@@ -170,10 +182,30 @@ impl Prepared {
         }
         let records = journal.finish()?;
         artefact::copy_companions(&out, &self.input)?;
-        let calibrated = self.calibrated(calibration, &records);
+        let mut calibrated = self.calibrated(calibration, &records);
+        if !rotations.is_empty() {
+            calibrated["rotations"] = json!(rotations);
+        }
         artefact::write_json(&out.join("quantization_config.json"), &self.describe(calibrated.clone()))?;
         let reports = records.iter().flat_map(|record| record.tensors.clone()).collect();
         Ok(Staged { staging, reports, forecast_bytes, calibration: calibrated })
+    }
+
+    /// What the plan's rotations do to the weights. A run that goes on finds the same ones again.
+    fn rotations(
+        &self,
+        calibration: &Calibration,
+        engine: &Engine,
+        cancel: &AtomicBool,
+        progress: &mut dyn FnMut(&Event<'_>),
+    ) -> std::result::Result<(Turns, Vec<RotationRecord>), octet_quant::Error> {
+        let (plan, spec, source, samples) = (&self.plan, &self.spec, &self.checkpoint, &calibration.samples);
+        let run = RotationRun { plan, spec, source, samples, engine, cancel };
+        let (turns, records) = run.find(&mut |what| {
+            progress(&Event { place: Place::Embedding, what: "rotating", tensor: Some(what), report: None, done: 0, total: 1 });
+        })?;
+        records.iter().for_each(|record| tracing::info!("{record}"));
+        Ok((turns, records))
     }
 
     fn hidden(&self, calibration: &Calibration, work: &Path) -> Result<Box<dyn HiddenStates>> {
@@ -289,7 +321,12 @@ impl Prepared {
 
     /// Whether a solver or transform of the plan cannot do without calibration.
     pub fn needs_calibration(&self) -> bool {
-        self.plan.has_scalings() || self.chooses_outliers() || self.plan.distill().is_some() || self.needs_hessians()
+        self.turns_or_scales() || self.chooses_outliers() || self.plan.distill().is_some() || self.needs_hessians()
+    }
+
+    /// Whether values are turned or scaled before tensors are solved.
+    pub fn turns_or_scales(&self) -> bool {
+        self.plan.has_scalings() || !self.plan.rotations().is_empty()
     }
 
     /// Whether outlier columns are chosen by what flows into linears.

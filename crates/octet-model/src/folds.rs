@@ -57,6 +57,12 @@ impl Fold {
         let shared = (heads * width / self.channels.max(1)).max(1);
         column / width / shared * width + column % width
     }
+
+    /// Channels of a head, where attention stands between: they may be mixed with each other, not only multiplied.
+    pub fn head_width(&self) -> Option<usize> {
+        let (heads, reader) = (self.heads?, self.readers.first()?);
+        Some(reader.cols / heads.max(1))
+    }
 }
 
 /// Where factors may move in a part of the model, and where they may not.

@@ -30,6 +30,7 @@ pub mod show;
 mod sites;
 pub mod spec;
 mod stage;
+mod stream;
 mod workspace;
 
 pub use error::{ConfigError, ForwardError, LoadError, Place};
@@ -43,4 +44,5 @@ pub use sequence::Sequence;
 pub use sites::{InputKind, InputSite, LinearSite, Role};
 pub use spec::ArchSpec;
 pub use stage::Stage;
+pub use stream::{Stream, StreamReaders};
 pub use workspace::{Span, Workspace};

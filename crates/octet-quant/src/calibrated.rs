@@ -14,6 +14,7 @@ mod stage;
 mod weights;
 
 pub use forecast::CalibrationForecast;
+pub(crate) use solving::{Hessians, in_place};
 pub(crate) use stage::want;
 pub use weights::BlockWeights;
 

@@ -31,6 +31,7 @@ mod pipeline;
 mod plan;
 mod recipe;
 mod report;
+mod rotate;
 mod rows;
 mod samples;
 mod sensitivity;
@@ -52,10 +53,11 @@ pub use observe::{InputObserver, Want};
 pub use pipeline::{Progress, Run, Sink, SinkError};
 pub use plan::{Action, Line, Plan};
 pub use recipe::{
-    AwqSettings, DistillStep, Flags, GptqSettings, MixedStep, Precision, Recipe, SmoothSettings, SolverChoice, Step, Target,
-    TransformChoice,
+    AwqSettings, DistillStep, Flags, GptqSettings, MixedStep, Precision, Recipe, RotateStep, RotationKind, SmoothSettings, SolverChoice,
+    Step, Target, TransformChoice,
 };
 pub use report::{ErrorSums, TensorReport};
+pub use rotate::{BlockRotation, EIGHT, RotationRecord, RotationRun, So8, Turned, Turns, Where};
 pub use samples::Samples;
 pub use sensitivity::{Effort, FusedGroup, GroupLosses, Ledger, Menu, Method, OptionLoss, Sensitivities, SensitivityRun, watch};
 pub use solve::{ActOrder, BlockJob, Gptq, Hessian, HessianOptions, RowSolver, RowsMut, Rtn, Solver, TensorJob};

@@ -90,6 +90,9 @@ impl Run<'_> {
         if self.plan.distill().is_some() {
             return Err(Error::NeedsCalibration { module: "the whole model".into(), solver: "distillation" });
         }
+        if !self.plan.rotations().is_empty() {
+            return Err(Error::NeedsCalibration { module: "the whole model".into(), solver: "rotations" });
+        }
         let lines = self.plan.lines();
         let total_bytes = lines.iter().map(|line| line.stored_bytes).sum();
         let mut done_bytes = 0;

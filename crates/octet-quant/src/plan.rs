@@ -7,7 +7,7 @@ mod show;
 pub(crate) use fit::misfit;
 
 use crate::{
-    DistillStep, Error, Inventory, OtherTensor, Recipe, Site, SolverChoice, Step,
+    DistillStep, Error, Inventory, OtherTensor, Recipe, RotateStep, Site, SolverChoice, Step,
     recipe::{is_tied, lookup, role_name},
 };
 use octet_model::{LinearSite, Role};
@@ -18,6 +18,7 @@ use octet_tensor::{Activations, BlockCode, Dtype, Granularity, Scheme};
 pub struct Plan {
     lines: Vec<Line>,
     scalings: Vec<scaling::ScalingStep>,
+    rotations: Vec<RotateStep>,
     distill: Option<DistillStep>,
     portable: bool,
 }
@@ -94,8 +95,10 @@ impl Plan {
                     None => quantize(site, *scheme, *solver),
                 },
                 Some(Step::Mixed(_)) => return Err(Error::Recipe("a mixed step has to be settled before it can be planned".into())),
-                // Steps that move factors, and those that learn, decide nothing (deciding_steps).
-                Some(Step::Keep { .. } | Step::Transform { .. } | Step::Distill(_)) => keep(site, "as the recipe says".into()),
+                // Steps that move factors or turn values, and those that learn, decide nothing (deciding_steps).
+                Some(Step::Keep { .. } | Step::Transform { .. } | Step::Rotate(_) | Step::Distill(_)) => {
+                    keep(site, "as the recipe says".into())
+                }
                 None if site.linear.role == Role::Router => keep(site, fit::ROUTER.into()),
                 None => keep(site, "no step targets it".into()),
             };
@@ -106,7 +109,9 @@ impl Plan {
         }
         lines.extend(inventory.others.iter().map(other_line));
         let scalings = scaling::steps(recipe, &inventory.sites);
-        Ok(Self { lines, scalings, distill: recipe.distill_step().copied(), portable: recipe.portable })
+        let rotation = |step: &Step| if let Step::Rotate(rotate) = step { Some(*rotate) } else { None };
+        let rotations = recipe.steps.iter().filter_map(rotation).collect();
+        Ok(Self { lines, scalings, rotations, distill: recipe.distill_step().copied(), portable: recipe.portable })
     }
 
     /// Decides what becomes of every tensor where weight matrices are put in blocks: `choose` gives the type for each, or `None`
@@ -118,7 +123,7 @@ impl Plan {
         };
         let mut lines: Vec<Line> = inventory.sites.iter().map(|site| site_line(site, action(site))).collect();
         lines.extend(inventory.others.iter().map(other_line));
-        Self { lines, scalings: vec![], distill: None, portable: false }
+        Self { lines, scalings: vec![], rotations: vec![], distill: None, portable: false }
     }
 
     /// All lines, weight matrices first.
@@ -150,6 +155,11 @@ impl Plan {
         self.distill
     }
 
+    /// What is turned before all else.
+    pub fn rotations(&self) -> &[RotateStep] {
+        &self.rotations
+    }
+
     /// Names of what moves factors before tensors are solved, each once.
     pub fn transforms(&self) -> Vec<&'static str> {
         scaling::names(self)
@@ -162,6 +172,7 @@ impl Plan {
             let shape: Vec<String> = line.shape.iter().map(usize::to_string).collect();
             text += &format!("{}\t{}\t{}\t{}\t{}\n", line.name, shape.join("x"), line.stored, line.action.canonical(), line.bytes);
         }
+        self.rotations.iter().for_each(|step| text += &format!("{step}\n"));
         self.scalings.iter().for_each(|step| text += &step.canonical());
         self.distill.iter().for_each(|step| text += &format!("{step}\n"));
         text

@@ -3,12 +3,14 @@
 mod distill;
 mod mixed;
 mod parse;
+mod rotate;
 mod solver;
 mod target;
 mod transform;
 
 pub use distill::DistillStep;
 pub use mixed::MixedStep;
+pub use rotate::{RotateStep, RotationKind};
 pub use solver::{GptqSettings, SolverChoice};
 pub use target::Target;
 pub(crate) use target::{is_tied, role_name};
@@ -48,6 +50,8 @@ pub enum Step {
         /// How.
         choice: TransformChoice,
     },
+    /// Turn values before tensors are solved.
+    Rotate(RotateStep),
     /// Leave tensors as they are.
     Keep {
         /// Which tensors.
@@ -67,8 +71,8 @@ impl Step {
             | Self::Keep { targets }
             | Self::Transform { targets, .. }
             | Self::Mixed(MixedStep { targets, .. }) => targets,
-            // What is quantized learns, whatever it is.
-            Self::Distill(_) => &[],
+            // What is quantized learns, whatever it is; where values turn follows from the model.
+            Self::Distill(_) | Self::Rotate(_) => &[],
         }
     }
 }
@@ -185,6 +189,7 @@ impl fmt::Display for Recipe {
                 Step::Keep { .. } => "keep",
                 Step::Mixed(_) => "mixed",
                 Step::Distill(_) => "distill",
+                Step::Rotate(_) => "rotate",
             };
             write!(f, "\n[[step]]\naction = \"{action}\"\n")?;
             if !targets.is_empty() {
@@ -209,6 +214,9 @@ impl fmt::Display for Recipe {
                 Step::Distill(DistillStep { steps, batch_tokens, scales, codes, norms, own_text }) => {
                     write!(f, "steps = {steps}\nbatch_tokens = {batch_tokens}\n")?;
                     write!(f, "scales = {scales:?}\ncodes = {codes:?}\nnorms = {norms:?}\nown_text = {own_text}\n")?;
+                }
+                Step::Rotate(RotateStep { place, kind, gate }) => {
+                    write!(f, "where = \"{}\"\nkind = \"{}\"\ngate = {gate}\n", place.name(), kind.name())?;
                 }
                 Step::Keep { .. } => {}
             }

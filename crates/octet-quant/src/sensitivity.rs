@@ -14,6 +14,7 @@ mod probe;
 
 pub use groups::{FusedGroup, Menu};
 pub use measure::{Effort, SensitivityRun};
+pub(crate) use probe::survey;
 pub use probe::watch;
 
 use crate::{Alternative, report::as_text};

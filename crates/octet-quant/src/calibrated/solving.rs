@@ -12,7 +12,7 @@ use std::{ops::Range, sync::Arc};
 
 /// The Hessians of the inputs at hand, each made once for all linears that read the input.
 #[derive(Default)]
-pub(super) struct Hessians<'a>(Vec<Prepared<'a>>);
+pub(crate) struct Hessians<'a>(Vec<Prepared<'a>>);
 
 /// What linears that read one input share.
 struct Prepared<'a> {
@@ -25,7 +25,7 @@ struct Prepared<'a> {
 
 impl<'a> Hessians<'a> {
     /// Makes what the solvers of `lines` need.
-    pub(super) fn new(engine: &Engine, lines: &[&Line], statistics: &'a Statistics) -> Result<Self, Error> {
+    pub(crate) fn new(engine: &Engine, lines: &[&Line], statistics: &'a Statistics) -> Result<Self, Error> {
         let mut all = Self::default();
         for line in lines {
             let (Some(solver), Some(site)) = (line.action.solver(), &line.linear) else { continue };
@@ -42,6 +42,11 @@ impl<'a> Hessians<'a> {
             }
         }
         Ok(all)
+    }
+
+    /// The one of an input, where it was made.
+    pub(crate) fn hessian(&self, input: InputSite, options: HessianOptions) -> Option<&Hessian> {
+        self.get(input, options).map(|known| &known.hessian)
     }
 
     fn get(&self, input: InputSite, options: HessianOptions) -> Option<&Prepared<'a>> {
@@ -234,7 +239,7 @@ impl Whole {
 }
 
 /// What a reader makes of the stored matrix: no kernel runs on groups in an order of their own.
-fn in_place(module: &str, q: QMatrix, scheme: Scheme) -> Matrix {
+pub(crate) fn in_place(module: &str, q: QMatrix, scheme: Scheme) -> Matrix {
     if q.order().is_some() {
         return Matrix::Float(FloatMatrix::decoded(module, Arc::new(Decoded(q))));
     }

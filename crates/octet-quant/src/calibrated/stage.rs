@@ -15,7 +15,7 @@ use octet_tensor::{Activations, Scheme};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Statistics of distinct inputs.
-pub(super) type Statistics = BTreeMap<InputSite, InputStatistics>;
+pub(crate) type Statistics = BTreeMap<InputSite, InputStatistics>;
 
 /// Told what is being done: words, the tensor, its report once it is finished, the share of the stage that is done.
 pub(super) type StageTick<'a> = &'a mut dyn FnMut(&'static str, Option<&str>, Option<&TensorReport>, f64) -> Result<(), Error>;

@@ -46,11 +46,15 @@ impl Plan {
         !self.scalings.is_empty()
     }
 
-    /// Refuses steps that move factors where none can move, for linears that nothing quantizes, or twice.
+    /// Refuses steps that move factors where none can move, for linears that nothing quantizes, or twice, and rotations of what
+    /// this model cannot have turned.
     ///
     /// # Errors
     /// If there is such a step; it says why.
     pub fn check_scalings(&self, graph: &BlockGraph) -> Result<(), Error> {
+        for rotate in &self.rotations {
+            crate::rotate::check(graph, rotate.place)?;
+        }
         let mut moved: BTreeMap<InputSite, usize> = BTreeMap::new();
         for step in &self.scalings {
             let claimed = self.claimed(step)?;
@@ -103,7 +107,7 @@ impl Plan {
 
 /// Steps other than these decide what becomes of tensors.
 pub(super) fn is_transform(step: &Step) -> bool {
-    matches!(step, Step::Transform { .. } | Step::Distill(_))
+    matches!(step, Step::Transform { .. } | Step::Rotate(_) | Step::Distill(_))
 }
 
 /// Modules that any transform touches, and how many linears that is in words for people.
@@ -116,6 +120,9 @@ impl std::fmt::Display for ScalingStep {
 /// Names of the transforms, each once.
 pub(crate) fn names(plan: &Plan) -> Vec<&'static str> {
     let all: Vec<TransformChoice> = plan.scalings().map(|scaling| scaling.choice).collect();
-    let distinct: BTreeSet<&'static str> = all.iter().map(|choice| choice.name()).collect();
+    let mut distinct: BTreeSet<&'static str> = all.iter().map(|choice| choice.name()).collect();
+    if !plan.rotations.is_empty() {
+        distinct.insert("rotations");
+    }
     distinct.into_iter().collect()
 }

@@ -29,7 +29,8 @@ impl Plan {
                 None => rows.push(Row { cells, count: 1, stored: line.stored_bytes, bytes: line.bytes }),
             }
         }
-        let text = self.scalings.iter().fold(align(rows), |text, step| text + &format!("{step}\n"));
+        let text = self.rotations.iter().fold(align(rows), |text, step| text + &format!("before    {step}\n"));
+        let text = self.scalings.iter().fold(text, |text, step| text + &format!("{step}\n"));
         self.distill.iter().fold(text, |text, step| text + &format!("after     {step}\n"))
     }
 }

@@ -1,7 +1,10 @@
 //! Recipes from TOML, by hand: so that an unknown key is answered with the keys there are.
 
-use super::{AwqSettings, DistillStep, GptqSettings, MixedStep, Recipe, SmoothSettings, SolverChoice, Step, Target, TransformChoice};
-use crate::{ActOrder, Error};
+use super::{
+    AwqSettings, DistillStep, GptqSettings, MixedStep, Recipe, RotateStep, RotationKind, SmoothSettings, SolverChoice, Step, Target,
+    TransformChoice,
+};
+use crate::{ActOrder, Error, Where};
 use octet_tensor::{Activations, Scheme};
 use toml::{Table, Value};
 
@@ -41,6 +44,11 @@ pub(super) fn recipe(text: &str) -> Result<Recipe, Error> {
     if steps.iter().filter(|step| matches!(step, Step::Distill(_))).count() > 1 {
         return fail("it has two distill steps, but all of the model learns in one; leave one out");
     }
+    for place in Where::ALL {
+        if steps.iter().filter(|step| matches!(step, Step::Rotate(rotate) if rotate.place == place)).count() > 1 {
+            return fail(format!("it has two steps that rotate {place}; leave one out"));
+        }
+    }
     Ok(Recipe { steps, portable })
 }
 
@@ -78,8 +86,9 @@ fn step(place: &str, value: Value) -> Result<Step, Error> {
         }
         Some("mixed") => mixed(table, place),
         Some("distill") => distill(table, place),
+        Some("rotate") => rotate(table, place),
         Some(other) => fail(format!(
-            "{place} has the action {other:?}; there are \"quantize\", \"keep\", \"mixed\", \"awq\", \"smooth\" and \"distill\""
+            "{place} has the action {other:?}; there are \"quantize\", \"keep\", \"mixed\", \"awq\", \"smooth\", \"rotate\" and \"distill\""
         )),
         None => fail(format!("{place} has no action; add action = \"quantize\", \"keep\" or \"mixed\"")),
     }
@@ -121,6 +130,26 @@ fn mixed(mut table: Table, place: &str) -> Result<Step, Error> {
         SolverChoice::Gptq(GptqSettings::USUAL)
     };
     Ok(Step::Mixed(MixedStep { targets, schemes, bits_per_weight, solver, whole }))
+}
+
+/// A step that turns values.
+fn rotate(mut table: Table, place: &str) -> Result<Step, Error> {
+    let Some(name) = string(&mut table, place, "where")? else {
+        return fail(format!("{place} does not say what to rotate; add where = \"heads\" or \"residual\""));
+    };
+    let Some(which) = Where::ALL.into_iter().find(|which| which.name() == name) else {
+        return fail(format!("{place} rotates {name:?}; there are \"heads\" and \"residual\""));
+    };
+    let kind = match string(&mut table, place, "kind")? {
+        None => RotationKind::Search,
+        Some(name) => match RotationKind::ALL.into_iter().find(|kind| kind.name() == name) {
+            Some(kind) => kind,
+            None => return fail(format!("{place} has the kind {name:?}; there are \"hadamard\", \"learned\" and \"search\"")),
+        },
+    };
+    let gate = flag(&mut table, place, "gate", true)?;
+    no_more(&table, &format!("{place} (rotate)"), "action, where, kind and gate")?;
+    Ok(Step::Rotate(RotateStep { place: which, kind, gate }))
 }
 
 /// A step that learns.
@@ -272,7 +301,7 @@ mod tests {
     fn errors_name_the_place_and_the_remedy() {
         let step = |rest: &str| error(&format!("[[step]]\n{rest}"));
         insta::assert_snapshot!(error("steps = 1"), @r#"the recipe makes no sense: it has no [[step]]; the shortest is: [[step]] action = "quantize" targets = ["linears"] scheme = "w8a16""#);
-        insta::assert_snapshot!(step("action = 'quantise'"), @r#"the recipe makes no sense: step 1 has the action "quantise"; there are "quantize", "keep", "mixed", "awq", "smooth" and "distill""#);
+        insta::assert_snapshot!(step("action = 'quantise'"), @r#"the recipe makes no sense: step 1 has the action "quantise"; there are "quantize", "keep", "mixed", "awq", "smooth", "rotate" and "distill""#);
         insta::assert_snapshot!(step("action='keep'\ntargets=['head']\nscheme='w8a16'"), @r#"the recipe makes no sense: step 1 (keep) has the unknown key "scheme"; the keys are action and targets"#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nsheme='w8a16'"), @r#"the recipe makes no sense: step 1 has no scheme; add one such as scheme = "w4a16-g128""#);
         insta::assert_snapshot!(step("action='quantize'\ntargets=['head']\nscheme='w8a16'\nsmooth=0.5"), @r#"the recipe makes no sense: step 1 (quantize) has the unknown key "smooth"; the keys are action, targets, scheme, solver and candidates"#);

@@ -44,6 +44,41 @@ pub fn watch(engine: &Engine, spec: &ArchSpec, source: &dyn WeightSource, sample
     Ok(())
 }
 
+/// As [`watch`] with a tap of its own for every place that `begin` gives one, to the input of the head; `end` gets it back when all
+/// samples have been there.
+pub(crate) fn survey<T: Tap>(
+    engine: &Engine,
+    spec: &ArchSpec,
+    source: &dyn WeightSource,
+    samples: &Samples,
+    begin: &dyn Fn(Place) -> Option<T>,
+    end: &mut dyn FnMut(Place, Option<T>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let graph = spec.graph();
+    let load = |place| Stage::load(engine, &graph, place, source, None);
+    let mut rig = Rig::new(engine, spec, samples);
+    let mut hidden = rig.embed(&load(Place::Embedding)?, samples.tokens())?;
+    for layer in 0..graph.blocks.len() {
+        let place = Place::Layer(layer);
+        let mut tap = begin(place);
+        rig.block(layer, &load(place)?, &mut hidden, tap.as_mut().map(|tap| tap as &mut dyn Tap))?;
+        end(place, tap)?;
+    }
+    let (mut tap, phases) = (begin(Place::Head), graph.phases(Place::Head));
+    if let (Some(tap), Some(phase)) = (&mut tap, phases.first()) {
+        let stage = load(Place::Head)?;
+        for rows in hidden.chunks(PASS_ROWS * spec.hidden()) {
+            let tokens = rows.len() / spec.hidden();
+            rig.ws.begin(&[], &[Span { position: 0, tokens, total: tokens }]);
+            rig.ws.set_hidden(rows);
+            // Logits of all tokens would be large.
+            stage.run_nodes(phase.start..phase.node, engine, &mut rig.ws, &mut [], None)?;
+            stage.show(phase.node, engine, &mut rig.ws, tap);
+        }
+    }
+    end(Place::Head, tap)
+}
+
 impl<'a> Rig<'a> {
     fn new(engine: &'a Engine, spec: &'a ArchSpec, samples: &Samples) -> Self {
         Rig { engine, spec, passes: passes(samples), longest: samples.lengths().max().unwrap_or(0), ws: Workspace::new(spec) }

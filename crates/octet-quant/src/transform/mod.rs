@@ -12,6 +12,7 @@ mod smooth;
 
 pub use factors::move_factors;
 pub use outliers::{OUTLIER, plant_outliers};
+pub(crate) use readers::{distance_from, product};
 pub use sample::SampleRows;
 pub(crate) use sample::{SAMPLE_ROWS, Sampler};
 pub use scaling::Scaling;

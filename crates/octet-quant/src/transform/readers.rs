@@ -141,11 +141,17 @@ pub(super) fn matrix(site: &LinearSite, weights: &[f32]) -> Result<FloatMatrix, 
     Ok(FloatMatrix::dense(Tensor::from_f32(site.module.as_str(), vec![site.rows, site.cols], weights)?)?)
 }
 
-fn product(engine: &Engine, matrix: &Matrix, x: &[f32], tokens: usize) -> Result<Vec<f32>, Error> {
+pub(crate) fn product(engine: &Engine, matrix: &Matrix, x: &[f32], tokens: usize) -> Result<Vec<f32>, Error> {
     let weights = PackedLinear::pack(engine, matrix, None)?;
     let mut out = vec![0.0; tokens * matrix.rows()];
     engine.matmul(x, tokens, &mut [MatmulJob { weights: &weights, bias: None, out: &mut out, accumulate: false }]);
     Ok(out)
+}
+
+/// Mean relative squared error of rows of `width` outputs, every row counting alike.
+pub(crate) fn distance_from(engine: &Engine, expected: &[f32], found: &[f32], width: usize) -> f64 {
+    let weights = inverse_sizes(expected, width);
+    weighted_distance(engine, found, expected, &weights) / weights.len().max(1) as f64
 }
 
 /// 1 / Σ y² of every row, rows that are next to nothing beside the others bounded.

@@ -52,11 +52,11 @@ pub(super) fn read(
     let hessians = prepared.iter().any(Prepared::needs_hessians);
     let needed = prepared.iter().any(Prepared::needs_calibration);
     let asked = !args.calibration.is_empty() || needed || (!args.no_judge && prepared.iter().any(Prepared::wants_calibration));
-    let flows = |prepared: &Prepared| prepared.plan().has_scalings() || prepared.chooses_outliers() || prepared.plan().distill().is_some();
+    let flows = |prepared: &Prepared| prepared.turns_or_scales() || prepared.chooses_outliers() || prepared.plan().distill().is_some();
     if (args.no_calibration || args.fast) && prepared.iter().any(flows) {
         let flag = if args.fast { "--fast" } else { "--no-calibration" };
         anyhow::bail!(
-            "awq, smoothquant, fixed outlier columns and distillation go by what flows through the model, so they need calibration; leave {flag} out"
+            "awq, smoothquant, rotations, fixed outlier columns and distillation go by what flows through the model, so they need calibration; leave {flag} out"
         );
     }
     if args.no_calibration || args.fast || !asked {

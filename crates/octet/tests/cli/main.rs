@@ -17,6 +17,7 @@ mod outliers;
 mod outputs;
 mod receipts;
 mod requests;
+mod rotations;
 mod running;
 mod sandbox;
 mod texts;

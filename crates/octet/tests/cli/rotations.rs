@@ -1,0 +1,70 @@
+//! Rotations: found, written down, and found again to the letter; what cannot be turned is refused.
+
+use crate::sandbox::{Sandbox, prose};
+
+const RECIPE: &str = "[[step]]
+action = 'rotate'
+where = 'heads'
+gate = false
+[[step]]
+action = 'rotate'
+where = 'residual'
+kind = 'hadamard'
+[[step]]
+action = 'quantize'
+targets = ['linears']
+scheme = 'w4a16-g32'
+solver = 'gptq'
+";
+
+const RUN: &str = "--no-judge --calibration notes.txt --calibration-samples 16 --calibration-length 64";
+
+#[test]
+fn rotations_are_written_down_and_a_receipt_gives_the_same_bytes() {
+    let sandbox = Sandbox::new();
+    sandbox.write("notes.txt", prose(20_000, 1));
+    sandbox.write("turned.toml", RECIPE);
+    let plan = sandbox.octet(&format!("quantize tiny out --recipe turned.toml --dry-run {RUN}")).done().stdout;
+    assert!(plan.contains("rotate heads, search, kept whatever it costs") && plan.contains("rotate residual, hadamard\n"), "{plan}");
+    sandbox.octet(&format!("quantize tiny out --recipe turned.toml {RUN}")).done();
+    let described = sandbox.json("out/quantization_config.json");
+    assert_eq!(described["method"], "rotations+gptq");
+    let rotations = described["calibration"]["rotations"].as_array().unwrap().clone();
+    let places: Vec<_> = rotations.iter().map(|one| one["place"].as_str().unwrap()).collect();
+    assert_eq!(places, ["layer 0 heads", "layer 1 heads", "layer 2 heads", "residual stream"]);
+    for one in &rotations {
+        assert!(one["drift"].as_f64().unwrap() < 1e-12 && (one["determinant"].as_f64().unwrap() - 1.0).abs() < 1e-12, "{one}");
+        let heads = one["place"] != "residual stream";
+        let tried: Vec<_> = one["tried"].as_array().unwrap().iter().map(|tried| tried[0].as_str().unwrap()).collect();
+        assert_eq!(tried, if heads { vec!["hadamard", "learned"] } else { vec!["hadamard"] });
+        assert!(!heads || one["kept"] != "none", "no gate: {one}");
+    }
+    let again = sandbox.octet("reproduce out --threads 1 --json").done().json();
+    assert_eq!(again["identical"], true, "{again}");
+    sandbox.octet("run out ab -n 2").done();
+}
+
+#[test]
+fn what_cannot_be_turned_is_refused_in_words() {
+    let sandbox = Sandbox::new();
+    let refused = |step: &str, words: &[&str]| {
+        sandbox.write("wrong.toml", format!("{step}\n[[step]]\naction='quantize'\ntargets=['linears']\nscheme='w4a16'\n"));
+        sandbox.refuses("quantize tiny --recipe wrong.toml --no-judge", words);
+    };
+    refused("[[step]]\naction='rotate'", &["does not say what to rotate", "\"heads\" or \"residual\""]);
+    refused("[[step]]\naction='rotate'\nwhere='keys'", &["rotates \"keys\"; there are \"heads\" and \"residual\""]);
+    refused("[[step]]\naction='rotate'\nwhere='heads'\nkind='random'", &["the kind \"random\"", "\"hadamard\", \"learned\""]);
+    refused("[[step]]\naction='rotate'\nwhere='heads'\nangle=3", &["unknown key \"angle\"", "where, kind and gate"]);
+    let twice = "[[step]]\naction='rotate'\nwhere='heads'\n".repeat(2);
+    refused(&twice, &["two steps that rotate heads; leave one out"]);
+    sandbox.write(
+        "heads.toml",
+        "[[step]]\naction='rotate'\nwhere='heads'\n[[step]]\naction='quantize'\ntargets=['linears']\nscheme='w8a16'\n",
+    );
+    sandbox.refuses("quantize tiny --recipe heads.toml --no-calibration --no-judge", &["rotations", "leave --no-calibration out"]);
+    sandbox.write(
+        "residual.toml",
+        "[[step]]\naction='rotate'\nwhere='residual'\n[[step]]\naction='quantize'\ntargets=['linears']\nscheme='w4a16'\n",
+    );
+    sandbox.refuses("quantize pocket --recipe residual.toml --no-judge", &["the residual stream cannot be turned", "one matrix"]);
+}
