@@ -1,7 +1,7 @@
 //! What learning looks at: some rows or columns of the matrices that take part in a rotation.
 
 use super::{
-    learn::{Excerpt, Piece},
+    learn::{Excerpt, Grid, Piece},
     so8::EIGHT,
     spot::Member,
 };
@@ -11,7 +11,7 @@ use octet_tensor::WeightSource;
 use std::sync::Arc;
 
 /// Rows (or columns, where outputs are turned) of a matrix that learning looks at.
-const EXCERPT: usize = 128;
+const EXCERPT: usize = 512;
 
 /// Weights that share a scale in learning at the most: a row with one scale only would make every turn cost a row.
 const MOST_RUN: usize = 128;
@@ -32,14 +32,14 @@ pub(super) fn meet(
     let squares = seen.map_or_else(|| vec![1.0; cols], |(seen, _)| seen.importance());
     let energy: f64 = weights.chunks_exact(cols).flat_map(|row| row.iter().zip(&squares)).map(|(w, h)| f64::from(w * w * h)).sum();
     let run = scheme.weights.group_size(cols).min(MOST_RUN);
-    let most = f32::from(1u16 << (scheme.weights.bits.get() - 1));
+    let grid = if scheme.weights.is_table() { Grid::Table } else { Grid::Even(f32::from(1u16 << (scheme.weights.bits.get() - 1))) };
     match member {
         Member::Reads { blocks, .. } => {
             let step = rows.div_ceil(EXCERPT).max(1);
             let some: Vec<f32> = weights.chunks_exact(cols).step_by(step).flatten().copied().collect();
             let share = (rows * cols) as f64 / some.len().max(1) as f64 / energy.max(f64::MIN_POSITIVE);
             let moments = moments(&squares, seen);
-            let excerpt = Arc::new(Excerpt { weights: some, cols, run, most, share, squares, moments });
+            let excerpt = Arc::new(Excerpt { weights: some, cols, run, grid, share, squares, moments });
             for (at, &block) in blocks.iter().enumerate() {
                 pieces[block].push(Piece::Inputs(Arc::clone(&excerpt), at));
             }
@@ -51,7 +51,7 @@ pub(super) fn meet(
             let (squares, own) = (some(&squares), &weights[first * cols..(first + EIGHT * pieces.len()) * cols]);
             let weights: Vec<f32> = own.chunks_exact(cols).flat_map(some).collect();
             let share = cols as f64 / squares.len().max(1) as f64 / energy.max(f64::MIN_POSITIVE);
-            let excerpt = Arc::new(Excerpt { weights, cols: squares.len(), run, most, share, squares, moments: vec![] });
+            let excerpt = Arc::new(Excerpt { weights, cols: squares.len(), run, grid, share, squares, moments: vec![] });
             for (block, pieces) in pieces.iter_mut().enumerate() {
                 pieces.push(Piece::Outputs(Arc::clone(&excerpt), EIGHT * block));
             }

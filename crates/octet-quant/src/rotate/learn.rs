@@ -1,13 +1,14 @@
 //! Learning rotations of eight values: greedy turns of pairs, from the identity, each kept only if what rounding leaves falls.
 
 use super::so8::{EIGHT, PAIRS, So8};
+use octet_tensor::LEVELS;
 use std::{array, f64::consts::PI, sync::Arc};
 
 /// Angles tried for every pair, either way, coarse to fine.
 const ANGLES: [f64; 4] = [PI / 4.0, PI / 8.0, PI / 16.0, PI / 32.0];
 
 /// How often all pairs are gone through, at the most.
-const SWEEPS: usize = 2;
+const SWEEPS: usize = 4;
 
 /// Shares of a run's largest weight that its scale may reach to, from 4 bits down; of more bits the first only.
 const REACHES: [f32; 4] = [1.0, 0.92, 0.84, 0.76];
@@ -15,14 +16,49 @@ const REACHES: [f32; 4] = [1.0, 0.92, 0.84, 0.76];
 /// Adding this and taking it away rounds a small f32 to a whole number.
 const ROUND: f32 = 12_582_912.0;
 
+/// What weights are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Grid {
+    /// Whole numbers from minus this to one below it.
+    Even(f32),
+    /// The levels of the table.
+    Table,
+}
+
+impl Grid {
+    /// The code farthest from zero.
+    fn most(self) -> f32 {
+        match self {
+            Self::Even(most) => most,
+            Self::Table => -f32::from(LEVELS[0]),
+        }
+    }
+
+    /// Shares of a run's largest weight that its scale may reach to.
+    fn reaches(self) -> &'static [f32] {
+        if self.most() > 8.0 && self != Self::Table { &REACHES[..1] } else { &REACHES }
+    }
+}
+
+/// The level nearest to `x`.
+#[inline]
+fn level(x: f32) -> f32 {
+    let mut level = f32::from(LEVELS[0]);
+    for pair in LEVELS.windows(2) {
+        let (low, high) = (f32::from(pair[0]), f32::from(pair[1]));
+        level += if x > 0.5 * (low + high) { high - low } else { 0.0 };
+    }
+    level
+}
+
 /// Weights of a matrix that takes part, or some rows (where its inputs are turned) or columns (where its outputs are) of it.
 pub(super) struct Excerpt {
     pub(super) weights: Vec<f32>,
     pub(super) cols: usize,
     /// Weights that share a scale.
     pub(super) run: usize,
-    /// The code farthest from zero.
-    pub(super) most: f32,
+    /// What they are rounded to.
+    pub(super) grid: Grid,
     /// What its error counts.
     pub(super) share: f64,
     /// Mean square of each input.
@@ -64,7 +100,7 @@ impl Excerpt {
             run.copy_from_slice(&row[start..end]);
             let turned = r.apply(&array::from_fn(|i| f64::from(run[at + i])));
             run[at..at + EIGHT].iter_mut().zip(turned).for_each(|(w, turned)| *w = turned as f32);
-            sum += round(&run, &weigh, self.most, errors);
+            sum += round(&run, &weigh, self.grid, errors);
             // The errors of the eight meet in the outputs: their whole form instead of its diagonal.
             let e: [f64; EIGHT] = array::from_fn(|i| f64::from(errors[at + i]));
             for (i, row) in moments.iter().enumerate() {
@@ -83,27 +119,30 @@ impl Excerpt {
             values.iter().enumerate().for_each(|(row, value)| turned[row * cols + col] = *value as f32);
         }
         let of_row = |row: &[f32]| -> f64 {
-            row.chunks(self.run).zip(self.squares.chunks(self.run)).map(|(run, weigh)| round(run, weigh, self.most, errors)).sum()
+            row.chunks(self.run).zip(self.squares.chunks(self.run)).map(|(run, weigh)| round(run, weigh, self.grid, errors)).sum()
         };
         self.share * turned.chunks_exact(cols).map(of_row).sum::<f64>()
     }
 }
 
 /// Rounds a run with the scale that leaves the least weighed error; `errors` are then those of its weights.
-fn round(run: &[f32], weigh: &[f32], most: f32, errors: &mut Vec<f32>) -> f64 {
+fn round(run: &[f32], weigh: &[f32], grid: Grid, errors: &mut Vec<f32>) -> f64 {
     let peak = run.iter().fold(0f32, |peak, &w| if w.abs() > peak.abs() { w } else { peak });
     errors.clear();
     errors.resize(run.len(), 0.0);
     if peak == 0.0 {
         return 0.0;
     }
-    let reaches = if most > 8.0 { &REACHES[..1] } else { &REACHES[..] };
+    let (most, reaches) = (grid.most(), grid.reaches());
     let error = |reach: f32, errors: &mut [f32]| -> f64 {
         let scale = -peak * reach / most;
         let inverse = scale.recip();
         let mut sum = 0f32;
         for ((e, &w), &h) in errors.iter_mut().zip(run).zip(weigh) {
-            let code = ((w * inverse).clamp(-most, most - 1.0) + ROUND) - ROUND;
+            let code = match grid {
+                Grid::Even(_) => ((w * inverse).clamp(-most, most - 1.0) + ROUND) - ROUND,
+                Grid::Table => level(w * inverse),
+            };
             *e = w - code * scale;
             sum += h * *e * *e;
         }
@@ -150,7 +189,7 @@ mod tests {
     use super::*;
     use octet_testkit::Random;
 
-    fn excerpt(random: &mut Random, rows: usize, cols: usize, most: f32) -> Arc<Excerpt> {
+    fn excerpt(random: &mut Random, rows: usize, cols: usize, grid: Grid) -> Arc<Excerpt> {
         let weights: Vec<f32> = (0..rows * cols).map(|_| random.normal()).collect();
         // Inputs that go together by eights.
         let moments = (0..cols / EIGHT)
@@ -160,18 +199,18 @@ mod tests {
             })
             .collect::<Vec<[[f64; EIGHT]; EIGHT]>>();
         let squares = moments.iter().flat_map(|m| (0..EIGHT).map(|i| m[i][i] as f32)).collect();
-        Arc::new(Excerpt { weights, cols, run: 16, most, share: 1.0, squares, moments })
+        Arc::new(Excerpt { weights, cols, run: 16, grid, share: 1.0, squares, moments })
     }
 
     #[test]
     fn what_is_learnt_is_a_rotation_that_leaves_less() {
         let mut random = Random::new(3);
-        for most in [4.0, 8.0, 128.0] {
-            let (reads, writes) = (excerpt(&mut random, 20, 32, most), excerpt(&mut random, 16, 32, most));
+        for grid in [Grid::Even(4.0), Grid::Even(8.0), Grid::Even(128.0), Grid::Table] {
+            let (reads, writes) = (excerpt(&mut random, 20, 32, grid), excerpt(&mut random, 16, 32, grid));
             let pieces = [Piece::Inputs(reads, 2), Piece::Outputs(writes, 8)];
             let found = learn(&pieces);
             let loss = |r: &So8| pieces.iter().map(|piece| piece.loss(r, &mut vec![])).sum::<f64>();
-            assert!(loss(&found) < 0.97 * loss(&So8::IDENTITY), "{most}: {} of {}", loss(&found), loss(&So8::IDENTITY));
+            assert!(loss(&found) < 0.97 * loss(&So8::IDENTITY), "{grid:?}: {} of {}", loss(&found), loss(&So8::IDENTITY));
             assert!(found.drift() < 1e-13 && (found.determinant() - 1.0).abs() < 1e-13);
             assert_eq!(found, learn(&pieces), "nothing drawn at random");
         }
@@ -181,7 +220,7 @@ mod tests {
     #[test]
     fn the_loss_of_a_turn_is_that_of_the_outputs() {
         let mut random = Random::new(8);
-        let reads = excerpt(&mut random, 3, 16, 8.0);
+        let reads = excerpt(&mut random, 3, 16, Grid::Even(8.0));
         let r = So8::hadamard(17).turned((1, 4), 0.3);
         let mut errors = vec![];
         // Row by row: what the errors make of the moments, those of the turned eight as a whole.
@@ -195,7 +234,7 @@ mod tests {
                 let moments = r.conjugate(&reads.moments[1]);
                 let mut weigh = reads.squares.clone();
                 (0..8).for_each(|i| weigh[8 + i] = moments[i][i] as f32);
-                round(&row, &weigh, 8.0, &mut errors);
+                round(&row, &weigh, Grid::Even(8.0), &mut errors);
                 let others: f64 = (0..8).map(|i| f64::from(weigh[i] * errors[i] * errors[i])).sum();
                 let form: f64 =
                     (0..64).map(|at| moments[at / 8][at % 8] * f64::from(errors[8 + at / 8]) * f64::from(errors[8 + at % 8])).sum();
@@ -209,11 +248,14 @@ mod tests {
     #[test]
     fn rounding_uses_the_whole_range_and_the_best_reach() {
         let mut errors = vec![];
-        assert_eq!(round(&[0.0; 4], &[1.0; 4], 8.0, &mut errors), 0.0);
+        assert_eq!(round(&[0.0; 4], &[1.0; 4], Grid::Even(8.0), &mut errors), 0.0);
         let whole: Vec<f32> = (-8..8).map(|code| code as f32 * 0.5).collect();
-        assert_eq!(round(&whole, &[1.0; 16], 8.0, &mut errors), 0.0);
+        assert_eq!(round(&whole, &[1.0; 16], Grid::Even(8.0), &mut errors), 0.0);
         // A lone large weight that counts for little is better cut off.
         let (run, weigh) = ([8.0, 0.55, 0.55, 0.55], [1e-6, 1.0, 1.0, 1.0]);
-        assert!(round(&run, &weigh, 8.0, &mut errors) < 3.0 * 0.45 * 0.45);
+        assert!(round(&run, &weigh, Grid::Even(8.0), &mut errors) < 3.0 * 0.45 * 0.45);
+        let levels: Vec<f32> = LEVELS.iter().map(|&level| 0.25 * f32::from(level)).collect();
+        assert_eq!(round(&levels, &[1.0; 16], Grid::Table, &mut errors), 0.0);
+        assert_eq!([-200.0, -22.1, 7.1, 7.0, 200.0].map(level), [-127.0, -22.0, 13.0, 1.0, 113.0]);
     }
 }
