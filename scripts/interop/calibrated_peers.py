@@ -1,13 +1,16 @@
-"""Quantize a model with llm-compressor, gptqmodel or bitsandbytes on exactly the windows that octet calibrates with.
+"""Quantize a model with llm-compressor, gptqmodel, AutoRound, mlx-lm or bitsandbytes on exactly the windows that octet calibrates with.
 
 Usage: python calibrated_peers.py windows MODEL CORPUS.jsonl OUT.bin      (any environment with tokenizers)
-       python calibrated_peers.py llmcompressor MODEL WINDOWS.bin OUTDIR  (requirements: llm-compressor 0.14, torch 2.14)
-       python calibrated_peers.py gptqmodel MODEL WINDOWS.bin OUTDIR      (gptqmodel 7.7, torch 2.15)
+       python calibrated_peers.py llmcompressor MODEL WINDOWS.bin OUTDIR [VARIANT...]  (requirements: llm-compressor 0.14, torch 2.14)
+       python calibrated_peers.py gptqmodel MODEL WINDOWS.bin OUTDIR [VARIANT...]      (gptqmodel 7.7, torch 2.15)
+       python calibrated_peers.py autoround MODEL WINDOWS.bin OUTDIR [VARIANT...]      (auto-round 0.15; w4-g128: bits and group)
+       python calibrated_peers.py mlx MODEL WINDOWS.bin OUTDIR [VARIANT...]            (mlx-lm 0.32; w4-g64, w4-g64-dwq)
        python calibrated_peers.py bitsandbytes MODEL WINDOWS.bin OUTDIR   (bitsandbytes 0.50, transformers 5.23)
 
 `windows` writes the 64 windows of 512 tokens that `octet quantize --seed 0` draws from the text, as uint16; give the file to
 octet as `--calibration OUT.bin` and to the others as WINDOWS.bin. Each variant becomes a folder of OUTDIR, for `octet eval
---base MODEL` to judge. Set HF_HUB_OFFLINE=1. Versions that worked are in benches/record/2026-11-29-calibrated.
+--base MODEL` to judge; embedding and head stay as they are. Set HF_HUB_OFFLINE=1. What came of it is in
+benches/record/2026-11-29-calibrated and 2026-11-30-frontier.
 """
 
 import json
@@ -52,7 +55,7 @@ def read(path):
     return [ids[i : i + LENGTH] for i in range(0, len(ids), LENGTH)]
 
 
-def llmcompressor(model, calibration, out):
+def llmcompressor(model, calibration, out, *only):
     import torch
     from datasets import Dataset
     from llmcompressor import oneshot
@@ -76,26 +79,91 @@ def llmcompressor(model, calibration, out):
         "gptq-g128": lambda: [GPTQModifier(**groups(128), actorder="static")],
         "gptq-g32": lambda: [GPTQModifier(**groups(32), actorder="static")],
         "awq-g128": lambda: [AWQModifier(**groups(128))],
+        "awq-g32": lambda: [AWQModifier(**groups(32))],
+        "gptq-w3-g128": lambda: [GPTQModifier(**groups(128, 3), actorder="static")],
+        "gptq-w3-g32": lambda: [GPTQModifier(**groups(32, 3), actorder="static")],
+        "awq-w3-g128": lambda: [AWQModifier(**groups(128, 3))],
+        "awq-w3-g32": lambda: [AWQModifier(**groups(32, 3))],
         "w8a8": lambda: [QuantizationModifier(**groups(None, 8, True))],
         "sq-gptq-w8a8": lambda: [SmoothQuantModifier(smoothing_strength=0.8), GPTQModifier(**groups(None, 8, True))],
     }
     tokenizer = AutoTokenizer.from_pretrained(model)
-    for name, recipe in recipes.items():
+    for name in only or recipes:
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
         options = dict(num_calibration_samples=len(rows), max_seq_length=LENGTH, shuffle_calibration_samples=False)
-        oneshot(model=loaded, dataset=data, recipe=recipe(), tokenizer=tokenizer, **options)
+        oneshot(model=loaded, dataset=data, recipe=recipes[name](), tokenizer=tokenizer, **options)
         loaded.save_pretrained(f"{out}/llmcompressor-{name}", save_compressed=True)
         tokenizer.save_pretrained(f"{out}/llmcompressor-{name}")
 
 
-def gptqmodel(model, calibration, out):
+def bits_and_group(variant):
+    """4 and 128 of w4-g128."""
+    return (int(part[1:]) for part in variant.split("-")[:2])
+
+
+def gptqmodel(model, calibration, out, *only):
     from gptqmodel import GPTQModel, QuantizeConfig
 
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in read(calibration)]
-    for name, size, desc in [("g128", 128, False), ("g32", 32, False), ("g128-desc", 128, True)]:
-        loaded = GPTQModel.load(model, QuantizeConfig(bits=4, group_size=size, sym=True, desc_act=desc))
+    for name in only or ["w4-g128", "w4-g32", "w4-g128-desc", "w3-g128", "w3-g32"]:
+        bits, size = bits_and_group(name)
+        loaded = GPTQModel.load(model, QuantizeConfig(bits=bits, group_size=size, sym=True, desc_act=name.endswith("desc")))
         loaded.quantize(rows, batch_size=1)
         loaded.save(f"{out}/gptqmodel-{name}")
+
+
+def autoround(model, calibration, out, *only):
+    import torch
+    from auto_round import AutoRound
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = [torch.tensor([row]) for row in read(calibration)]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for name in only or ["w4-g128", "w4-g32", "w3-g128", "w3-g32"]:
+        bits, size = bits_and_group(name)
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        data = dict(dataset=rows, nsamples=len(rows), seqlen=LENGTH, iters=200, device_map="cpu", enable_torch_compile=False)
+        rounding = AutoRound(loaded, tokenizer, scheme={"bits": bits, "group_size": size, "sym": "asym" not in name, "data_type": "int"}, **data)
+        rounding.quantize_and_save(f"{out}/autoround-{name}", format="auto_gptq")
+
+
+def mlx(model, calibration, out, *only):
+    import copy
+
+    import mlx.core as mx
+    import mlx.nn as nn
+    import mlx.optimizers as optimizers
+    from mlx.utils import tree_map
+    from mlx_lm.quant.dwq import dwq_quantize
+    from mlx_lm.utils import load, quantize_model, save
+
+    rows = [(row, 0) for row in read(calibration)]
+    original, tokenizer, config = load(model, return_config=True)
+    stored, exact = mx.bfloat16, mx.float32
+    # Products of bfloat16 take ages without a GPU, and so do those with packed weights, of which these are the same.
+    as_type = lambda module, dtype: module.update(tree_map(lambda x: x if x.dtype == mx.uint32 else x.astype(dtype), module.parameters()))
+
+    def dense(self, x):
+        ones, rows = mx.ones_like(self.scales), self.scales.shape[0]
+        codes = mx.dequantize(self.weight, ones, mx.zeros_like(ones), self.group_size, self.bits).reshape(rows, -1, self.group_size)
+        return x @ (codes * self.scales[..., None] + self.biases[..., None]).reshape(rows, -1).T
+
+    nn.QuantizedLinear.__call__ = dense
+    for name in only or ["w4-g64", "w4-g64-dwq"]:
+        bits, size = bits_and_group(name)
+        linears = lambda path, _: "layers." in path
+        quantized, described = quantize_model(copy.deepcopy(original), config, size, bits, quant_predicate=linears)
+        if "-dwq" in name:
+            # Its own rate is 1e-6; "-dwq1e-4-x4" is another, and four times the windows.
+            rate, *times = name.split("-dwq")[1].split("-x")
+            data = rows * int((times or [1])[0])
+            target = lambda batch, *_, **__: original(batch)
+            opt = optimizers.Adam(learning_rate=float(rate or 1e-6), bias_correction=True)
+            quantized.model.embed_tokens.freeze()
+            as_type(original, exact), as_type(quantized, exact)
+            dwq_quantize(quantized, target, opt, data, rows[:8], 4, LENGTH, seed=123, dtype=exact)
+            as_type(original, stored), as_type(quantized, stored)
+        save(f"{out}/mlx-{name}", model, quantized, tokenizer, described)
 
 
 def bitsandbytes(model, _, out):
@@ -107,6 +175,7 @@ def bitsandbytes(model, _, out):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5 or sys.argv[1] not in ("windows", "llmcompressor", "gptqmodel", "bitsandbytes"):
+    tools = dict(windows=windows, llmcompressor=llmcompressor, gptqmodel=gptqmodel, autoround=autoround, mlx=mlx, bitsandbytes=bitsandbytes)
+    if len(sys.argv) < 5 or sys.argv[1] not in tools:
         sys.exit(__doc__)
-    globals()[sys.argv[1]](*sys.argv[2:])
+    tools[sys.argv[1]](*sys.argv[2:])

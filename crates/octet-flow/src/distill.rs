@@ -51,7 +51,7 @@ fn split<'a>(calibration: &'a Calibration) -> (Vec<&'a [u32]>, Vec<&'a [u32]>) {
 }
 
 fn settings(step: DistillStep, seed: u64) -> Settings {
-    let learning = Learning { scales: step.scales as f32, codes: step.codes as f32, zeros: 0.0, near: NEAR };
+    let learning = Learning { scales: step.scales as f32, codes: step.codes as f32, zeros: 0.0, near: NEAR, settle: step.settle as f32 };
     let (steps, batch_tokens, norms) = (step.steps, step.batch_tokens, step.norms as f32);
     Settings { steps, batch_tokens, learning, norms, seed, keep: Keep::All, lessons: true }
 }

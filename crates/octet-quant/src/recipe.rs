@@ -211,9 +211,9 @@ impl fmt::Display for Recipe {
                     mixed.write_keys(f)?;
                     write_solver(mixed.solver, f)?;
                 }
-                Step::Distill(DistillStep { steps, batch_tokens, scales, codes, norms, own_text }) => {
+                Step::Distill(DistillStep { steps, batch_tokens, scales, codes, settle, norms, own_text }) => {
                     write!(f, "steps = {steps}\nbatch_tokens = {batch_tokens}\n")?;
-                    write!(f, "scales = {scales:?}\ncodes = {codes:?}\nnorms = {norms:?}\nown_text = {own_text}\n")?;
+                    write!(f, "scales = {scales:?}\ncodes = {codes:?}\nsettle = {settle:?}\nnorms = {norms:?}\nown_text = {own_text}\n")?;
                 }
                 Step::Rotate(RotateStep { place, kind, gate }) => {
                     write!(f, "where = \"{}\"\nkind = \"{}\"\ngate = {gate}\n", place.name(), kind.name())?;

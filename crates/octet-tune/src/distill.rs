@@ -214,7 +214,8 @@ impl<'a> Distiller<'a> {
 
     fn learn(&mut self, gradients: &mut Gradients, step: usize) {
         let (share, full) = (self.share(step), self.settings.learning);
-        let rates = Learning { scales: full.scales * share, codes: full.codes * share, zeros: full.zeros * share, near: full.near };
+        let (scales, codes, zeros) = (full.scales * share, full.codes * share, full.zeros * share);
+        let rates = Learning { scales, codes, zeros, settle: full.settle * share, ..full };
         for quant in &mut self.quants {
             if let Some(gradient) = gradients.of(quant.number) {
                 quant.learn(self.engine, gradient, rates, step);

@@ -22,6 +22,9 @@ pub struct Learning {
     /// Where latents begin: at 0 in the middle of their code, at 1 at the original weight as far as the code reaches. A code
     /// that a solver chose against the nearest one is worth keeping until gradients agree that it is not.
     pub near: f32,
+    /// Share of the way to the middle of its code that a latent goes back in a step, so that only gradients that agree move codes: noise
+    /// alone would spread latents over ever more codes (dampening of oscillations: Nagel et al., arXiv 2203.11086).
+    pub settle: f32,
 }
 
 /// A quantized matrix w = scale · (code − zero) that learns from the gradient of w.
@@ -172,6 +175,7 @@ impl QuantParam {
         }
         if rates.codes > 0.0 && !self.state.latents.is_empty() {
             of_codes.step(engine, &mut self.state.latents, gradient, rates.codes, step);
+            settle(engine, &mut self.state.latents, rates.settle);
         }
         self.round(engine);
     }
@@ -245,16 +249,27 @@ impl Places {
     }
 }
 
+/// Adding and taking off 1.5 · 2²³ rounds a small number to the nearest, without a call.
+fn nearest(value: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    (value + MAGIC) - MAGIC
+}
+
+/// Latents go so far of the way to the middle of their code.
+fn settle(engine: &Engine, latents: &mut [f32], share: f32) {
+    each(engine, latents.chunks_mut(PIECE).collect(), |latents| {
+        latents.iter_mut().for_each(|latent| *latent += share * (nearest(*latent) - *latent));
+    });
+}
+
 /// Keeps latents within the range of places and rounds them to codes.
 fn round(engine: &Engine, latents: &mut [f32], codes: &mut [i8], (low, high): (i32, i32), code_at: impl Fn(i8) -> i8 + Sync) {
-    // Adding and taking off 1.5 · 2²³ rounds a small number to the nearest, without a call.
-    const MAGIC: f32 = 12_582_912.0;
     let (low, high) = (low as f32 - EDGE, high as f32 + EDGE);
     let pieces = latents.chunks_mut(PIECE).zip(codes.chunks_mut(PIECE)).collect();
     each(engine, pieces, |(latents, codes)| {
         for (latent, code) in latents.iter_mut().zip(codes.iter_mut()) {
             *latent = latent.clamp(low, high);
-            *code = code_at(((*latent + MAGIC) - MAGIC) as i8);
+            *code = code_at(nearest(*latent) as i8);
         }
     });
 }

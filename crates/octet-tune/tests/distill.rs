@@ -5,7 +5,7 @@ use octet_kernels::{Engine, Isa};
 use octet_model::ArchSpec;
 use octet_tensor::{Dtype, LEVELS, Matrix, QMatrix, Scheme, StoredQuant, WeightSource};
 use octet_testkit::{MemorySource, Random, TINY_GEMMA3, TINY_QWEN3};
-use octet_tune::{Distiller, Keep, Learning, Network, Progress, Settings, Text, TuneError, Watch, needs};
+use octet_tune::{Distiller, Keep, Learning, Network, Progress, QuantParam, Settings, Text, TuneError, Watch, needs};
 use std::{
     num::NonZeroUsize,
     sync::{
@@ -17,7 +17,7 @@ use std::{
 const SETTINGS: Settings = Settings {
     steps: 60,
     batch_tokens: 128,
-    learning: Learning { scales: 1e-2, codes: 2e-2, zeros: 0.0, near: 0.5 },
+    learning: Learning { scales: 1e-2, codes: 2e-2, zeros: 0.0, near: 0.5, settle: 0.004 },
     norms: 2e-3,
     seed: 1,
     keep: Keep::All,
@@ -138,6 +138,24 @@ fn what_was_put_down_goes_on_to_the_same_result() {
     for broken in [&stop.state[..stop.state.len() - 1], &stop.state[..40], b"octune00", &[stop.state.clone(), vec![0]].concat()] {
         assert!(matches!(fresh().resume(broken), Err(TuneError::State { .. })));
     }
+}
+
+#[test]
+fn noise_moves_no_code_that_settles_and_gradients_that_agree_do() {
+    let (engine, scheme) = (engine(1), "w4a16-g32".parse::<Scheme>().unwrap().weights);
+    let matrix = QMatrix::new(16, 32, scheme, vec![0; 512], vec![1.0; 16], Dtype::F32, vec![]).unwrap();
+    let moved = |settle, agreed: f32| {
+        let rates = Learning { scales: 0.0, codes: 0.02, zeros: 0.0, near: 0.0, settle };
+        let mut param = QuantParam::new(0, &matrix, &[0.0; 512], rates).unwrap();
+        let mut random = Random::new(7);
+        for step in 1..=1000 {
+            let mut gradient: Vec<f32> = (0..512).map(|_| agreed + if random.below(2) == 0 { 1.0 } else { -1.0 }).collect();
+            param.learn(&engine, &mut gradient, rates, step);
+        }
+        param.matrix().unwrap().codes().iter().filter(|&&code| code != 0).count()
+    };
+    assert!(moved(0.0, 0.0) > 100, "noise adds up where nothing settles");
+    assert_eq!((moved(0.02, 0.0), moved(0.02, 1.0)), (0, 512));
 }
 
 #[test]

@@ -13,6 +13,8 @@ pub struct DistillStep {
     pub scales: f64,
     /// How fast codes learn at the most, in codes; 0 for codes that stay as the solver chose them.
     pub codes: f64,
+    /// Share of the way to the middle of its code that what becomes a code goes back in a step at the most.
+    pub settle: f64,
     /// How fast norms and biases learn at the most, relative to their mean magnitude.
     pub norms: f64,
     /// Tokens that the original writes itself, to be learnt from beside the calibration text.
@@ -20,7 +22,7 @@ pub struct DistillStep {
 }
 
 /// Multiply-adds that learning may take where nobody says how many steps, and how many steps are worth that.
-const WORK: f64 = 2.5e13;
+const WORK: f64 = 3.44e13;
 const STEPS: (usize, usize) = (60, 1000);
 
 /// Products of a step for every weight and token: of the original, forwards, and back to inputs and to weights.
@@ -40,12 +42,13 @@ impl DistillStep {
     }
 
     /// What pays on small models: docs/frontier.md has the measurements.
-    pub const USUAL: Self = Self { steps: 400, batch_tokens: 2048, scales: 3e-3, codes: 0.015, norms: 1e-3, own_text: 0 };
+    pub const USUAL: Self = Self { steps: 400, batch_tokens: 2048, scales: 3e-3, codes: 0.015, settle: 0.004, norms: 1e-3, own_text: 0 };
 }
 
 impl fmt::Display for DistillStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { steps, batch_tokens, scales, codes, norms, own_text } = self;
-        write!(f, "distill {steps} steps of {batch_tokens} tokens, scales {scales:?} codes {codes:?} norms {norms:?} own text {own_text}")
+        let Self { steps, batch_tokens, scales, codes, settle, norms, own_text } = self;
+        write!(f, "distill {steps} steps of {batch_tokens} tokens, scales {scales:?} codes {codes:?} settle {settle:?} norms {norms:?} ")?;
+        write!(f, "own text {own_text}")
     }
 }

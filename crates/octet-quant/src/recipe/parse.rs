@@ -167,15 +167,16 @@ fn distill(mut table: Table, place: &str) -> Result<Step, Error> {
         Some(Value::Integer(tokens)) if (0..=MOST_OWN).contains(&tokens) => tokens as usize,
         Some(other) => return fail(format!("{place}: own_text must be a number of tokens from 0 to {MOST_OWN}, not {other}")),
     };
-    for (key, setting) in [("scales", &mut settings.scales), ("codes", &mut settings.codes), ("norms", &mut settings.norms)] {
+    let DistillStep { scales, codes, settle, norms, .. } = &mut settings;
+    for (key, setting) in [("scales", scales), ("codes", codes), ("settle", settle), ("norms", norms)] {
         *setting = match table.remove(key) {
             None => *setting,
             Some(Value::Float(rate)) if (0.0..=1.0).contains(&rate) => rate,
             Some(Value::Integer(rate @ 0..=1)) => rate as f64,
-            Some(other) => return fail(format!("{place}: {key} must be a learning rate from 0.0 to 1.0, not {other}")),
+            Some(other) => return fail(format!("{place}: {key} must be a rate from 0.0 to 1.0, not {other}")),
         };
     }
-    no_more(&table, &format!("{place} (distill)"), "action, steps, batch_tokens, scales, codes, norms and own_text")?;
+    no_more(&table, &format!("{place} (distill)"), "action, steps, batch_tokens, scales, codes, settle, norms and own_text")?;
     Ok(Step::Distill(settings))
 }
 

@@ -2,7 +2,7 @@
 
 use super::text::{self, BuiltIn, Given};
 use crate::{
-    args::Quantize,
+    args::{Effort, Quantize},
     ui::{self, Progress},
 };
 use anyhow::{Context, Result};
@@ -31,6 +31,10 @@ const LENGTH: usize = 512;
 /// Of a small model more windows are drawn, where there is text: so many weights times tokens cost next to nothing.
 const CHEAP: u64 = 50_000_000_000;
 const MOST_SAMPLES: usize = 192;
+
+/// The same for most effort: what more windows cost is nothing beside learning from them.
+const CHEAP_AT_BEST: u64 = 12 * CHEAP;
+const MOST_AT_BEST: usize = 256;
 
 /// Fewest tokens that magnitudes of inputs, and Hessians, are gathered from.
 const LEAST_FOR_MAGNITUDES: usize = 4096;
@@ -82,7 +86,8 @@ pub(super) fn read(
     }
     let needed = if said { rule.min(samples * length) } else { rule };
     let weights: u64 = first.plan().lines().iter().map(octet_quant::Line::elements).sum();
-    let cheap = ((CHEAP / weights.max(1)) as usize / length.max(1)).min(MOST_SAMPLES);
+    let (cheap, most) = if args.effort == Some(Effort::Best) { (CHEAP_AT_BEST, MOST_AT_BEST) } else { (CHEAP, MOST_SAMPLES) };
+    let cheap = ((cheap / weights.max(1)) as usize / length.max(1)).min(most);
     let samples = if said { samples } else { samples.max(needed.div_ceil(length)).max(cheap) };
     let given = Given { files: &args.calibration, field: args.judge.text_field.as_deref(), chat: chat.as_ref() };
     let tokens = text::tokens(given, BuiltIn::Calibration, &tokenizer, vocab, needed, usize::MAX)?;
