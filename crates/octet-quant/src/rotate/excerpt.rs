@@ -11,7 +11,7 @@ use octet_tensor::WeightSource;
 use std::sync::Arc;
 
 /// Rows (or columns, where outputs are turned) of a matrix that learning looks at.
-const EXCERPT: usize = 512;
+const EXCERPT: usize = 256;
 
 /// Weights that share a scale in learning at the most: a row with one scale only would make every turn cost a row.
 const MOST_RUN: usize = 128;

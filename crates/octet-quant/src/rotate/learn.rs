@@ -8,7 +8,7 @@ use std::{array, f64::consts::PI, sync::Arc};
 const ANGLES: [f64; 4] = [PI / 4.0, PI / 8.0, PI / 16.0, PI / 32.0];
 
 /// How often all pairs are gone through, at the most.
-const SWEEPS: usize = 4;
+const SWEEPS: usize = 2;
 
 /// Shares of a run's largest weight that its scale may reach to, from 4 bits down; of more bits the first only.
 const REACHES: [f32; 4] = [1.0, 0.92, 0.84, 0.76];

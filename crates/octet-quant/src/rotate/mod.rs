@@ -28,7 +28,7 @@ use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
-/// Tokens that rotations are measured on, in windows of at most so many, and (for solvers that need them) so many for each input
+/// Tokens that rotations are learnt from, and as many others that they are measured on, in windows of at most so many, and (for solvers that need them) so many for each input
 /// of the widest linear.
 const TOKENS: usize = 8192;
 const WINDOW: usize = 512;
@@ -126,8 +126,10 @@ impl RotationRun<'_> {
     fn step(&self, step: RotateStep, earlier: &Turns, progress: &mut dyn FnMut(&str)) -> Result<(Turns, Vec<RotationRecord>), Error> {
         let graph = self.spec.graph();
         let spots = find_spots(&graph, step.place)?;
-        let samples = self.some();
-        let measure = Measure { spec: self.spec, plan: self.plan, samples: &samples, engine: self.engine, cancel: self.cancel };
+        // What is learnt is measured on other windows.
+        let (to_learn, to_measure) = self.some().held_out(2);
+        let on = |samples| Measure { spec: self.spec, plan: self.plan, samples, engine: self.engine, cancel: self.cancel };
+        let (learning, measure) = (on(&to_learn), on(&to_measure));
         let modules: BTreeSet<&str> = spots.iter().flat_map(|spot| &spot.members).map(|member| member.site().module.as_str()).collect();
         let turned = |rotations: &[BlockRotation]| -> Result<(Vec<Turns>, Turned<&dyn WeightSource>), Error> {
             let each = spots.iter().zip(rotations).map(|(spot, r)| spot.turns(r, self.source)).collect::<Result<Vec<_>, _>>()?;
@@ -147,7 +149,7 @@ impl RotationRun<'_> {
                 RotationKind::Hadamard => spots.iter().map(|spot| BlockRotation::hadamard(spot.blocks)).collect(),
                 _ => {
                     let neutral: Vec<_> = spots.iter().map(|spot| BlockRotation(vec![So8::IDENTITY; spot.blocks])).collect();
-                    self.learnt(&measure, &spots, &turned(&neutral)?.1, &modules)?
+                    self.learnt(&learning, &spots, &turned(&neutral)?.1, &modules)?
                 }
             };
             let (each, source) = turned(&rotations)?;
@@ -170,13 +172,13 @@ impl RotationRun<'_> {
         Ok((turns, records))
     }
 
-    /// Some of the text.
+    /// Some of the text, half of it to learn from and half to measure on.
     fn some(&self) -> Samples {
         let needs_hessian = |line: &&Line| line.action.solver().is_some_and(|solver| solver.needs_hessian());
         let widest = self.plan.lines().iter().filter(needs_hessian).filter_map(|line| line.linear.as_ref()).map(|site| site.cols).max();
         let tokens = TOKENS.max(TOKENS_AN_INPUT * widest.unwrap_or(0));
         let length = WINDOW.min(self.samples.lengths().max().unwrap_or(WINDOW));
-        Samples::draw(self.samples.tokens(), tokens.div_ceil(length), length, 0)
+        Samples::draw(self.samples.tokens(), 2 * tokens.div_ceil(length), length, 0)
     }
 
     /// Learns the rotation of every spot. `neutral` computes the same with what surrounds the rotations already moved.
