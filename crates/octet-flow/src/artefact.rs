@@ -157,6 +157,14 @@ pub(crate) fn config(original: &Value, plan: &Plan) -> Value {
     config
 }
 
+/// A config that says which inputs are turned at run time.
+pub(crate) fn turned(mut config: Value, inputs: &BTreeSet<String>) -> Value {
+    if let (Some(quantization), false) = (config.get_mut("quantization_config"), inputs.is_empty()) {
+        quantization["transform_config"] = octet_model::turn::transform_config(inputs);
+    }
+    config
+}
+
 /// Copies the tokenizer, template, generation and licence files of `input` byte for byte.
 pub(crate) fn copy_companions(dir: &Path, input: &Folder) -> Result<()> {
     for (name, bytes) in companions(input)? {

@@ -137,25 +137,27 @@ impl Prepared {
         if !resumed {
             check_space(staging.target(), forecast_bytes)?;
         }
-        if !resumed {
-            // Readers of finished blocks need the config.
-            artefact::write_json(&out.join("config.json"), &artefact::config(self.checkpoint.config(), &self.plan))?;
-        }
         let artefact = |finished: Option<&BTreeSet<String>>| match finished {
             Some(finished) => Artefact::resume(&out, &self.plan, finished),
             None => Artefact::create(&out, &self.plan, true),
         };
-        let mut journal = DiskJournal::open(&work, &out, &identity, found, artefact)?;
-        staging.retain(true);
-        let transforms: Vec<Box<dyn Transform>> =
-            self.plan.scalings().map(|scaling| Box::new(scaling.clone()) as Box<dyn Transform>).collect();
         let (turns, rotations) = match self.rotations(calibration, engine, cancel, progress) {
             Ok((turns, records)) => (Arc::new(turns), records),
             Err(error) => return Err(self.stopped(error, staging)),
         };
+        let spec = self.spec.with_turned_inputs(turns.inputs().clone());
+        if !resumed {
+            // Readers of finished blocks need the config.
+            let config = artefact::turned(artefact::config(self.checkpoint.config(), &self.plan), turns.inputs());
+            artefact::write_json(&out.join("config.json"), &config)?;
+        }
+        let mut journal = DiskJournal::open(&work, &out, &identity, found, artefact)?;
+        staging.retain(true);
+        let transforms: Vec<Box<dyn Transform>> =
+            self.plan.scalings().map(|scaling| Box::new(scaling.clone()) as Box<dyn Transform>).collect();
         let run = CalibratedRun {
             plan: &self.plan,
-            spec: &self.spec,
+            spec: &spec,
             open: &|| -> std::result::Result<Box<dyn WeightSource>, SinkError> {
                 let checkpoint: Box<dyn WeightSource> = Box::new(Checkpoint::open(&self.input)?);
                 Ok(if turns.is_empty() { checkpoint } else { Box::new(Turned::new(checkpoint, turns.clone())) })

@@ -77,6 +77,15 @@ pub enum LoadError {
         /// The context the model was made for.
         context: usize,
     },
+    /// Inputs that the config says are turned and that cannot be.
+    #[error(
+        "transform_config turns the inputs of {module}, which is no linear of a block whose inputs come in eights; the config belongs to \
+         another model, get it again"
+    )]
+    Turned {
+        /// The module.
+        module: String,
+    },
     /// The checkpoint holds a tensor in a block that the architecture has no use for.
     #[error(
         "the checkpoint holds {name}, for which a {family} block as config.json describes it has no use; the result would be wrong \

@@ -81,6 +81,7 @@ const ADDED: &str = "it is added to the residual stream";
 const TURNED: &str = "positions turn its channels in pairs";
 const GATED: &str = "its values pass through the activation of a gate";
 const ACTIVATED: &str = "its values pass through an activation that does not keep factors";
+const MIXED: &str = "its channels are mixed by a rotation";
 const TIED: &str = "its matrix is the embedding as well";
 
 impl BlockGraph {
@@ -156,6 +157,7 @@ impl Walk {
             },
             Node::Experts { router, experts, .. } => self.experts(router, experts),
             Node::Add { from } => self.block(*from, ADDED),
+            Node::Turn(slot) => self.block(*slot, MIXED),
             Node::Embed { .. } | Node::SoftCap(_) => {}
         }
     }

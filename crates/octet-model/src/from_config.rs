@@ -9,6 +9,7 @@ use crate::{
 };
 use octet_kernels::ActivationFn;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// More blocks, or experts of a block, than any model has.
 const MOST: usize = 1024;
@@ -29,7 +30,7 @@ impl ArchSpec {
         let reader = Reader::new(map, family.name, family.aliases);
         let spec = build(family, &reader)?;
         reader.finish(family.ignored)?;
-        Ok(spec)
+        Ok(ArchSpec { turned: crate::turn::modules(config)?, ..spec })
     }
 }
 
@@ -76,6 +77,7 @@ fn build(family: &'static Family, r: &Reader<'_>) -> Result<ArchSpec, ConfigErro
         layers: mlps.into_iter().enumerate().map(layer).collect(),
         head: Head { tied: r.flag("tie_word_embeddings", family.defaults.tied)?, soft_cap: logit_cap.map(|c| c as f32) },
         transposed: family.transposed,
+        turned: BTreeSet::new(),
         ropes,
     })
 }

@@ -160,6 +160,7 @@ pub(crate) fn uses<L: Outputs, P>(node: &Node<L, P>) -> (Vec<Slot>, Vec<Slot>) {
         Node::Activate(_) => (vec![Slot::Up], vec![]),
         Node::Experts { .. } => (vec![Slot::Normed], vec![Slot::Branch]),
         Node::Add { from } => (vec![Slot::Hidden, *from], vec![]),
+        Node::Turn(slot) => (vec![*slot], vec![]),
         Node::SoftCap(_) => (vec![Slot::Logits], vec![]),
     }
 }

@@ -161,6 +161,8 @@ pub enum Node<L, P> {
         /// What is added.
         from: Slot,
     },
+    /// Rotates every eight values of a slot ([`crate::turn`]), in place.
+    Turn(Slot),
     /// c·tanh(x/c) of the logits.
     SoftCap(f32),
 }
@@ -233,6 +235,7 @@ impl<L, P> Node<L, P> {
                 Node::Experts { router: linear(router)?, experts, layer, per_token, normalize, activation }
             }
             &Self::Add { from } => Node::Add { from },
+            &Self::Turn(slot) => Node::Turn(slot),
             &Self::SoftCap(cap) => Node::SoftCap(cap),
         })
     }

@@ -88,7 +88,7 @@ impl BlockBuilder<'_> {
         nodes.push(self.norm(names.mlp_norm, Slot::Hidden, Slot::Normed));
         self.mlp(&mut nodes);
         self.join(&mut nodes, names.mlp_post_norm);
-        nodes
+        self.spec.turned_nodes(nodes)
     }
 
     fn attention(&self, nodes: &mut Vec<PlainNode>) {

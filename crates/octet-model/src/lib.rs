@@ -31,6 +31,7 @@ mod sites;
 pub mod spec;
 mod stage;
 mod stream;
+pub mod turn;
 mod workspace;
 
 pub use error::{ConfigError, ForwardError, LoadError, Place};

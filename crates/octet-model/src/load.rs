@@ -137,7 +137,7 @@ impl ArchSpec {
             let embedding = source.matrix(&self.outer(self.names.embedding))?;
             self.head.tied = embedding.is_some_and(|embedding| same_bytes(&embedding, &head));
         }
-        Ok(())
+        self.check_turned()
     }
 
     /// Checks that a checkpoint holds every tensor the model needs in the shape it needs, and none in its blocks that it

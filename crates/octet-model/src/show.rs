@@ -112,6 +112,7 @@ impl PlainNode {
             Self::Activate(_) => "activate",
             Self::Experts { .. } => "experts",
             Self::Add { .. } => "add",
+            Self::Turn(_) => "turn",
             Self::SoftCap(_) => "soft cap",
         }
     }
@@ -155,6 +156,7 @@ impl fmt::Display for PlainNode {
                 first.into_iter().try_for_each(|linear| write!(f, "\n          each {linear}"))
             }
             Self::Add { from } => write!(f, "{from:?} to Hidden"),
+            Self::Turn(slot) => write!(f, "{slot:?}, every eight values"),
             Self::SoftCap(cap) => write!(f, "Logits at {cap}"),
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::{families::Names, rope::Rope};
 use octet_kernels::ActivationFn;
+use std::collections::BTreeSet;
 
 /// Everything a forward pass needs to know about a model but its weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +22,8 @@ pub struct ArchSpec {
     pub(crate) head: Head,
     /// Whether linears are stored `[inputs, outputs]` (GPT-2's Conv1D).
     pub(crate) transposed: bool,
+    /// Modules whose inputs are turned at run time.
+    pub(crate) turned: BTreeSet<String>,
 }
 
 /// How token ids become hidden states.

@@ -6,12 +6,16 @@ use crate::{
     graph::{BlockGraph, LinearGroup, Node, Slot},
     load::{LoadedLinear, LoadedNode, Loader, nodes_at},
     model::{Step, Tap},
+    turn,
     workspace::Workspace,
 };
 use octet_kernels::{ActivationFn, AppendJob, AttentionJob, Engine, Gated, Heads, KvCache, MatmulJob, Norm, PackedLinear, Source};
 use octet_tensor::{Activations, Matrix, Tensor, WeightSource};
 use smallvec::SmallVec;
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// The embedding, one block or the head of a model, loaded.
 ///
@@ -269,12 +273,27 @@ impl Pass<'_, '_, '_> {
                 self.engine.add(&mut hidden, self.ws.slot(from));
                 self.ws.put(Slot::Hidden, hidden);
             }
+            &Node::Turn(slot) => self.turn(slot),
             &Node::SoftCap(cap) => {
                 let mut logits = self.ws.take(Slot::Logits);
                 self.engine.soft_cap(&mut logits, cap);
                 self.ws.put(Slot::Logits, logits);
             }
         }
+    }
+
+    /// Rotates every eight values of a slot.
+    fn turn(&mut self, slot: Slot) {
+        let (mut x, rows) = (self.ws.take(slot), self.ws.rows());
+        if rows > 1 {
+            let part = x.len() / rows * rows.div_ceil(self.engine.threads());
+            let tasks: Vec<_> = x.chunks_mut(part.max(1)).map(Mutex::new).collect();
+            self.engine.run(tasks.len(), &|task| turn::turn(&mut tasks[task].lock().unwrap_or_else(PoisonError::into_inner)));
+        } else {
+            // Sooner done than threads have met, and nothing is allocated.
+            turn::turn(&mut x);
+        }
+        self.ws.put(slot, x);
     }
 
     fn embed(&mut self, table: &LoadedLinear, scale: Option<f32>, positions: Option<&[f32]>) {

@@ -110,7 +110,9 @@ impl Plan {
         lines.extend(inventory.others.iter().map(other_line));
         let scalings = scaling::steps(recipe, &inventory.sites);
         let rotation = |step: &Step| if let Step::Rotate(rotate) = step { Some(*rotate) } else { None };
-        let rotations = recipe.steps.iter().filter_map(rotation).collect();
+        let mut rotations: Vec<RotateStep> = recipe.steps.iter().filter_map(rotation).collect();
+        // What is turned at run time is turned behind what weights have turned.
+        rotations.sort_by_key(|step| step.place);
         Ok(Self { lines, scalings, rotations, distill: recipe.distill_step().copied(), portable: recipe.portable })
     }
 

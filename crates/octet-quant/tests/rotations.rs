@@ -46,7 +46,7 @@ fn random_rotation(random: &mut Random, blocks: usize) -> BlockRotation {
 
 #[test]
 fn every_family_computes_the_same_when_turned_or_says_why_it_cannot_be() {
-    let (mut turned, mut said) = ([BTreeSet::new(), BTreeSet::new()], BTreeSet::new());
+    let (mut turned, mut said) = ([const { BTreeSet::new() }; 3], BTreeSet::new());
     for (name, path) in arch_fixtures() {
         let ((spec, checkpoint), mut random) = (open(&path), Random::new(name.len() as u64));
         let ids: Vec<u32> = npy_i64(&path.join("input_ids.npy")).1.iter().take(24).map(|&id| id as u32).collect();
@@ -54,8 +54,14 @@ fn every_family_computes_the_same_when_turned_or_says_why_it_cannot_be() {
         // What stays as it is stored (biases, norms) is rounded to 16 bits where it is stored so.
         let wide = checkpoint.entries().iter().all(|entry| entry.dtype == Dtype::F32);
         for (place, turned) in Where::ALL.into_iter().zip(&mut turned) {
-            match Turns::of(&spec.graph(), place, &checkpoint, &mut |blocks| random_rotation(&mut random, blocks)) {
+            let mut rotation = |blocks| match place {
+                Where::Inputs => BlockRotation::plain_hadamard(blocks),
+                _ => random_rotation(&mut random, blocks),
+            };
+            match Turns::of(&spec.graph(), place, &checkpoint, &mut rotation) {
                 Ok(turns) => {
+                    let spec = spec.with_turned_inputs(turns.inputs().clone());
+                    assert_eq!(spec.turned_inputs().is_empty(), place != Where::Inputs);
                     let source = Turned::new(&checkpoint as &dyn WeightSource, Arc::new(turns));
                     let error = relative_error(&logits(&spec, &source, &ids), &before);
                     println!("{name:<24}{:<10}{error:>10.1e}", place.name());
@@ -69,6 +75,7 @@ fn every_family_computes_the_same_when_turned_or_says_why_it_cannot_be() {
     }
     assert!(turned[0].len() >= 8, "{turned:?}");
     assert!(turned[1].len() >= 4, "{turned:?}");
+    assert!(turned[2].len() >= 8, "{turned:?}");
     let tied = "embedding and head are one matrix, so that the final norm's weights have nowhere to go; give the model a head of its \
                 own first, or turn its heads only";
     let said =
@@ -107,16 +114,23 @@ fn found(path: &Path, recipe: &str, threads: usize) -> (Vec<octet_quant::Rotatio
 fn rotations_are_kept_where_the_loss_falls_and_do_not_depend_on_threads() {
     let Some((_, path)) = arch_fixtures().into_iter().find(|(name, _)| name == "llama") else { return };
     let quantize = |scheme: &str| format!("[[step]]\naction='quantize'\ntargets=['linears']\nscheme='{scheme}'\n");
-    for (place, scheme, gate) in [("heads", "w4a16", true), ("heads", "w3a8", false), ("residual", "w3a16-g32", true)] {
+    for (place, scheme, gate) in
+        [("heads", "w4a16", true), ("heads", "w3a8", false), ("residual", "w3a16-g32", true), ("inputs", "w4a16", true)]
+    {
         let recipe = format!("[[step]]\naction='rotate'\nwhere='{place}'\ngate={gate}\n{}", quantize(scheme));
+        let places = match place {
+            "heads" => 3,
+            "residual" => 1,
+            _ => 12,
+        };
         let (records, one) = found(&path, &recipe, 1);
         let (again, three) = found(&path, &recipe, 3);
         assert_eq!(records, again);
         assert_eq!(one.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), three.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
-        assert_eq!(records.len(), if place == "heads" { 3 } else { 1 });
+        assert_eq!(records.len(), places);
         for record in records {
             println!("{record}");
-            assert_eq!(record.tried.len(), 2);
+            assert_eq!(record.tried.len(), if place == "inputs" { 1 } else { 2 });
             assert!(record.before > 0.0 && record.tried.iter().all(|(_, loss)| *loss > 0.0));
             let least = record.tried.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
             let falls = least.1 < record.before;

@@ -64,7 +64,7 @@ impl Pass<'_> {
             }
             &Node::SoftCap(cap) => self.engine.soft_cap_gradient(first, cap, grads.get_mut(Slot::Logits)),
             // `Network::new` refuses models that have one.
-            Node::Experts { .. } => {}
+            Node::Experts { .. } | Node::Turn(_) => {}
         }
     }
 

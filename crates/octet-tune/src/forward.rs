@@ -127,7 +127,7 @@ impl<'a> Pass<'a> {
                 }
             }
             // `Network::new` refuses models that have one.
-            Node::Experts { .. } => {}
+            Node::Experts { .. } | Node::Turn(_) => {}
         }
         kept
     }

@@ -26,6 +26,9 @@ impl Source {
         let mut spec = ArchSpec::from_config(checkpoint.config())?;
         spec.settle(&checkpoint)?;
         spec.check(&checkpoint)?;
+        if !spec.turned_inputs().is_empty() {
+            return Err(cannot("another format", TURNED));
+        }
         Ok(Self { input: input.clone(), checkpoint, spec, tokenizer: OnceLock::new() })
     }
 
@@ -97,6 +100,9 @@ impl WeightSource for Decoded {
         self.names.clone()
     }
 }
+
+/// Why no format takes a model whose inputs are turned at run time.
+pub(crate) const TURNED: &str = "it turns inputs of linears at run time (a recipe's rotate step with where = \"inputs\"), which only octet's own folder says; quantize it anew without that step";
 
 /// The error for a model that `format` cannot hold.
 pub(crate) fn cannot(format: &str, what: impl std::fmt::Display) -> Error {

@@ -109,6 +109,10 @@ impl Checkpoint {
             None => Modules::resolve(described.as_ref().map(|(quantization, _)| quantization), &entries)?,
         };
         if let Some(adapter) = folder.adapter() {
+            if config.pointer("/quantization_config/transform_config/config_groups").is_some() {
+                let what = "the base turns inputs of linears at run time, and an adapter was made for inputs as they are; merge it into the original and quantize that";
+                return Err(Error::Adapter(what.into()));
+            }
             adapted::check(adapter, &modules, &entries)?;
             adapter.whole.keys().filter_map(|name| name.strip_suffix(".weight")).for_each(|module| modules.forget(module));
         }

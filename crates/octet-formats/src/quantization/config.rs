@@ -145,11 +145,19 @@ fn fp8_block(raw: &Value) -> Result<[usize; 2]> {
     }
 }
 
+/// Whether transforms are rotations of every eight inputs.
+fn is_turn(transforms: &Value) -> bool {
+    let inputs = transforms.pointer("/config_groups/inputs");
+    inputs.is_some_and(|inputs| inputs["type"] == "hadamard" && inputs["head_dim"] == 8 && inputs["apply"][0]["location"] == "input")
+}
+
 impl CompressedTensors {
     fn read(raw: &Value) -> Result<Self> {
         for key in ["kv_cache_scheme", "sparsity_config", "transform_config"] {
             let used = raw.get(key).is_some_and(|value| match value {
                 Value::Null => false,
+                // Whoever reads the model's config knows the rotations of inputs that octet writes, and no others.
+                Value::Object(_) if key == "transform_config" && is_turn(value) => false,
                 Value::Object(map) => !map.is_empty() && map.get("format").and_then(Value::as_str) != Some("dense"),
                 _ => true,
             });

@@ -1,7 +1,7 @@
 //! The steps of a recipe that move factors, resolved: which linears they are for, and whether that makes sense.
 
 use super::{Action, Plan};
-use crate::{Error, Recipe, Scaling, Site, Step, TransformChoice, transform::Planned};
+use crate::{Error, Recipe, Scaling, Site, Step, TransformChoice, Where, transform::Planned};
 use octet_model::{BlockGraph, InputSite, LinearSite, Place};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,6 +54,14 @@ impl Plan {
     pub fn check_scalings(&self, graph: &BlockGraph) -> Result<(), Error> {
         for rotate in &self.rotations {
             crate::rotate::check(graph, rotate.place)?;
+            let at_run_time = rotate.place == Where::Inputs;
+            if at_run_time && self.portable {
+                return Err(Error::Recipe("a portable result has no inputs turned at run time; leave out that step, or portable".into()));
+            }
+            if at_run_time && self.distill.is_some() {
+                let what = "a model whose inputs are turned at run time cannot learn from the original; leave out one of the two steps";
+                return Err(Error::Recipe(what.into()));
+            }
         }
         let mut moved: BTreeMap<InputSite, usize> = BTreeMap::new();
         for step in &self.scalings {

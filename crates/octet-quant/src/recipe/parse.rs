@@ -135,18 +135,22 @@ fn mixed(mut table: Table, place: &str) -> Result<Step, Error> {
 /// A step that turns values.
 fn rotate(mut table: Table, place: &str) -> Result<Step, Error> {
     let Some(name) = string(&mut table, place, "where")? else {
-        return fail(format!("{place} does not say what to rotate; add where = \"heads\" or \"residual\""));
+        return fail(format!("{place} does not say what to rotate; add where = \"heads\", \"residual\" or \"inputs\""));
     };
     let Some(which) = Where::ALL.into_iter().find(|which| which.name() == name) else {
-        return fail(format!("{place} rotates {name:?}; there are \"heads\" and \"residual\""));
+        return fail(format!("{place} rotates {name:?}; there are \"heads\", \"residual\" and \"inputs\""));
     };
     let kind = match string(&mut table, place, "kind")? {
+        None if which == Where::Inputs => RotationKind::Hadamard,
         None => RotationKind::Search,
         Some(name) => match RotationKind::ALL.into_iter().find(|kind| kind.name() == name) {
             Some(kind) => kind,
             None => return fail(format!("{place} has the kind {name:?}; there are \"hadamard\", \"learned\" and \"search\"")),
         },
     };
+    if which == Where::Inputs && kind != RotationKind::Hadamard {
+        return fail(format!("{place}: inputs are turned by Hadamard matrices, which take no space; use kind = \"hadamard\""));
+    }
     let gate = flag(&mut table, place, "gate", true)?;
     no_more(&table, &format!("{place} (rotate)"), "action, where, kind and gate")?;
     Ok(Step::Rotate(RotateStep { place: which, kind, gate }))

@@ -125,10 +125,13 @@ impl RotationRun<'_> {
 
     fn step(&self, step: RotateStep, earlier: &Turns, progress: &mut dyn FnMut(&str)) -> Result<(Turns, Vec<RotationRecord>), Error> {
         let graph = self.spec.graph();
-        let spots = find_spots(&graph, step.place)?;
+        let mut spots = find_spots(&graph, step.place)?;
+        let quantized: BTreeSet<&str> = self.plan.quantized().map(|(line, _)| line.name.as_str()).collect();
+        spots.retain(|spot| spot.members.iter().any(|member| quantized.contains(member.site().module.as_str())));
         // What is learnt is measured on other windows.
         let (to_learn, to_measure) = self.some().held_out(2);
-        let on = |samples| Measure { spec: self.spec, plan: self.plan, samples, engine: self.engine, cancel: self.cancel };
+        let spec = self.spec.with_turned_inputs(earlier.inputs().clone());
+        let on = |samples| Measure { spec: &spec, plan: self.plan, samples, engine: self.engine, cancel: self.cancel };
         let (learning, measure) = (on(&to_learn), on(&to_measure));
         let modules: BTreeSet<&str> = spots.iter().flat_map(|spot| &spot.members).map(|member| member.site().module.as_str()).collect();
         let turned = |rotations: &[BlockRotation]| -> Result<(Vec<Turns>, Turned<&dyn WeightSource>), Error> {
@@ -141,11 +144,14 @@ impl RotationRun<'_> {
         let before = measure.losses(&Turned::new(self.source, Arc::new(earlier.clone())), &modules)?;
         let mut candidates = vec![];
         for (kind, name) in [(RotationKind::Hadamard, "hadamard"), (RotationKind::Learned, "learned")] {
-            if step.kind != kind && step.kind != RotationKind::Search {
+            if step.kind != kind && (step.kind != RotationKind::Search || step.place == Where::Inputs) {
                 continue;
             }
             progress(name);
             let rotations = match kind {
+                RotationKind::Hadamard if step.place == Where::Inputs => {
+                    spots.iter().map(|spot| BlockRotation::plain_hadamard(spot.blocks)).collect()
+                }
                 RotationKind::Hadamard => spots.iter().map(|spot| BlockRotation::hadamard(spot.blocks)).collect(),
                 _ => {
                     let neutral: Vec<_> = spots.iter().map(|spot| BlockRotation(vec![So8::IDENTITY; spot.blocks])).collect();
@@ -153,7 +159,9 @@ impl RotationRun<'_> {
                 }
             };
             let (each, source) = turned(&rotations)?;
-            candidates.push((name, rotations, each, measure.losses(&source, &modules)?));
+            let spec = self.spec.with_turned_inputs(source.turns().inputs().clone());
+            let losses = Measure { spec: &spec, ..measure }.losses(&source, &modules)?;
+            candidates.push((name, rotations, each, losses));
         }
         let (mut turns, mut records) = (Turns::default(), vec![]);
         for (at, spot) in spots.iter().enumerate() {

@@ -80,6 +80,11 @@ impl So8 {
         array::from_fn(|i| array::from_fn(|j| turned[j][i]))
     }
 
+    /// This rotation, then another.
+    pub fn then(&self, other: &Self) -> Self {
+        Self(self.0.each_ref().map(|row| other.apply(row)))
+    }
+
     /// The rotation back.
     pub fn inverse(&self) -> Self {
         Self(array::from_fn(|i| array::from_fn(|j| self.0[j][i])))
@@ -124,6 +129,16 @@ impl BlockRotation {
         // The golden ratio's multiples, as in Knuth's multiplicative hashing: signs that show no pattern.
         let signs = |block: usize| ((block as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8;
         Self((0..blocks).map(|block| So8::hadamard(signs(block))).collect())
+    }
+
+    /// The same Hadamard matrix in every block, as [`octet_model::turn`] multiplies by.
+    pub fn plain_hadamard(blocks: usize) -> Self {
+        Self(vec![So8::hadamard(0); blocks])
+    }
+
+    /// This rotation, then another of as many blocks.
+    pub fn then(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(first, second)| first.then(second)).collect())
     }
 
     /// Values it is for.
@@ -209,6 +224,7 @@ mod tests {
         fn products_of_turns_stay_rotations_and_have_their_inverse(r in any_rotation(), x in prop::array::uniform8(-100.0f64..100.0)) {
             prop_assert!(r.drift() < 1e-13, "{}", r.drift());
             prop_assert!((r.determinant() - 1.0).abs() < 1e-13, "{}", r.determinant());
+            prop_assert!(r.then(&r.inverse()).apply(&x).iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-11));
             let back = r.inverse().apply(&r.apply(&x));
             prop_assert!(back.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-11));
         }

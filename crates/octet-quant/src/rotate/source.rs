@@ -5,7 +5,7 @@ use crate::{Error, rows};
 use octet_model::{LinearSite, graph::Param};
 use octet_tensor::{Dtype, FloatMatrix, FloatRows, Matrix, Result, Tensor, WeightSource};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::{Deref, Range},
     sync::Arc,
 };
@@ -28,9 +28,16 @@ pub struct Turns {
     biases: BTreeMap<String, (usize, BlockRotation)>,
     /// Norms whose weights moved into the linears behind them.
     ones: BTreeMap<String, Param>,
+    /// Modules whose inputs are turned at run time.
+    inputs: BTreeSet<String>,
 }
 
 impl Turns {
+    /// Modules whose inputs are turned at run time: [`octet_model::ArchSpec::with_turned_inputs`].
+    pub fn inputs(&self) -> &BTreeSet<String> {
+        &self.inputs
+    }
+
     /// Whether nothing is turned.
     pub fn is_empty(&self) -> bool {
         self.matrices.is_empty()
@@ -60,16 +67,25 @@ impl Turns {
         self.ones.insert(norm.name.clone(), norm.clone());
     }
 
-    /// Adds what other rotations do; they turn rows where these turn columns, or other matrices.
+    /// Turns the inputs of modules at run time.
+    pub(super) fn at_run_time(&mut self, modules: impl Iterator<Item = String>) {
+        self.inputs.extend(modules);
+    }
+
+    /// Adds what later rotations do.
     pub(super) fn add(&mut self, other: Self) {
-        for (module, edit) in other.matrices {
-            let own = self.matrices.entry(module).or_insert_with(|| Edit { scale: None, columns: None, rows: None, ..edit.clone() });
+        for edit in other.matrices.into_values() {
+            let own = self.edit(&edit.site);
             own.scale = edit.scale.or(own.scale.take());
-            own.columns = edit.columns.or(own.columns.take());
+            own.columns = match (own.columns.take(), edit.columns) {
+                (Some(first), Some(second)) => Some(first.then(&second)),
+                (first, second) => first.or(second),
+            };
             own.rows = edit.rows.or(own.rows.take());
         }
         self.biases.extend(other.biases);
         self.ones.extend(other.ones);
+        self.inputs.extend(other.inputs);
     }
 }
 
@@ -83,6 +99,11 @@ impl<'a, B: Deref<Target = dyn WeightSource + 'a>> Turned<B> {
     /// The weights of `base`, turned.
     pub fn new(base: B, turns: Arc<Turns>) -> Self {
         Self { base, turns }
+    }
+
+    /// What is turned.
+    pub(super) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     fn matrix_of(&self, edit: &Edit) -> Result<FloatMatrix> {

@@ -5,7 +5,10 @@ use super::{
     source::Turns,
 };
 use crate::Error;
-use octet_model::{BlockGraph, LinearSite, Maker, Place, graph::Param};
+use octet_model::{
+    BlockGraph, LinearSite, Maker, Place,
+    graph::{Linear, Node, Param},
+};
 use octet_tensor::WeightSource;
 use std::fmt;
 
@@ -16,17 +19,20 @@ pub enum Where {
     Heads,
     /// The residual stream: one rotation for the whole model.
     Residual,
+    /// The inputs of linears, at run time.
+    Inputs,
 }
 
 impl Where {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Heads, Self::Residual];
+    pub const ALL: [Self; 3] = [Self::Heads, Self::Residual, Self::Inputs];
 
     /// Its name in recipes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Heads => "heads",
             Self::Residual => "residual",
+            Self::Inputs => "inputs",
         }
     }
 }
@@ -57,6 +63,8 @@ pub(super) struct Spot {
     pub(super) blocks: usize,
     pub(super) members: Vec<Member>,
     norms: Vec<Param>,
+    /// Whether what is read is turned at run time, and not where it is made.
+    at_run_time: bool,
 }
 
 impl Spot {
@@ -73,6 +81,9 @@ impl Spot {
             }
         }
         self.norms.iter().for_each(|norm| turns.ones(norm));
+        if self.at_run_time {
+            turns.at_run_time(self.members.iter().map(|member| member.site().module.clone()));
+        }
         Ok(turns)
     }
 }
@@ -93,6 +104,7 @@ pub(super) fn spots(graph: &BlockGraph, which: Where) -> Result<Vec<Spot>, Strin
     match which {
         Where::Heads => heads(graph),
         Where::Residual => residual(graph).map(|spot| vec![spot]),
+        Where::Inputs => inputs(graph),
     }
 }
 
@@ -110,10 +122,28 @@ fn heads(graph: &BlockGraph) -> Result<Vec<Spot>, String> {
             };
             let writes = Member::Writes { site: site.clone(), bias: bias.clone(), first: rows.start };
             let members = std::iter::once(writes).chain(fold.readers.iter().map(reads)).collect();
-            spots.push(Spot { label: format!("layer {layer} heads"), blocks: rows.len() / EIGHT, members, norms: vec![] });
+            spots.push(Spot {
+                label: format!("layer {layer} heads"),
+                blocks: rows.len() / EIGHT,
+                members,
+                norms: vec![],
+                at_run_time: false,
+            });
         }
     }
     if spots.is_empty() { Err("cannot be turned: no linear reads just the values of attention".into()) } else { Ok(spots) }
+}
+
+fn inputs(graph: &BlockGraph) -> Result<Vec<Spot>, String> {
+    let mut spots = vec![];
+    for node in graph.blocks.iter().flatten() {
+        let Node::Linears(group) = node else { continue };
+        let Some(blocks) = group.linears.first().map(|linear| linear.site.cols).filter(|cols| cols.is_multiple_of(EIGHT)) else { continue };
+        let reads = |linear: &Linear| Member::Reads { site: linear.site.clone(), norm: None, blocks: (0..blocks / EIGHT).collect() };
+        let (members, norms) = (group.linears.iter().map(reads).collect(), vec![]);
+        spots.push(Spot { label: group.input.to_string(), blocks: blocks / EIGHT, members, norms, at_run_time: true });
+    }
+    if spots.is_empty() { Err("cannot be turned: no linear of a block has inputs that come in eights".into()) } else { Ok(spots) }
 }
 
 fn residual(graph: &BlockGraph) -> Result<Spot, String> {
@@ -136,7 +166,7 @@ fn residual(graph: &BlockGraph) -> Result<Spot, String> {
     }
     members.extend(stream.writes.iter().map(|(site, bias)| Member::Writes { site: site.clone(), bias: bias.clone(), first: 0 }));
     let norms = stream.reads.into_iter().map(|group| group.norm).collect();
-    Ok(Spot { label: "residual stream".into(), blocks: blocks.len(), members, norms })
+    Ok(Spot { label: "residual stream".into(), blocks: blocks.len(), members, norms, at_run_time: false })
 }
 
 impl fmt::Display for Where {
@@ -144,6 +174,7 @@ impl fmt::Display for Where {
         f.write_str(match self {
             Self::Heads => "heads",
             Self::Residual => "the residual stream",
+            Self::Inputs => "inputs",
         })
     }
 }

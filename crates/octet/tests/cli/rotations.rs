@@ -51,10 +51,16 @@ fn what_cannot_be_turned_is_refused_in_words() {
         sandbox.write("wrong.toml", format!("{step}\n[[step]]\naction='quantize'\ntargets=['linears']\nscheme='w4a16'\n"));
         sandbox.refuses("quantize tiny --recipe wrong.toml --no-judge", words);
     };
-    refused("[[step]]\naction='rotate'", &["does not say what to rotate", "\"heads\" or \"residual\""]);
-    refused("[[step]]\naction='rotate'\nwhere='keys'", &["rotates \"keys\"; there are \"heads\" and \"residual\""]);
+    refused("[[step]]\naction='rotate'", &["does not say what to rotate", "\"heads\", \"residual\" or \"inputs\""]);
+    refused("[[step]]\naction='rotate'\nwhere='keys'", &["rotates \"keys\"; there are \"heads\", \"residual\" and \"inputs\""]);
     refused("[[step]]\naction='rotate'\nwhere='heads'\nkind='random'", &["the kind \"random\"", "\"hadamard\", \"learned\""]);
     refused("[[step]]\naction='rotate'\nwhere='heads'\nangle=3", &["unknown key \"angle\"", "where, kind and gate"]);
+    refused(
+        "[[step]]\naction='rotate'\nwhere='inputs'\nkind='learned'",
+        &["Hadamard matrices, which take no space", "kind = \"hadamard\""],
+    );
+    refused("portable = true\n[[step]]\naction='rotate'\nwhere='inputs'", &["portable result", "leave out"]);
+    refused("[[step]]\naction='rotate'\nwhere='inputs'\n[[step]]\naction='distill'", &["cannot learn", "one of the two steps"]);
     let twice = "[[step]]\naction='rotate'\nwhere='heads'\n".repeat(2);
     refused(&twice, &["two steps that rotate heads; leave one out"]);
     sandbox.write(
@@ -67,4 +73,38 @@ fn what_cannot_be_turned_is_refused_in_words() {
         "[[step]]\naction='rotate'\nwhere='residual'\n[[step]]\naction='quantize'\ntargets=['linears']\nscheme='w4a16'\n",
     );
     sandbox.refuses("quantize pocket --recipe residual.toml --no-judge", &["the residual stream cannot be turned", "one matrix"]);
+}
+
+#[test]
+fn inputs_turned_at_run_time_are_said_in_the_config_and_nothing_else_takes_them() {
+    let sandbox = Sandbox::new();
+    sandbox.write("notes.txt", prose(20_000, 1));
+    sandbox.write("inputs.toml", RECIPE.replace("where = 'residual'", "where = 'inputs'\ngate = false"));
+    sandbox.octet(&format!("quantize tiny out --recipe inputs.toml {RUN}")).done();
+    let config = sandbox.json("out/config.json");
+    let transforms = &config["quantization_config"]["transform_config"]["config_groups"]["inputs"];
+    assert_eq!((&transforms["type"], &transforms["head_dim"]), (&"hadamard".into(), &8.into()));
+    assert_eq!(transforms["apply"][0]["targets"].as_array().unwrap().len(), 21, "seven linears of three blocks");
+    // Four bits of random weights, but the same model: far from what it would be were nothing turned.
+    let kl = |folder: &str| {
+        let judged = sandbox.octet(&format!("eval {folder} --base tiny --eval-text notes.txt --eval-tokens 2048 --json")).done().json();
+        judged["measures"]["kl"]["mean"].as_f64().unwrap()
+    };
+    let turned = kl("out");
+    let again = sandbox.octet("reproduce out --threads 1 --json").done().json();
+    assert_eq!(again["identical"], true, "{again}");
+    sandbox.octet("run out ab -n 2").done();
+    for format in ["safetensors", "gguf:q8_0", "onnx", "mlx"] {
+        sandbox.refuses(
+            &format!("export out --format {format} --out elsewhere"),
+            &["turns inputs of linears at run time", "without that step"],
+        );
+    }
+    sandbox.edit_json("out/config.json", |config| config["quantization_config"]["transform_config"] = serde_json::json!({}));
+    assert!(kl("out") > 5.0 * turned, "the turn is part of the model: {turned} and {}", kl("out"));
+    sandbox.edit_json("out/config.json", |config| {
+        config["quantization_config"]["transform_config"] =
+            serde_json::json!({"config_groups": {"R1": {"type": "hadamard", "head_dim": 128}}});
+    });
+    sandbox.refuses("run out ab -n 2", &["transform_config", "does not run"]);
 }

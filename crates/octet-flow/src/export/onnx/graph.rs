@@ -6,6 +6,7 @@ use crate::{
     export::{
         ExportRun,
         convert::{Conversion, Job, told},
+        source::{TURNED, cannot},
     },
 };
 use octet_formats::onnx::{Attribute, Data, Dim, Elem, Graph};
@@ -205,6 +206,7 @@ impl<'a> Builder<'a> {
                 let sum = self.op("Add", &[&hidden, &more], &[]);
                 self.slots.insert(Slot::Hidden, sum);
             }
+            Node::Turn(_) => return Err(cannot("onnx", TURNED)),
             Node::SoftCap(cap) => {
                 let logits = self.slot(Slot::Logits)?;
                 let capped = self.capped(&logits, *cap);
