@@ -158,7 +158,7 @@ fn walk(stages: &mut Told<'_>, max_minutes: Option<f64>) -> Result<Ended, Error>
         no_checkpoint: "none was given".into(),
     };
     let request = Request { facts, log: stages.dir.join("log"), restart: false };
-    machine::run(stages, &request, &Policy { max_minutes, ..Policy::default() })
+    machine::run(stages, &request, &Policy { max_minutes, auto: None, ..Policy::default() })
 }
 
 fn rung(ended: &Ended, name: &str) -> (String, String, String) {
