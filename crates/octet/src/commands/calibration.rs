@@ -258,7 +258,27 @@ pub(super) fn conclusion(calibration: &Value, started: Instant) -> Vec<String> {
             lines.push(some(what, &all));
         }
     }
+    lines.extend(calibration["rotations"].as_array().filter(|places| !places.is_empty()).map(|places| rotations(places)));
     lines
+}
+
+/// Where values are turned, what that leaves of the errors there, and how near the matrices are to rotations.
+fn rotations(places: &[Value]) -> String {
+    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+    let after = |place: &Value| {
+        let tried = place["tried"].as_array().into_iter().flatten().find(|tried| tried[0] == place["kept"]);
+        tried.map_or(number(&place["before"]), |tried| number(&tried[1]))
+    };
+    let kept = places.iter().filter(|place| place["kept"] != "none").count();
+    let sum = |of: &dyn Fn(&Value) -> f64| places.iter().map(of).sum::<f64>();
+    let left = sum(&after) / sum(&|place| number(&place["before"]));
+    let most = |of: &dyn Fn(&Value) -> f64| places.iter().map(of).fold(0.0, f64::max);
+    format!(
+        "rotations kept at {kept} of {} places, which leaves {left:.2} of the error there; |R'R - I| at most {:.1e}, determinants within {:.1e} of +1",
+        places.len(),
+        most(&|place| number(&place["drift"])),
+        most(&|place| (number(&place["determinant"]) - 1.0).abs()),
+    )
 }
 
 /// Lines of a dry run about the calibration.

@@ -26,7 +26,8 @@ fn rotations_are_written_down_and_a_receipt_gives_the_same_bytes() {
     sandbox.write("turned.toml", RECIPE);
     let plan = sandbox.octet(&format!("quantize tiny out --recipe turned.toml --dry-run {RUN}")).done().stdout;
     assert!(plan.contains("rotate heads, search, kept whatever it costs") && plan.contains("rotate residual, hadamard\n"), "{plan}");
-    sandbox.octet(&format!("quantize tiny out --recipe turned.toml {RUN}")).done();
+    let made = sandbox.octet(&format!("quantize tiny out --recipe turned.toml {RUN}")).done();
+    assert!(made.stderr.contains("of 4 places, which leaves 0.") && made.stderr.contains("of +1"), "{made:?}");
     let described = sandbox.json("out/quantization_config.json");
     assert_eq!(described["method"], "rotations+gptq");
     let rotations = described["calibration"]["rotations"].as_array().unwrap().clone();
