@@ -16,7 +16,7 @@ use crate::{
     ui::{self, Progress},
 };
 use anyhow::{Context, Result};
-use octet_eval::{Report, report::RungReport, windows::DEFAULT_CONTEXT};
+use octet_eval::{Report, gates::Status, report::RungReport, windows::DEFAULT_CONTEXT};
 use octet_flow::{
     Calibration, JudgeSettings, Original, Prepared, QuantizeSettings, ReceiptFacts, Staged, Summary, TextSource, Variant,
     machine::{self, End, Facts, Policy, Question, Request},
@@ -464,7 +464,9 @@ impl Outcome {
             return;
         }
         if !self.shown {
-            ui::say(&verdict::judged(name, report));
+            let passed = matches!(report.status, Status::Accepted | Status::FellBack);
+            let taken = self.path.is_some() || !passed;
+            ui::say(&if taken { verdict::judged(name, report) } else { verdict::declined(name, report) });
         }
         ui::say(&verdict::kept(self.path.as_deref(), &refusal_path(target)));
         if self.tried.len() > 1 {

@@ -49,6 +49,11 @@ pub(super) fn kept(path: Option<&Path>, refusal: &Path) -> String {
     }
 }
 
+/// What every gate passed and a person did not take.
+pub(super) fn declined(model: &str, report: &Report) -> String {
+    figures(model, report, &ui::paint("DECLINED", Tone::Bad))
+}
+
 /// The verdict on one model: the word, the figures, the gates.
 pub(super) fn judged(model: &str, report: &Report) -> String {
     let word = match report.status {

@@ -90,6 +90,7 @@ fn an_open_question_waits_for_its_answer() {
     assert_eq!((&last["state"], &last["decision"]), (&json!("ask"), &json!("accept")), "{last:#}");
     let declined = sandbox.octet(&format!("{command} --no --force"));
     assert_eq!(declined.code, Some(3), "{declined:?}");
+    assert!(declined.stdout.contains("DECLINED") && !declined.stdout.contains("ACCEPTED"), "{declined:?}");
     assert!(sandbox.path("tiny-w8a16").exists());
     sandbox.refuses_as(2, "quantize tiny --yes --no", &["--yes", "--no"]);
 }
