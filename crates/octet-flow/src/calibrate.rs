@@ -175,7 +175,7 @@ impl Prepared {
             return Err(self.stopped(error, staging));
         }
         if let Some(step) = self.plan.distill() {
-            let outcome = self.distill(step, calibration, (&mut journal, &work), engine, cancel, progress);
+            let outcome = self.distill(step, calibration, (&mut journal, &work, &turns), engine, cancel, progress);
             if let Err(error) = outcome {
                 // What was interrupted, or could not be written, is gone on with.
                 staging.retain(error.is_pause() || matches!(error, Error::Quant(octet_quant::Error::Sink { .. })));

@@ -4,13 +4,14 @@ use crate::{Calibration, Error, Prepared, QuantizeSettings, Result, digest, jour
 use octet_formats::Checkpoint;
 use octet_kernels::Engine;
 use octet_model::{ArchSpec, Place};
-use octet_quant::{DistillStep, Event, Journal, Sink, StageRecord, Step};
+use octet_quant::{DistillStep, Event, Journal, Sink, StageRecord, Step, Turned, Turns};
+use octet_tensor::WeightSource;
 use octet_tune::{Distilled, Distiller, Keep, Learning, Needs, Network, Progress, Settings, Text, Watch, needs};
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -124,7 +125,8 @@ impl Prepared {
         Self::new(&self.input, |_| Ok(QuantizeSettings { recipe, label, ..self.settings.clone() }))
     }
 
-    /// Lets the finished model of `journal` learn, and writes what it learnt over it.
+    /// Lets the finished model of `journal` learn, and writes what it learnt over it. `turns` is what was turned before it was
+    /// quantized: what it learns from is turned alike, so that both are the same computation.
     ///
     /// # Errors
     /// If it is interrupted (its state stays in `work`), or as learning and writing do.
@@ -132,7 +134,7 @@ impl Prepared {
         &self,
         step: DistillStep,
         calibration: &Calibration,
-        (journal, work): (&mut DiskJournal, &Path),
+        (journal, work, turns): (&mut DiskJournal, &Path, &Arc<Turns>),
         engine: &Engine,
         cancel: &AtomicBool,
         progress: &mut dyn FnMut(&Event<'_>),
@@ -140,10 +142,10 @@ impl Prepared {
         if journal.finished().last().is_some_and(|record| record.stage == STAGE) {
             return Ok(());
         }
-        let network = Network::new(&self.spec)?;
+        let network = Network::new(&self.spec.with_turned_inputs(turns.inputs().clone()))?;
         let Needs { keep, lessons, .. } = forecast(&self.spec, step, calibration, calibration.memory_budget);
         let settings = Settings { keep, lessons, ..settings(step, self.settings.seed) };
-        let teacher = Checkpoint::open(&self.input)?;
+        let teacher = Turned::new(Box::new(Checkpoint::open(&self.input)?) as Box<dyn WeightSource>, Arc::clone(turns));
         let student = journal.results().map_err(|source| Error::Internal(source.to_string()))?;
         let mut distiller = Distiller::new(engine, &network, &teacher, &*student, settings)?;
         drop((teacher, student));

@@ -11,6 +11,7 @@
 
 mod attention;
 mod counters;
+mod eights;
 mod elementwise;
 mod engine;
 mod isa;
@@ -29,6 +30,7 @@ mod simd;
 mod training;
 
 pub use attention::{AppendJob, AttentionJob, KvCache, KvDtype};
+pub use eights::EIGHT;
 pub use elementwise::ActivationFn;
 pub use engine::{Engine, EngineError};
 pub use isa::{Isa, UnknownIsa};

@@ -47,10 +47,10 @@ fn products() {
                 let norm_weight = numbers.normals(cols);
                 let norm = Norm { weight: &norm_weight, bias: None, eps: 1e-6, centred: false };
                 let job = MatmulJob { weights: &weights, bias: Some(&bias), out: &mut out, accumulate: true };
-                engine.products(Source::Normed(&x, norm), tokens, &mut [job]);
+                engine.products(Source::normed(&x, norm), tokens, &mut [job]);
                 let mut gated = vec![0.0; tokens * rows];
                 let side = (&weights, Some(&bias[..]));
-                engine.gated(Source::Rows(&x), tokens, Gated { function: ActivationFn::Silu, gate: side, up: side, out: &mut gated });
+                engine.gated(Source::rows(&x), tokens, Gated { function: ActivationFn::Silu, gate: side, up: side, out: &mut gated });
                 out.extend(gated);
                 out
             });

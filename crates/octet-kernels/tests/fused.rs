@@ -53,10 +53,22 @@ fn products_of_normed_rows() {
                 let mut outs = vec![vec![1.0; tokens * 37]; all.len()];
                 let mut jobs: Vec<_> =
                     all.iter().zip(&mut outs).map(|(weights, out)| MatmulJob { weights, bias: None, out, accumulate: false }).collect();
-                engine.products(Source::Normed(&x, norm), tokens, &mut jobs);
+                engine.products(Source::normed(&x, norm), tokens, &mut jobs);
                 for (weights, out) in all.iter().zip(&outs) {
                     let expected = product(&engine, &normed, tokens, weights, None);
                     assert_eq!(bits(out), bits(&expected), "{} of {tokens} tokens", weights.kernel_name());
+                }
+                let (mut both, mut only) = (normed, x.clone());
+                engine.turn_eights(&mut both);
+                engine.turn_eights(&mut only);
+                for (source, turned) in [(Source::normed(&x, norm).turned(), both), (Source::rows(&x).turned(), only)] {
+                    for weights in &all {
+                        let mut out = vec![1.0; tokens * 37];
+                        let job = MatmulJob { weights, bias: None, out: &mut out, accumulate: false };
+                        engine.products(source, tokens, &mut [job]);
+                        let expected = product(&engine, &turned, tokens, weights, None);
+                        assert_eq!(bits(&out), bits(&expected), "{} of {tokens} turned tokens", weights.kernel_name());
+                    }
                 }
             }
         }
@@ -81,8 +93,16 @@ fn gated_products() {
                     engine.gate(function, &mut expected, &product(&engine, &x, tokens, up, biases[1]));
                     let mut out = vec![1.0; tokens * rows];
                     let job = Gated { function, gate: (gate, biases[0]), up: (up, biases[1]), out: &mut out };
-                    engine.gated(Source::Rows(&x), tokens, job);
+                    engine.gated(Source::rows(&x), tokens, job);
                     assert_eq!(bits(&out), bits(&expected), "{} and {}, {tokens} tokens", gate.kernel_name(), up.kernel_name());
+                    let mut turned = x.clone();
+                    engine.turn_eights(&mut turned);
+                    let [mut found, mut expected] = [const { Vec::new() }; 2];
+                    for (source, out) in [(Source::rows(&x).turned(), &mut found), (Source::rows(&turned), &mut expected)] {
+                        out.resize(tokens * rows, 1.0);
+                        engine.gated(source, tokens, Gated { function, gate: (gate, biases[0]), up: (up, biases[1]), out });
+                    }
+                    assert_eq!(bits(&found), bits(&expected), "{} of {tokens} turned tokens", gate.kernel_name());
                 }
             }
         }

@@ -103,7 +103,7 @@ fn inputs_set_aside_reach_gates_too() {
         engine.gate(ActivationFn::Silu, &mut expected, &multiply(&engine, &x, tokens, &up));
         let mut out = vec![f32::NAN; tokens * rows];
         let job = Gated { function: ActivationFn::Silu, gate: (&gate, None), up: (&up, None), out: &mut out };
-        engine.gated(Source::Rows(&x), tokens, job);
+        engine.gated(Source::rows(&x), tokens, job);
         assert_eq!(out, expected);
         let calls = engine.kernel_calls();
         assert!(calls.iter().any(|(name, calls)| name.starts_with("float-outliers") && *calls == 4), "{calls:?}");

@@ -68,7 +68,7 @@ impl Mixture<'_> {
         match (&pass.tap, expert.gate.parts.first(), expert.up.parts.first()) {
             (None, Some(g), Some(u)) => {
                 let (g, u) = ((&*g.weights, g.bias.as_deref()), (&*u.weights, u.bias.as_deref()));
-                pass.engine.gated(Source::Rows(x), rows, Gated { function: self.activation, gate: g, up: u, out: &mut gate });
+                pass.engine.gated(Source::rows(x), rows, Gated { function: self.activation, gate: g, up: u, out: &mut gate });
             }
             _ => {
                 let mut up = pass.ws.take_sized(Slot::Up, rows * width(&expert.up));

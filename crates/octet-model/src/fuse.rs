@@ -15,10 +15,13 @@ pub enum Fusion {
     /// A node as it is.
     Alone,
     /// Products of one input in one parallel region. With `norm` the first node is a norm that only they read: its result
-    /// is quantized as it is computed. With `gate` the last node gates two products as they are computed.
+    /// is quantized as it is computed; with `turn` every eight values of it are turned then and there. With `gate` the last
+    /// node gates two products as they are computed.
     Products {
         /// Whether the first node is a norm.
         norm: bool,
+        /// Whether the inputs are turned, after the norm.
+        turn: bool,
         /// Whether the last node is a gate.
         gate: bool,
     },
@@ -84,22 +87,30 @@ pub(crate) fn fuse<L: Outputs, P: Width>(nodes: &[Node<L, P>]) -> Vec<FusedStep>
     steps
 }
 
-/// A norm, its products and their gate, as far as they are there.
+/// A norm, a turn, the products of what they leave and their gate, as far as they are there.
 fn products<L: Outputs, P: Width>(nodes: &[Node<L, P>], first: usize) -> Option<(Fusion, usize)> {
-    let (norm, at) = match (&nodes[first], nodes.get(first + 1)) {
-        (&Node::Norm { from, to, .. }, Some(Node::Linears(group))) if group.from == to && from != to => {
-            let outputs_apart = group.linears.iter().flat_map(L::slots).all(|slot| slot != from);
-            (outputs_apart && dead(&nodes[first + 2..], to)).then_some((true, first + 1))?
+    let norm = matches!(nodes[first], Node::Norm { .. });
+    let turn = matches!(nodes.get(first + usize::from(norm)), Some(Node::Turn(_)));
+    let at = first + usize::from(norm) + usize::from(turn);
+    let Some(Node::Linears(group)) = nodes.get(at) else { return None };
+    // What is read first must outlive the products, and what is made of it must not be missed after them.
+    let mut read = group.from;
+    for node in nodes[first..at].iter().rev() {
+        match *node {
+            Node::Turn(slot) if slot == read => {}
+            Node::Norm { from, to, .. } if to == read && from != to => read = from,
+            _ => return None,
         }
-        (Node::Linears(_), _) => (false, first),
-        _ => return None,
-    };
-    let Node::Linears(group) = &nodes[at] else { return None };
+    }
+    let outputs_apart = group.linears.iter().flat_map(L::slots).all(|slot| slot != read);
+    if at > first && !(outputs_apart && dead(&nodes[at + 1..], group.from)) {
+        return None;
+    }
     let gate = matches!(nodes.get(at + 1), Some(Node::Gate(_)))
         && !group.accumulate
         && group.linears.iter().flat_map(L::slots).eq([Slot::Gate, Slot::Up])
         && dead(&nodes[at + 2..], Slot::Up);
-    Some((Fusion::Products { norm, gate }, at + 1 + usize::from(gate) - first))
+    Some((Fusion::Products { norm, turn, gate }, at + 1 + usize::from(gate) - first))
 }
 
 /// Norms of heads in place and a rotation, or either.

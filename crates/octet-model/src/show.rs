@@ -85,12 +85,18 @@ fn how(fusion: Fusion, nodes: &[PlainNode]) -> String {
         _ => None,
     });
     match (fusion, group) {
-        (Fusion::Products { norm, gate }, Some(group)) => {
+        (Fusion::Products { norm, turn, gate }, Some(group)) => {
             let count: usize = group.linears.iter().map(|linear| linear.parts.len()).sum();
             let products = if count == 1 { "product".into() } else { format!("{count} products of one input") };
             let sum = if group.accumulate { ", added on the way out" } else { "" };
-            let (norm, gate) = (if norm { "normed on the way in, " } else { "" }, if gate { ", gated on the way out" } else { "" });
-            format!("{norm}{products}{gate}{sum}")
+            let way_in = match (norm, turn) {
+                (true, true) => "normed and turned on the way in, ",
+                (true, false) => "normed on the way in, ",
+                (false, true) => "turned on the way in, ",
+                (false, false) => "",
+            };
+            let gate = if gate { ", gated on the way out" } else { "" };
+            format!("{way_in}{products}{gate}{sum}")
         }
         (Fusion::Heads, _) if nodes.len() > 1 => "heads normed and turned in one pass".into(),
         (Fusion::AddNorm, _) => "normed and added in one pass".into(),
@@ -226,6 +232,26 @@ head
 ";
         assert_eq!(text, expected, "found\n{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80));
+    }
+
+    #[test]
+    fn turned_inputs_are_fused_with_their_products() {
+        let spec = ArchSpec::from_config(&serde_json::from_str(octet_testkit::TINY_LLAMA).unwrap()).unwrap();
+        let layer = |name: &str| format!("model.layers.0.{name}");
+        let modules = ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"].map(layer);
+        let text = spec.with_turned_inputs(modules.into()).graph().to_string();
+        let steps: Vec<&str> = text.lines().skip_while(|line| !line.contains("fused, 6 steps for 13 operations")).take(7).collect();
+        let found: Vec<&str> =
+            steps.iter().skip(1).map(|line| line.trim_start_matches(|c: char| c == ' ' || c == '-' || c.is_ascii_digit())).collect();
+        let expected = [
+            "normed and turned on the way in, 3 products of one input",
+            "rope",
+            "attend",
+            "turned on the way in, product, added on the way out",
+            "normed and turned on the way in, 2 products of one input, gated on the way out",
+            "turned on the way in, product, added on the way out",
+        ];
+        assert_eq!(found, expected, "{text}");
     }
 
     #[test]

@@ -6,16 +6,12 @@ use crate::{
     graph::{BlockGraph, LinearGroup, Node, Slot},
     load::{LoadedLinear, LoadedNode, Loader, nodes_at},
     model::{Step, Tap},
-    turn,
     workspace::Workspace,
 };
 use octet_kernels::{ActivationFn, AppendJob, AttentionJob, Engine, Gated, Heads, KvCache, MatmulJob, Norm, PackedLinear, Source};
 use octet_tensor::{Activations, Matrix, Tensor, WeightSource};
 use smallvec::SmallVec;
-use std::{
-    ops::Range,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{ops::Range, sync::Arc};
 
 /// The embedding, one block or the head of a model, loaded.
 ///
@@ -213,10 +209,11 @@ impl WeightSource for Single<'_> {
 impl Pass<'_, '_, '_> {
     fn step(&mut self, fusion: Fusion, nodes: &[LoadedNode]) {
         match (fusion, nodes) {
-            (Fusion::Products { .. }, [Node::Norm { weight, bias, eps, from, .. }, Node::Linears(group), rest @ ..]) => {
-                self.products(group, *from, Some(norm(weight, bias.as_deref(), *eps)), gate(rest));
+            (Fusion::Products { turn, .. }, [Node::Norm { weight, bias, eps, from, .. }, rest @ ..]) => {
+                self.group(*from, Some(norm(weight, bias.as_deref(), *eps)), turn, &rest[usize::from(turn)..]);
             }
-            (Fusion::Products { .. }, [Node::Linears(group), rest @ ..]) => self.products(group, group.from, None, gate(rest)),
+            (Fusion::Products { turn: true, .. }, [Node::Turn(from), rest @ ..]) => self.group(*from, None, true, rest),
+            (Fusion::Products { .. }, [Node::Linears(group), ..]) => self.group(group.from, None, false, nodes),
             (Fusion::Heads, [norms @ .., Node::Rope { rope, heads, kv_heads, head_dim }]) => {
                 let norm_of = |slot| {
                     norms.iter().find_map(|node| match node {
@@ -284,16 +281,15 @@ impl Pass<'_, '_, '_> {
 
     /// Rotates every eight values of a slot.
     fn turn(&mut self, slot: Slot) {
-        let (mut x, rows) = (self.ws.take(slot), self.ws.rows());
-        if rows > 1 {
-            let part = x.len() / rows * rows.div_ceil(self.engine.threads());
-            let tasks: Vec<_> = x.chunks_mut(part.max(1)).map(Mutex::new).collect();
-            self.engine.run(tasks.len(), &|task| turn::turn(&mut tasks[task].lock().unwrap_or_else(PoisonError::into_inner)));
-        } else {
-            // Sooner done than threads have met, and nothing is allocated.
-            turn::turn(&mut x);
-        }
+        let mut x = self.ws.take(slot);
+        self.engine.turn_eights(&mut x);
         self.ws.put(slot, x);
+    }
+
+    /// Products, which `nodes` begin with, of what a norm and a turn make of `from`; a gate may follow.
+    fn group(&mut self, from: Slot, norm: Option<Norm<'_>>, turn: bool, nodes: &[LoadedNode]) {
+        let [Node::Linears(group), rest @ ..] = nodes else { return };
+        self.products(group, from, (norm, turn), gate(rest));
     }
 
     fn embed(&mut self, table: &LoadedLinear, scale: Option<f32>, positions: Option<&[f32]>) {
@@ -331,13 +327,20 @@ impl Pass<'_, '_, '_> {
         if let Some(tap) = &mut self.tap {
             tap.input(group.input, self.ws.slot(group.from), self.ws.rows());
         }
-        self.products(group, group.from, None, None);
+        self.products(group, group.from, (None, false), None);
     }
 
-    /// The products of `from`, normed first where there is a norm, and what they gate.
-    fn products(&mut self, group: &LinearGroup<LoadedLinear>, from: Slot, norm: Option<Norm<'_>>, gate: Option<ActivationFn>) {
+    /// The products of `from`, normed first where there is a norm, turned where that is asked for, and what they gate.
+    fn products(
+        &mut self,
+        group: &LinearGroup<LoadedLinear>,
+        from: Slot,
+        (norm, turn): (Option<Norm<'_>>, bool),
+        gate: Option<ActivationFn>,
+    ) {
         let (x, rows) = (self.ws.take(from), self.ws.rows());
-        let source = norm.map_or(Source::Rows(&x), |norm| Source::Normed(&x, norm));
+        let source = norm.map_or(Source::rows(&x), |norm| Source::normed(&x, norm));
+        let source = if turn { source.turned() } else { source };
         let parts = || group.linears.iter().flat_map(|linear| &linear.parts);
         if let (Some(function), [Some(gate), Some(up)]) = (gate, [parts().next(), parts().nth(1)]) {
             let mut out = self.ws.take_sized(gate.to, rows * gate.weights.rows());

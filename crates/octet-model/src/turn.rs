@@ -1,4 +1,4 @@
-//! Rotations of a linear's inputs at run time: which ones a config names, and the product itself.
+//! Rotations of a linear's inputs at run time: which ones a config names, and where they stand among the nodes.
 //!
 //! In quantization_config they stand as compressed-tensors' transforms do (`transform_config`, type `hadamard`, location `input`), so
 //! that a reader that knows no transforms can tell that it cannot run the model.
@@ -8,26 +8,9 @@ use crate::{
     graph::{Node, PlainNode},
     spec::ArchSpec,
 };
+use octet_kernels::EIGHT;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-
-/// Values that are turned together.
-pub const EIGHT: usize = 8;
-
-/// 1 / √8.
-const ROOT: f32 = 0.353_553_39;
-
-/// Multiplies every eight of `values` by Sylvester's Hadamard matrix over √8, which is a rotation and its own inverse.
-pub fn turn(values: &mut [f32]) {
-    for x in values.as_chunks_mut::<EIGHT>().0 {
-        for step in [1, 2, 4] {
-            for i in (0..EIGHT).filter(|i| i & step == 0) {
-                (x[i], x[i + step]) = (x[i] + x[i + step], x[i] - x[i + step]);
-            }
-        }
-        x.iter_mut().for_each(|x| *x *= ROOT);
-    }
-}
 
 /// The `transform_config` that names `modules`.
 pub fn transform_config(modules: &BTreeSet<String>) -> Value {
@@ -93,18 +76,6 @@ impl ArchSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_turn_is_a_rotation_and_its_own_inverse() {
-        let values: Vec<f32> = (0..24).map(|i| (i * i % 13) as f32 - 5.0).collect();
-        let mut turned = values.clone();
-        turn(&mut turned);
-        let size = |values: &[f32]| values.iter().map(|v| v * v).sum::<f32>();
-        assert!((size(&turned) - size(&values)).abs() < 1e-3);
-        assert!((turned[0] - values[..8].iter().sum::<f32>() * ROOT).abs() < 1e-5);
-        turn(&mut turned);
-        assert!(turned.iter().zip(&values).all(|(a, b)| (a - b).abs() < 1e-5));
-    }
 
     #[test]
     fn configs_say_which_inputs_turn_and_others_are_refused() {

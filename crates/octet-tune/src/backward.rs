@@ -63,8 +63,10 @@ impl Pass<'_> {
                 self.add(from, gradient, grads);
             }
             &Node::SoftCap(cap) => self.engine.soft_cap_gradient(first, cap, grads.get_mut(Slot::Logits)),
+            // A turn is its own transpose.
+            &Node::Turn(slot) => self.engine.turn_eights(grads.get_mut(slot)),
             // `Network::new` refuses models that have one.
-            Node::Experts { .. } | Node::Turn(_) => {}
+            Node::Experts { .. } => {}
         }
     }
 

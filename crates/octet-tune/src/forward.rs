@@ -126,8 +126,9 @@ impl<'a> Pass<'a> {
                     kept.0[0] = self.spare.copy(slots.get(Slot::Logits));
                 }
             }
+            &Node::Turn(slot) => self.engine.turn_eights(slots.get_mut(slot)),
             // `Network::new` refuses models that have one.
-            Node::Experts { .. } | Node::Turn(_) => {}
+            Node::Experts { .. } => {}
         }
         kept
     }

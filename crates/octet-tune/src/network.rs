@@ -98,9 +98,6 @@ impl Network {
             if let Node::Experts { layer, .. } = node {
                 return Err(TuneError::Untrainable { what: format!("the mixture of experts of block {layer}") });
             }
-            if let Node::Turn(_) = node {
-                return Err(TuneError::Untrainable { what: "a model whose inputs are turned at run time".into() });
-            }
             node.try_map(&mut |linear| Ok(numbers.borrow_mut().linear(linear)), &mut |param| Ok(numbers.borrow_mut().small(param)))
         };
         let embed = node(&graph.embed)?;

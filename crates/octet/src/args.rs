@@ -346,6 +346,8 @@ pub(crate) enum Preset {
     W8a8,
     /// w8a8 after SmoothQuant: for models with activation outliers; needs calibration
     SmoothW8a8,
+    /// w8a8 with inputs of linears turned by eights where the measured loss falls: less is lost to outliers; needs calibration
+    TurnedW8a8,
     /// 4-bit levels of a table in groups of 32, exact activations, GPTQ (w4ta16-g32; --portable: w4a16-g32)
     W4,
     /// Attention 8 bits, MLP 4 bits with GPTQ

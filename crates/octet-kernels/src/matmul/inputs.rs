@@ -464,7 +464,7 @@ mod tests {
             let at = inputs.prepare(
                 &engine,
                 Key { form: Form::Codes(usize::MAX), without: None, segments, widest: 1 },
-                Source::Rows(&x),
+                Source::rows(&x),
                 tokens,
                 cols,
                 &[],
@@ -492,7 +492,7 @@ mod tests {
                 let at = inputs.prepare(
                     &engine,
                     Key { form: Form::Codes(group), without: None, segments, widest: 6 },
-                    Source::Rows(&x),
+                    Source::rows(&x),
                     tokens,
                     cols,
                     &[],

@@ -25,7 +25,6 @@ pub use source::Source;
 
 use crate::{
     Engine,
-    counters::Kernel,
     parallel::Shared,
     simd::{LANES, Level, Op, Simd},
 };
@@ -132,10 +131,10 @@ impl Engine {
     /// # Panics
     /// If a slice's length is not what its matrix and `tokens` say.
     pub fn matmul(&self, x: &[f32], tokens: usize, jobs: &mut [MatmulJob<'_>]) {
-        self.products(Source::Rows(x), tokens, jobs);
+        self.products(Source::rows(x), tokens, jobs);
     }
 
-    /// As [`Engine::matmul`], of inputs that may have to be normed first.
+    /// As [`Engine::matmul`], of inputs that may have to be normed or turned first.
     ///
     /// # Panics
     /// As [`Engine::matmul`].
@@ -180,8 +179,8 @@ impl Engine {
         });
     }
 
-    /// Counts products and calls `f` with buffers for their inputs, and with the rows normed where a matrix reads them as
-    /// they are, and rounded where the matrices, which agree in it, want that.
+    /// Counts products and calls `f` with buffers for their inputs, and with the rows normed and turned where a matrix reads
+    /// floats, and rounded where the matrices, which agree in it, want that.
     fn with_inputs<'w>(
         &self,
         source: Source<'_>,
@@ -197,22 +196,17 @@ impl Engine {
         }
         let mut inputs = self.take_inputs();
         inputs.clear();
-        if rounded.is_none() && (!floats || matches!(source, Source::Rows(_))) {
-            if matches!(source, Source::Normed(..)) {
-                self.count(Kernel::Norm);
-            }
+        if rounded.is_none() && (!floats || source.is_plain()) {
+            source.count(self);
             f(&mut inputs, source);
         } else {
             let mut rows = std::mem::take(&mut inputs.rows);
             rows.resize(source.stored().len(), 0.0);
-            match source {
-                Source::Rows(x) => rows.copy_from_slice(x),
-                Source::Normed(x, norm) => self.norm(x, norm, false, &mut rows),
-            }
+            source.write(self, &mut rows);
             if let Some(to) = rounded.filter(|_| tokens > 0) {
                 self.round(&mut rows, tokens, to);
             }
-            f(&mut inputs, Source::Rows(&rows));
+            f(&mut inputs, Source::rows(&rows));
             inputs.rows = rows;
         }
         self.return_inputs(inputs);

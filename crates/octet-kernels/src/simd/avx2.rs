@@ -135,6 +135,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         intrinsic!([_mm256_round_ps::<NEAREST>(a[0]), _mm256_round_ps::<NEAREST>(a[1])])
     }
     #[inline(always)]
+    fn swapped<const STEP: usize>(self, a: F) -> F {
+        a.map(|a| {
+            intrinsic!(match STEP {
+                1 => _mm256_permute_ps::<0b10_11_00_01>(a),
+                2 => _mm256_permute_ps::<0b01_00_11_10>(a),
+                _ => _mm256_permute2f128_ps::<1>(a, a),
+            })
+        })
+    }
+    #[inline(always)]
     fn scale2(self, a: F, n: F) -> F {
         let power = n.map(|n| {
             intrinsic!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)))))

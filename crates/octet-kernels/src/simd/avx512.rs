@@ -106,6 +106,14 @@ impl Simd for Avx512 {
         intrinsic!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
     }
     #[inline(always)]
+    fn swapped<const STEP: usize>(self, a: __m512) -> __m512 {
+        intrinsic!(match STEP {
+            1 => _mm512_permute_ps::<0b10_11_00_01>(a),
+            2 => _mm512_permute_ps::<0b01_00_11_10>(a),
+            _ => _mm512_shuffle_f32x4::<0b10_11_00_01>(a, a),
+        })
+    }
+    #[inline(always)]
     fn scale2(self, a: __m512, n: __m512) -> __m512 {
         intrinsic!(_mm512_scalef_ps(a, n))
     }

@@ -113,6 +113,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The sum of the lanes, in an order that does not depend on the instruction set.
     fn sum(self, a: Self::F) -> f32;
 
+    /// Lane i becomes what lane i ^ `STEP` was; `STEP` is 1, 2 or 4.
+    fn swapped<const STEP: usize>(self, a: Self::F) -> Self::F;
+
     /// Lane j of vector i becomes lane i of vector j.
     #[inline(always)]
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {

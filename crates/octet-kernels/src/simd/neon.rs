@@ -145,6 +145,14 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
         each!(vrndnq_f32(a))
     }
     #[inline(always)]
+    fn swapped<const STEP: usize>(self, a: F) -> F {
+        match STEP {
+            1 => each!(vrev64q_f32(a)),
+            2 => a.map(|a| intrinsic!(vextq_f32::<2>(a, a))),
+            _ => [a[1], a[0], a[3], a[2]],
+        }
+    }
+    #[inline(always)]
     fn scale2(self, a: F, n: F) -> F {
         let power = n.map(|n| intrinsic!(vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127))))));
         self.mul(a, power)

@@ -106,6 +106,10 @@ impl Simd for Scalar {
         a.map(f32::round_ties_even)
     }
     #[inline(always)]
+    fn swapped<const STEP: usize>(self, a: F) -> F {
+        std::array::from_fn(|i| a[i ^ STEP])
+    }
+    #[inline(always)]
     fn scale2(self, a: F, n: F) -> F {
         map2(a, n, |a, n| a * f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
     }

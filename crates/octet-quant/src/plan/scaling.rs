@@ -58,10 +58,6 @@ impl Plan {
             if at_run_time && self.portable {
                 return Err(Error::Recipe("a portable result has no inputs turned at run time; leave out that step, or portable".into()));
             }
-            if at_run_time && self.distill.is_some() {
-                let what = "a model whose inputs are turned at run time cannot learn from the original; leave out one of the two steps";
-                return Err(Error::Recipe(what.into()));
-            }
         }
         let mut moved: BTreeMap<InputSite, usize> = BTreeMap::new();
         for step in &self.scalings {

@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use octet_formats::Folder;
 use octet_model::{ArchSpec, Role};
 use octet_quant::{
-    AwqSettings, DistillStep, Flags, GptqSettings, MixedStep, Precision, Recipe, SmoothSettings, SolverChoice, Step, TransformChoice,
+    AwqSettings, DistillStep, Flags, GptqSettings, MixedStep, Precision, Recipe, RotateStep, RotationKind, SmoothSettings, SolverChoice,
+    Step, TransformChoice, Where,
 };
 use octet_tensor::{Activations, Limit, Scheme, Share};
 
@@ -40,6 +41,8 @@ pub(super) enum Asked {
     Scheme(String, Flags),
     /// LLM.int8: its forms under this name, each tried whole.
     Outliers(String, Flags),
+    /// One scheme for all linears, whose inputs are turned by eights where the measured loss falls.
+    Turned(String, Flags),
     /// 8 bits for attention, 4 for the MLPs.
     AttentionMlp,
     /// A recipe, with its name.
@@ -53,7 +56,7 @@ impl Asked {
     pub(super) fn label(&self) -> String {
         match self {
             Self::AttentionMlp => "attention8-mlp4".into(),
-            Self::Scheme(name, _) | Self::Outliers(name, _) | Self::Recipe(name, _) => name.clone(),
+            Self::Scheme(name, _) | Self::Outliers(name, _) | Self::Turned(name, _) | Self::Recipe(name, _) => name.clone(),
             Self::Distilled(asked, _) => format!("{}-distilled", asked.label()),
         }
     }
@@ -71,6 +74,11 @@ impl Asked {
             }
             Self::Scheme(_, flags) => Ok(Recipe::from_flags(flags, spec.head().tied)?),
             Self::Outliers(_, flags) => Ok(outliers(flags, spec.head().tied)?),
+            Self::Turned(_, flags) => {
+                let mut recipe = Recipe::from_flags(flags, spec.head().tied)?;
+                recipe.steps.insert(0, Step::Rotate(RotateStep { place: Where::Inputs, kind: RotationKind::Hadamard, gate: true }));
+                Ok(recipe)
+            }
             Self::AttentionMlp => {
                 let read = |text: &str| text.parse::<Scheme>().map_err(|error| octet_flow::Error::Internal(error.to_string()));
                 let (attention, scheme) = (read(ATTENTION)?, read(MLP)?);
@@ -200,7 +208,7 @@ fn method_of(preset: Preset) -> Method {
     match preset {
         Preset::Mixed | Preset::W4 | Preset::Attention8Mlp4 => Method::Gptq,
         Preset::SmoothW8a8 => Method::Smoothquant,
-        Preset::W8 | Preset::W8a8 | Preset::Fast => Method::Rtn,
+        Preset::W8 | Preset::W8a8 | Preset::TurnedW8a8 | Preset::Fast => Method::Rtn,
     }
 }
 
@@ -262,6 +270,13 @@ fn preset(args: &Quantize, input: &Folder) -> Result<Vec<Asked>> {
         Preset::W8a8 => one("w8a8"),
         Preset::SmoothW8a8 => match plain(args, "w8a8", Method::Smoothquant)? {
             Asked::Scheme(name, flags) => Ok(vec![Asked::Scheme(format!("smooth-{name}"), flags)]),
+            other => Ok(vec![other]),
+        },
+        Preset::TurnedW8a8 if args.portable => usage(
+            "only octet turns inputs at run time, which a portable result cannot have; leave --portable out, or take --preset smooth-w8a8",
+        ),
+        Preset::TurnedW8a8 => match plain(args, "w8a8", Method::Rtn)? {
+            Asked::Scheme(name, flags) => Ok(vec![Asked::Turned(format!("turned-{name}"), flags)]),
             other => Ok(vec![other]),
         },
         Preset::W4 => one(if args.portable { W4_PORTABLE } else { W4 }),

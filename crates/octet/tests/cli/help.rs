@@ -65,7 +65,7 @@ Arguments:
 
 Options:
       --scheme <S>                  Scheme, or several with commas: w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>]
-      --preset <PRESET>             Named choice of schemes and methods [default: mixed; w8a16 where nothing is judged or measured] [possible values: mixed, w8, w8a8, smooth-w8a8, w4, attention8-mlp4, fast]
+      --preset <PRESET>             Named choice of schemes and methods [default: mixed; w8a16 where nothing is judged or measured] [possible values: mixed, w8, w8a8, smooth-w8a8, turned-w8a8, w4, attention8-mlp4, fast]
       --bits-per-weight <B>         Mixed precision within so many bits a weight, embedding and head included; several with commas
       --bits <N>                    Bits a weight, 2 to 8 (with --group-size: the same as a scheme)
       --group-size <N>              Weights that share a scale: 32, 64, 128 or 256

@@ -61,7 +61,6 @@ fn what_cannot_be_turned_is_refused_in_words() {
         &["Hadamard matrices, which take no space", "kind = \"hadamard\""],
     );
     refused("portable = true\n[[step]]\naction='rotate'\nwhere='inputs'", &["portable result", "leave out"]);
-    refused("[[step]]\naction='rotate'\nwhere='inputs'\n[[step]]\naction='distill'", &["cannot learn", "one of the two steps"]);
     let twice = "[[step]]\naction='rotate'\nwhere='heads'\n".repeat(2);
     refused(&twice, &["two steps that rotate heads; leave one out"]);
     sandbox.write(
@@ -74,6 +73,19 @@ fn what_cannot_be_turned_is_refused_in_words() {
         "[[step]]\naction='rotate'\nwhere='residual'\n[[step]]\naction='quantize'\ntargets=['linears']\nscheme='w4a16'\n",
     );
     sandbox.refuses("quantize pocket --recipe residual.toml --no-judge", &["the residual stream cannot be turned", "one matrix"]);
+}
+
+#[test]
+fn a_preset_turns_inputs_where_that_pays() {
+    let sandbox = Sandbox::new();
+    sandbox.write("notes.txt", prose(20_000, 1));
+    sandbox.octet(&format!("quantize tiny out --preset turned-w8a8 {RUN}")).done();
+    let rotations = sandbox.json("out/quantization_config.json")["calibration"]["rotations"].clone();
+    let inputs = rotations.as_array().unwrap();
+    assert_eq!(inputs.len(), 12, "four inputs of three blocks: {rotations}");
+    assert!(inputs.iter().any(|one| one["kept"] == "hadamard"), "{rotations}");
+    sandbox.refuses("quantize tiny --preset turned-w8a8 --portable --no-judge", &["only octet turns inputs", "smooth-w8a8"]);
+    sandbox.refuses("quantize tiny --preset turned-w8a8 --no-calibration --no-judge", &["rotations", "leave --no-calibration out"]);
 }
 
 #[test]
@@ -92,6 +104,12 @@ fn inputs_turned_at_run_time_are_said_in_the_config_and_nothing_else_takes_them(
         judged["measures"]["kl"]["mean"].as_f64().unwrap()
     };
     let turned = kl("out");
+    // What was turned learns like anything else, from an original that is turned alike.
+    let learn = "[[step]]\naction = 'distill'\nsteps = 60\nbatch_tokens = 256\n";
+    sandbox.write("learns.toml", format!("{}{learn}", RECIPE.replace("where = 'residual'", "where = 'inputs'\ngate = false")));
+    sandbox.octet(&format!("quantize tiny learnt --recipe learns.toml {RUN}")).done();
+    let learnt = kl("learnt");
+    assert!(learnt < 0.95 * turned, "{learnt} after learning, {turned} before");
     let again = sandbox.octet("reproduce out --threads 1 --json").done().json();
     assert_eq!(again["identical"], true, "{again}");
     sandbox.octet("run out ab -n 2").done();
