@@ -62,8 +62,8 @@ pub enum Budget {
 /// What a search will take.
 #[derive(Clone, Copy, Debug)]
 pub struct SearchForecast {
-    /// Seconds of measuring losses.
-    pub measuring: f64,
+    /// Seconds of measuring losses; `None` where they are known from an earlier run.
+    pub measuring: Option<f64>,
     /// Whether that is done in some blocks only, the others following from those.
     pub some_blocks: bool,
     /// Candidates at the most, once one has passed.
@@ -153,7 +153,9 @@ impl MixedJob<'_> {
         let each = forecast.seconds(self.engine)? + learning;
         forecast.cost = octet_quant::Cost { forward: measuring, ..Default::default() };
         let peak_bytes = forecast.peak_bytes;
-        Ok(SearchForecast { measuring: forecast.seconds(self.engine)?, some_blocks, tries: self.tries(settings), each, peak_bytes })
+        let known = self.cached::<Sensitivities>(&self.sensitivity_key(&menu, &modules)?).is_some();
+        let measuring = if known { None } else { Some(forecast.seconds(self.engine)?) };
+        Ok(SearchForecast { measuring, some_blocks, tries: self.tries(settings), each, peak_bytes })
     }
 
     /// Multiply-adds of judging one candidate.

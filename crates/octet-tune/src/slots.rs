@@ -9,12 +9,11 @@ pub(crate) struct Spare(Vec<Vec<f32>>);
 impl Spare {
     /// A buffer of `len` elements of any value.
     pub(crate) fn take(&mut self, len: usize) -> Vec<f32> {
-        // The smallest that is large enough, else the largest.
-        let fits = |buffer: &Vec<f32>| {
-            (buffer.capacity() < len, if buffer.capacity() < len { usize::MAX - buffer.capacity() } else { buffer.capacity() })
-        };
-        let best = (0..self.0.len()).min_by_key(|&at| fits(&self.0[at]));
-        let mut buffer = best.map_or_else(Vec::new, |at| self.0.swap_remove(at));
+        // Room is a power of two, and only what has just that is taken: where small requests took large buffers, large ones would be
+        // made for the next large request, until every buffer was as large as the largest. What is never written takes no memory.
+        let room = len.next_power_of_two();
+        let found = self.0.iter().rposition(|buffer| buffer.capacity() == room);
+        let mut buffer = found.map_or_else(|| Vec::with_capacity(room), |at| self.0.swap_remove(at));
         buffer.resize(len, 0.0);
         buffer
     }
@@ -24,6 +23,12 @@ impl Spare {
         let mut buffer = self.take(values.len());
         buffer.copy_from_slice(values);
         buffer
+    }
+
+    /// Buffers, and the elements they have room for.
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> (usize, usize) {
+        (self.0.len(), self.0.iter().map(Vec::capacity).sum())
     }
 
     /// Takes a buffer back.

@@ -117,6 +117,11 @@ impl<'a> Trainer<'a> {
         logits
     }
 
+    /// A buffer of `len` elements of any value, to be given back.
+    pub(crate) fn buffer(&mut self, len: usize) -> Vec<f32> {
+        self.spare.take(len)
+    }
+
     /// Gives a buffer that came from this trainer back to it.
     pub fn recycle(&mut self, buffer: Vec<f32>) {
         self.spare.give(buffer);
@@ -224,4 +229,37 @@ impl<'a> Trainer<'a> {
 
 fn turns(network: &Network, batch: &Batch) -> Vec<Turns> {
     network.spec().ropes().iter().map(|rope| batch.turns(rope)).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use octet_kernels::Isa;
+    use octet_testkit::{TINY_GEMMA3, TINY_LLAMA};
+    use std::num::NonZeroUsize;
+
+    #[test]
+    fn buffers_do_not_grow_from_step_to_step() {
+        let engine = Engine::new(Isa::best(), NonZeroUsize::MIN).unwrap();
+        for config in [TINY_LLAMA, TINY_GEMMA3] {
+            let spec = octet_model::ArchSpec::from_config(&serde_json::from_str(config).unwrap()).unwrap();
+            let network = Network::new(&spec).unwrap();
+            let values: Values = network.parameters().iter().map(|p| vec![0.1; p.shape[0] * p.shape[1]]).collect();
+            let ids: Vec<u32> = (0..40).collect();
+            let mut gradients = Gradients::new(&network, |_| true);
+            for keep in [Keep::All, Keep::Blocks] {
+                let (mut trainer, mut rooms) = (Trainer::new(&engine, &network), vec![]);
+                for step in 0..6 {
+                    let batch = Batch::new(ids[..if step == 0 { 20 } else { 33 + step }].chunks(20));
+                    let hidden = trainer.hidden(&values, &batch);
+                    let lesson = Lesson::Teacher { values: &values, hidden: &hidden };
+                    trainer.learn(&values, &batch, lesson, keep, &mut gradients);
+                    trainer.recycle(hidden);
+                    rooms.push(trainer.spare.room());
+                }
+                assert!(rooms[2..].iter().all(|room| *room == rooms[1]), "{keep:?}: {rooms:?}");
+            }
+        }
+    }
 }

@@ -34,6 +34,15 @@ impl Lessons {
             }
             trainer.recycle(hidden);
         }
-        chosen.iter().flat_map(|&window| &self.kept[window]).copied().collect()
+        // A buffer of the trainer's own: it gets this one back, and would have one more after every step.
+        let of = |window: &usize| &self.kept[*window][..];
+        let mut hidden = trainer.buffer(chosen.iter().map(|window| of(window).len()).sum());
+        let mut rest = &mut hidden[..];
+        for lesson in chosen.iter().map(of) {
+            let (now, later) = rest.split_at_mut(lesson.len());
+            now.copy_from_slice(lesson);
+            rest = later;
+        }
+        hidden
     }
 }

@@ -135,13 +135,16 @@ impl Mixed<'_> {
     /// Says beforehand what a search that takes minutes will take.
     fn announce(&mut self, forecast: &SearchForecast) {
         let time = |seconds: f64| ui::duration(Duration::from_secs_f64(seconds));
-        if forecast.measuring + forecast.tries as f64 * forecast.each < WORTH_SAYING {
+        if forecast.measuring.unwrap_or(0.0) + forecast.tries as f64 * forecast.each < WORTH_SAYING {
             return;
         }
         let some = if forecast.some_blocks { " in some of the blocks" } else { "" };
+        let measuring = match forecast.measuring {
+            Some(seconds) => format!("measuring sensitivity{some} takes about {}, then at most", time(seconds)),
+            None => "at most".into(),
+        };
         self.say(&format!(
-            "mixed precision: measuring sensitivity{some} takes about {}, then at most {} models are quantized and judged, about {} and {} of memory each; a run that is stopped goes on where it was",
-            time(forecast.measuring),
+            "mixed precision: {measuring} {} models are quantized and judged, about {} and {} of memory each; a run that is stopped goes on where it was",
             forecast.tries,
             time(forecast.each),
             ui::bytes(forecast.peak_bytes),
