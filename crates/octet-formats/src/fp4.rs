@@ -21,7 +21,7 @@ pub(crate) fn scheme(is_mx: bool) -> Scheme {
     // Codes of five bits are stored in runs of 32 inputs; groups of 16 would be filled up to that.
     let (bits, size) = if is_mx { (Bits::new(5).unwrap_or(Bits::B8), 32) } else { (Bits::B8, 16) };
     let granularity = NonZeroUsize::new(size).map_or(Granularity::PerChannel, Granularity::Group);
-    Scheme { weights: WeightScheme { bits, symmetry: Symmetry::Symmetric, granularity }, activations: Activations::Exact }
+    Scheme { weights: WeightScheme::floats(bits, Symmetry::Symmetric, granularity), activations: Activations::Exact }
 }
 
 struct Stored {

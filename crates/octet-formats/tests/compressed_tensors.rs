@@ -5,7 +5,7 @@ use octet_formats::{
     Checkpoint, Folder, compressed_tensors as ct,
     safetensors::{TensorSpec, Writer},
 };
-use octet_tensor::{Activations, Beside, Dtype, Matrix, QMatrix, Scheme, WeightSource};
+use octet_tensor::{Activations, Beside, Dtype, Matrix, QMatrix, RowFactor, Scheme, WeightSource};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, path::Path};
@@ -22,7 +22,14 @@ fn random(rows: usize, cols: usize, scheme: Scheme, dtype: Dtype, seed: u64) -> 
     let mut code = move || weights.code(next().rem_euclid(width) as u8);
     let codes: Vec<i8> = (0..rows * cols).map(|_| code()).collect();
     let groups = rows * weights.groups(cols);
-    let scales = (0..groups).map(|_| dtype.round((f32::from(code()) + 0.3) / 77.0)).collect();
+    let row = weights.groups(cols).max(1);
+    let mut scales: Vec<f32> = (0..groups).map(|_| dtype.round((f32::from(code()) + 0.3) / 77.0)).collect();
+    if weights.has_whole_scales() {
+        for (i, scales) in scales.chunks_mut(row).enumerate() {
+            let factor = RowFactor::reaching(0.37 * (1 + i % 7) as f32, dtype);
+            scales.iter_mut().for_each(|scale| *scale = factor.round(*scale));
+        }
+    }
     let zeros = if weights.is_asymmetric() { (0..groups).map(|_| code()).collect() } else { vec![] };
     QMatrix::new(rows, cols, weights, codes, scales, dtype, zeros).unwrap()
 }
@@ -77,7 +84,10 @@ fn every_scheme() -> Vec<Scheme> {
             }
         }
     }
-    all.extend(["w4ta16-g32", "w4ta8-pc", "w4ta8-g64-ag32"].map(|text| text.parse::<Scheme>().unwrap()));
+    all.extend(
+        ["w4ta16-g32", "w4ta8-pc", "w4ta8-g64-ag32", "w4ta16-g16-s8", "w4a16-g32-s8", "w3a8-g64-asym-s8", "w8a8-g32-s8"]
+            .map(|text| text.parse::<Scheme>().unwrap()),
+    );
     all
 }
 
@@ -103,7 +113,7 @@ fn every_scheme_survives_with_its_activation_mode() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..Default::default() })]
     #[test]
-    fn ragged_matrices_survive(rows in 1usize..100, cols in 1usize..300, which in 0usize..280, seed: u64, chunk in 1usize..4,
+    fn ragged_matrices_survive(rows in 1usize..100, cols in 1usize..300, which in 0usize..287, seed: u64, chunk in 1usize..4,
                                dtype in prop::sample::select(vec![Dtype::F32, Dtype::F16, Dtype::Bf16])) {
         let scheme = every_scheme()[which];
         let dir = tempfile::tempdir().unwrap();
@@ -147,6 +157,32 @@ fn outlier_columns_survive_beside_the_codes() {
         let error = ct::encode_rows("m.0.a", &plain, 0, rows, scheme).unwrap_err().to_string();
         assert!(error.contains("outlier columns"), "{error}");
     }
+}
+
+#[test]
+fn factors_of_whole_scales_are_checked() {
+    let scheme = "w4ta16-g16-s8".parse::<Scheme>().unwrap();
+    let q = random(40, 64, scheme, Dtype::F16, 4);
+    let config = ct::quantization_config(&[("m.0.a".into(), scheme)], &[]);
+    assert_eq!(config["format"], "octet-scales");
+    let read = |change: &dyn Fn(&mut Vec<octet_formats::write::Piece>)| {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.json"), json!({ "quantization_config": config }).to_string()).unwrap();
+        let mut writer = Writer::create(dir.path(), ct::tensor_specs("m.0.a", 40, 64, scheme, Dtype::F16), 500, &BTreeMap::new()).unwrap();
+        let mut pieces = ct::encode_rows("m.0.a", &q, 0, 40, scheme).unwrap();
+        change(&mut pieces);
+        pieces.iter().for_each(|piece| writer.write(&piece.tensor, piece.offset, &piece.bytes).unwrap());
+        writer.finish().unwrap();
+        stored(&open(dir.path()).unwrap(), "m.0.a").read_rows(0..40).map_err(|e| e.to_string())
+    };
+    fn bytes<'a>(pieces: &'a mut [octet_formats::write::Piece], end: &str) -> &'a mut Vec<u8> {
+        &mut pieces.iter_mut().find(|piece| piece.tensor.ends_with(end)).unwrap().bytes
+    }
+    assert_eq!(read(&|_| {}).unwrap(), q);
+    let infinite = read(&|pieces| bytes(pieces, "_factor")[..2].copy_from_slice(&[0, 0x7c])).unwrap_err();
+    assert!(infinite.contains("m.0.a.weight_scale_factor: has a factor that is not finite"), "{infinite}");
+    let beyond = read(&|pieces| bytes(pieces, "weight_scale")[..2].copy_from_slice(&[0x80, 0x7f])).unwrap_err();
+    assert!(beyond.contains("no whole multiples"), "{beyond}");
 }
 
 #[test]

@@ -116,6 +116,12 @@ fn four_bits_with_int8_activations() {
 }
 
 #[test]
+fn whole_scales() {
+    suite(&["w4ta8-g16-s8", "w4a8-g32-s8", "w4a8-g16-asym-s8-ag32", "w8a8-g64-s8", "w5a8-g32-s8-o2"], 1e-6);
+    suite(&["w4ta16-g16-s8", "w4a16-g16-s8", "w4ta16-g32-s8", "w3a16-g32-asym-s8"], 2e-6);
+}
+
+#[test]
 fn other_widths_with_int8_activations() {
     suite(&["w2a8", "w3a8-g32-asym", "w5a8-g64-asym", "w6a8", "w7a8-pc", "w5a8-ag32", "w6a8-g128-ag64", "w3a8-pc-asym"], 1e-6);
 }
@@ -139,11 +145,8 @@ fn odd_groups() {
     for (bits, group, act) in
         [(4, 20, None), (8, 6, None), (4, 12, Some(18)), (8, 40, Some(10)), (4, 1, None), (5, 20, None), (6, 40, Some(12)), (3, 6, None)]
     {
-        let weights = WeightScheme {
-            bits: Bits::new(bits).unwrap(),
-            symmetry: Symmetry::Asymmetric,
-            granularity: Granularity::Group(NonZeroUsize::new(group).unwrap()),
-        };
+        let granularity = Granularity::Group(NonZeroUsize::new(group).unwrap());
+        let weights = WeightScheme::floats(Bits::new(bits).unwrap(), Symmetry::Asymmetric, granularity);
         let activations = act.map_or(Activations::Int8PerToken, |n| Activations::Int8PerGroup(NonZeroUsize::new(n).unwrap()));
         for activations in [activations, Activations::Exact] {
             let scheme = Scheme { weights, activations };

@@ -42,7 +42,7 @@ fn product(engine: &Engine, weights: &PackedLinear, x: &[f32]) -> Vec<u32> {
 #[test]
 fn stored_bytes_give_the_same_products_and_others_are_packed_again() {
     let mut numbers = Numbers(3);
-    for text in ["w8a8", "w8a16-asym", "w4a8-g128", "w4a16-g32-asym", "w5a8-g64", "w3a16-g32", "w6a8-pc"] {
+    for text in ["w8a8", "w8a16-asym", "w4a8-g128", "w4a16-g32-asym", "w5a8-g64", "w3a16-g32", "w6a8-pc", "w4ta16-g16-s8"] {
         let (rows, cols) = (40, 300);
         let (scheme, x) = (scheme(text), numbers.normals(cols));
         let q = quantized(rows, cols, scheme, Dtype::Bf16, &mut numbers);
@@ -70,16 +70,26 @@ fn stored_bytes_give_the_same_products_and_others_are_packed_again() {
 #[test]
 fn the_layout_is_that_of_its_version() {
     let engine = Engine::new(Isa::Scalar, NonZeroUsize::MIN).unwrap();
-    let found: Vec<String> =
-        ["w2a8-g32", "w3a8-g64", "w4a8-g128", "w4a16-g32-asym", "w5a8-g128", "w6a8-g128-asym", "w7a8", "w8a8", "w8a8-g32-ag64"]
-            .iter()
-            .map(|text| {
-                let q = quantized(33, 200, scheme(text), Dtype::F16, &mut Numbers(11));
-                let bytes = pack(&engine, &q, scheme(text)).sections().unwrap().concat();
-                let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-                format!("{text} {sum:016x}")
-            })
-            .collect();
+    let found: Vec<String> = [
+        "w2a8-g32",
+        "w3a8-g64",
+        "w4a8-g128",
+        "w4a16-g32-asym",
+        "w5a8-g128",
+        "w6a8-g128-asym",
+        "w7a8",
+        "w8a8",
+        "w8a8-g32-ag64",
+        "w4a16-g16-s8",
+    ]
+    .iter()
+    .map(|text| {
+        let q = quantized(33, 200, scheme(text), Dtype::F16, &mut Numbers(11));
+        let bytes = pack(&engine, &q, scheme(text)).sections().unwrap().concat();
+        let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        format!("{text} {sum:016x}")
+    })
+    .collect();
     assert_eq!((LAYOUT, found.join("\n").as_str()), (1, GOLDEN.trim()));
 }
 
@@ -93,4 +103,5 @@ w6a8-g128-asym db071c83341321fd
 w7a8 f4f6262bc86ae839
 w8a8 13094e4a59eda7b9
 w8a8-g32-ag64 e2008f6448ce518f
+w4a16-g16-s8 f7f4d098faf88012
 ";

@@ -318,7 +318,7 @@ fn other_line(tensor: &OtherTensor) -> Line {
 fn quantized_bytes(rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype) -> u64 {
     let weights = scheme.weights;
     let packed = |count: usize| (count * weights.bits.get() as usize).div_ceil(32) * 4;
-    let one_byte = weights.bits.get() == 8 && scheme.activations != Activations::Exact;
+    let one_byte = weights.bits.get() == 8 && scheme.activations != Activations::Exact && !weights.has_whole_scales();
     let codes = if one_byte { rows * cols } else { rows * packed(cols) + 16 };
     let groups = weights.groups(cols);
     let zeros = if weights.is_asymmetric() { packed(rows) * groups } else { 0 };
@@ -326,7 +326,7 @@ fn quantized_bytes(rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype)
         Activations::Int8Beside(share) => share.columns(cols) * (4 + 2 * rows),
         _ => 0,
     };
-    (codes + rows * groups * scale_dtype.size() + zeros + outliers) as u64
+    (codes + rows * weights.scale_bytes(cols, scale_dtype) + zeros + outliers) as u64
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod gptq;
 mod quick;
 mod rounding;
 mod rtn;
+mod whole;
 
 pub use blocks::BlockJob;
 pub(crate) use blocks::{BlockGptq, BlockSearch};
@@ -14,7 +15,8 @@ pub use rtn::Rtn;
 
 use crate::{Error, ErrorSums};
 use octet_kernels::Engine;
-use octet_tensor::{Dtype, Granularity, WeightScheme};
+use octet_tensor::{Dtype, Granularity, RowFactor, WeightScheme};
+use rounding::Stored;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What a solver is told about a tensor before it sees any of its rows.
@@ -26,7 +28,7 @@ pub struct TensorJob<'a> {
     pub shape: (usize, usize),
     /// The representation asked for.
     pub scheme: WeightScheme,
-    /// The type the scales will be stored in: a solver only uses scales that it holds exactly.
+    /// The type that scales, or the factors of whole ones, will be stored in: a solver only uses scales that are held exactly.
     pub scale_dtype: Dtype,
     /// Importance of each input, mean 1 (mean square of what flows in), or `None` without calibration.
     pub importance: Option<&'a [f32]>,
@@ -42,6 +44,14 @@ impl TensorJob<'_> {
         match self.scheme.granularity {
             Granularity::PerChannel => self.shape.1.max(1),
             Granularity::Group(size) => size.get(),
+        }
+    }
+
+    /// What the scales of a row can be, given those it has.
+    fn stored(&self, scales: &[f32]) -> Stored {
+        match self.scheme.has_whole_scales() {
+            true => Stored::Whole(RowFactor::of(scales, self.scale_dtype).unwrap_or(RowFactor::ZERO)),
+            false => Stored::Float(self.scale_dtype),
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use octet_kernels::{Engine, Gram, InputMoments, Isa};
 use octet_quant::{ActOrder, ErrorSums, Gptq, Hessian, HessianOptions, RowsMut, Rtn, Solver, TensorJob};
-use octet_tensor::{Dtype, Scheme, WeightScheme};
+use octet_tensor::{Dtype, QMatrix, Scheme, WeightScheme};
 use proptest::prelude::*;
 use std::num::NonZeroUsize;
 
@@ -72,7 +72,9 @@ impl Case {
         let sums = solver.prepare(job).unwrap().solve(&self.weights, rows);
         let (low, high) = self.scheme.range();
         assert!(codes.iter().chain(&zeros).all(|&c| (low..=high).contains(&i32::from(c))));
-        assert!(scales.iter().all(|&s| self.dtype.round(s) == s && s != 0.0));
+        let whole = self.scheme.has_whole_scales();
+        assert!(whole || scales.iter().all(|&s| self.dtype.round(s) == s && s != 0.0));
+        assert!(QMatrix::new(shape.0, self.cols, self.scheme, codes.clone(), scales.clone(), self.dtype, zeros.clone()).is_ok());
         Solved { codes, scales, zeros, sums }
     }
 
@@ -114,7 +116,7 @@ proptest! {
         rows in 1usize..40,
         cols in 1usize..170,
         text in prop::sample::select(vec![
-            "w4a16-g32", "w4ta16-g32", "w4ta16-pc", "w4a16-g128-asym", "w4a16-pc", "w2a16-g32-asym", "w3a16-g64", "w5a16-g32", "w6a16-g128", "w7a16-pc-asym", "w8a16-g64", "w8a16",
+            "w4a16-g32", "w4ta16-g32", "w4ta16-pc", "w4ta16-g16-s8", "w3a16-g32-s8", "w4a16-g16-asym-s8", "w4a16-g128-asym", "w4a16-pc", "w2a16-g32-asym", "w3a16-g64", "w5a16-g32", "w6a16-g128", "w7a16-pc-asym", "w8a16-g64", "w8a16",
         ]),
         dtype in prop::sample::select(vec![Dtype::F32, Dtype::F16, Dtype::Bf16]),
         order in prop::sample::select(ORDERS.to_vec()),
@@ -152,7 +154,7 @@ fn feedback_and_refinement_pay_where_inputs_are_alike() {
     let engine = engine(Isa::best(), 2);
     let cols = 384;
     let moments = moments(&engine, 3, cols, 2000, 0.9);
-    for text in ["w4a16-g32", "w4ta16-g64", "w4a16-g128", "w3a16-g128-asym"] {
+    for text in ["w4a16-g32", "w4ta16-g64", "w4ta16-g32-s8", "w4a16-g16-s8", "w4a16-g128", "w3a16-g128-asym"] {
         let case = Case { weights: gauss(5, 64 * cols), cols, scheme: scheme(text), dtype: Dtype::Bf16 };
         for order in ORDERS {
             let hessian = Hessian::new(&engine, "x", &moments, options(order)).unwrap();
@@ -169,7 +171,7 @@ fn threads_instruction_sets_and_cuts_change_no_byte() {
     let best = engine(Isa::best(), 1);
     let cols = 200;
     let moments = moments(&best, 1, cols, 700, 0.8);
-    for text in ["w4a16-g32-asym", "w3a16-g64", "w4ta16-g32"] {
+    for text in ["w4a16-g32-asym", "w3a16-g64", "w4ta16-g32", "w4ta16-g16-s8"] {
         let case = Case { weights: gauss(2, 130 * cols), cols, scheme: scheme(text), dtype: Dtype::F16 };
         let run = |engine: &Engine, case: &Case| {
             let hessian = Hessian::new(engine, "x", &moments, HessianOptions::default()).unwrap();

@@ -41,7 +41,8 @@ impl Case<'_> {
         let (mut codes, mut scales) = (vec![0i8; self.weights.len()], vec![0f32; rows * groups]);
         let mut zeros = vec![0i8; if self.scheme.is_asymmetric() { rows * groups } else { 0 }];
         let sums = rtn.prepare(job).unwrap().solve(self.weights, RowsMut { codes: &mut codes, scales: &mut scales, zeros: &mut zeros });
-        assert!(scales.iter().all(|&s| self.scale_dtype.round(s) == s && s != 0.0), "{scales:?}");
+        let whole = self.scheme.has_whole_scales();
+        assert!(whole || scales.iter().all(|&s| self.scale_dtype.round(s) == s && s != 0.0), "{scales:?}");
         (QMatrix::new(rows, self.cols, self.scheme, codes, scales, self.scale_dtype, zeros).unwrap(), sums)
     }
 }
@@ -103,6 +104,58 @@ fn a_table_leaves_less_error_of_normal_weights_than_even_steps() {
     for size in ["g32", "g64", "g128", "pc"] {
         let (even, table) = (error(&format!("w4a16-{size}")), error(&format!("w4ta16-{size}")));
         assert!(table < 0.95 * even, "{size}: {table} of {even}");
+    }
+}
+
+/// Groups as unlike each other as those of real rows.
+fn uneven(seed: u64, groups: usize) -> Vec<f32> {
+    let sizes = gauss(seed ^ 5, groups);
+    gauss(seed, 16 * groups).chunks(16).zip(sizes).flat_map(|(group, size)| group.iter().map(move |w| w * (0.6 * size).exp())).collect()
+}
+
+/// What whole scales are for: they cost next to nothing, and half a group is worth more than that.
+#[test]
+fn whole_scales_lose_little_and_buy_smaller_groups() {
+    let weights = uneven(4, 32 * 48);
+    let importance: Vec<f32> = gauss(8, 48 * 16).iter().map(|v| v * v + 0.05).collect();
+    for dtype in [Dtype::F16, Dtype::Bf16, Dtype::F32] {
+        for importance in [None, Some(&importance[..])] {
+            let error = |text: &str| {
+                let case = Case { weights: &weights, cols: 48 * 16, scheme: scheme(text), scale_dtype: dtype, importance };
+                let (q, sums) = case.solve(Rtn::USUAL);
+                let found = squared_error(&weights, &q.dequantize(), importance);
+                assert!((found - sums.weighted_error).abs() <= 1e-3 * found, "{text}: reported {} is {found}", sums.weighted_error);
+                found
+            };
+            for codes in ["w4a16", "w4ta16"] {
+                let (float, whole) = (error(&format!("{codes}-g32")), error(&format!("{codes}-g32-s8")));
+                assert!(whole < 1.02 * float, "{codes} {dtype:?}: {whole} of {float}");
+                let half = error(&format!("{codes}-g16-s8"));
+                assert!(half < 0.9 * float, "{codes} {dtype:?}: {half} of {float}");
+            }
+            let (float, whole) = (error("w4a16-g32-asym"), error("w4a16-g32-asym-s8"));
+            assert!(whole < 1.03 * float, "{whole} of {float}");
+        }
+    }
+}
+
+/// Zeros are zeros under whole scales, and what is tiny or huge is scaled like the rest.
+#[test]
+fn whole_scales_of_odd_rows() {
+    let mut weights = uneven(3, 24);
+    weights[..128].fill(0.0);
+    weights[128..144].fill(0.0);
+    weights[144..160].iter_mut().for_each(|w| *w *= 1e-9);
+    for text in ["w4ta16-g16-s8", "w4a16-g16-s8", "w4a16-g16-asym-s8"] {
+        let solve = |weights: &[f32]| {
+            Case { weights, cols: 128, scheme: scheme(text), scale_dtype: Dtype::Bf16, importance: None }.solve(Rtn::USUAL).0.dequantize()
+        };
+        let found = solve(&weights);
+        assert!(found[..160].iter().all(|&w| w == 0.0), "{text}");
+        assert!(found[160..].iter().any(|&w| w != 0.0));
+        let unit = 2f32.powi(70);
+        let scaled: Vec<f32> = weights.iter().map(|w| w * unit).collect();
+        assert_eq!(solve(&scaled), found.iter().map(|w| w * unit).collect::<Vec<_>>(), "{text}");
     }
 }
 

@@ -142,7 +142,7 @@ impl QuantRows for (QMatrix, Scheme) {
     }
 
     fn stored_bytes(&self) -> usize {
-        let bits = self.1.weights.bits_per_weight(self.0.cols(), 8 * self.0.scale_dtype().size());
+        let bits = self.1.weights.bits_per_weight(self.0.cols(), self.0.scale_dtype());
         (bits * (self.0.rows() * self.0.cols()) as f64 / 8.0).ceil() as usize
     }
 

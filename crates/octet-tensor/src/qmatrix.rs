@@ -1,6 +1,6 @@
 //! A quantized matrix in memory: one code a byte, its scales and zero points.
 
-use crate::{Dtype, Error, LEVELS, Result, WeightScheme};
+use crate::{Dtype, Error, LEVELS, Result, RowFactor, WeightScheme};
 use std::{ops::Range, sync::Arc};
 
 /// Columns of a quantized matrix whose weights are kept as floats beside the codes, and are what counts there.
@@ -57,6 +57,8 @@ pub struct QMatrix {
     codes: Vec<i8>,
     scales: Vec<f32>,
     scale_dtype: Dtype,
+    /// What a row's scales are whole multiples of; empty where they are floats.
+    factors: Vec<RowFactor>,
     zeros: Vec<i8>,
     order: Option<Arc<[u32]>>,
     beside: Option<Beside>,
@@ -64,10 +66,12 @@ pub struct QMatrix {
 
 impl QMatrix {
     /// Puts a matrix together from codes `[rows · cols]`, scales `[rows · groups]`, each exactly representable in
-    /// `scale_dtype`, and zero points (as many as scales, or none when symmetric).
+    /// `scale_dtype` (or those of a row as whole multiples of a factor of that type, where the scheme asks for it), and zero
+    /// points (as many as scales, or none when symmetric).
     ///
     /// # Errors
-    /// If a length does not fit, a code is outside the scheme's range, or a scale is not finite.
+    /// If a length does not fit, a code is outside the scheme's range, a scale is not finite, or a row's scales have no common factor
+    /// where there must be one.
     pub fn new(
         rows: usize,
         cols: usize,
@@ -93,7 +97,18 @@ impl QMatrix {
         if scales.iter().any(|s| !s.is_finite()) {
             return fail("a scale is not finite".into());
         }
-        Ok(Self { rows, cols, scheme, codes, scales, scale_dtype, zeros, order: None, beside: None })
+        let mut factors = vec![];
+        if scheme.has_whole_scales() {
+            for (row, scales) in scales.chunks_exact(groups.max(1)).enumerate() {
+                match RowFactor::of(scales, scale_dtype) {
+                    Some(factor) => factors.push(factor),
+                    None => {
+                        return fail(format!("has scales in row {row} that are no whole multiples, to 127, of one {scale_dtype} number"));
+                    }
+                }
+            }
+        }
+        Ok(Self { rows, cols, scheme, codes, scales, scale_dtype, factors, zeros, order: None, beside: None })
     }
 
     /// The same codes, input k in group `order[k]` (`g_idx` of GPTQ with `desc_act`).
@@ -141,6 +156,7 @@ impl QMatrix {
             rows: range.len(),
             codes: self.codes[part(self.cols)].to_vec(),
             scales: self.scales[part(groups)].to_vec(),
+            factors: if self.factors.is_empty() { vec![] } else { self.factors[range.clone()].to_vec() },
             zeros: if self.zeros.is_empty() { vec![] } else { self.zeros[part(groups)].to_vec() },
             order: self.order.clone(),
             beside: self.beside.as_ref().map(|beside| beside.slice_rows(range.clone())),
@@ -178,7 +194,12 @@ impl QMatrix {
         &self.scales
     }
 
-    /// The type the scales are stored in; each scale is exactly representable in it.
+    /// What the scales of each row are whole multiples of; empty where they are stored as floats.
+    pub fn factors(&self) -> &[RowFactor] {
+        &self.factors
+    }
+
+    /// The type the scales, or else the factors of rows, are stored in; each is exactly representable in it.
     pub fn scale_dtype(&self) -> Dtype {
         self.scale_dtype
     }
@@ -291,5 +312,11 @@ mod tests {
         assert!(QMatrix::new(1, 2, table, vec![-127, 113], vec![1.0], Dtype::F16, vec![]).is_ok());
         assert!(QMatrix::new(1, 2, table, vec![-127, 0], vec![1.0], Dtype::F16, vec![]).is_err());
         assert!(QMatrix::new(2, 2, s, vec![0, 7], vec![1.0], Dtype::F16, vec![]).is_err());
+        let whole = scheme("w4a16-g32-s8");
+        let with = |scales: Vec<f32>| QMatrix::new(2, 64, whole, vec![1; 128], scales, Dtype::F16, vec![]);
+        assert!(with(vec![1.0, 0.7, 0.0, 0.0]).is_err());
+        let good = with(vec![0.0, 0.0, 254.0, -4.0]).unwrap();
+        assert_eq!((good.factors().len(), good.factors()[1].whole(-4.0)), (2, -2));
+        assert_eq!(good.slice_rows(1..2).unwrap().factors(), &good.factors()[1..]);
     }
 }

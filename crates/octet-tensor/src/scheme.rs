@@ -72,6 +72,16 @@ pub enum Granularity {
     Group(NonZeroUsize),
 }
 
+/// How scales are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Scales {
+    /// A float each.
+    #[default]
+    Float,
+    /// A whole number of eight bits each, times a factor of the row ([`crate::RowFactor`]).
+    Whole,
+}
+
 /// How a weight matrix is represented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WeightScheme {
@@ -81,11 +91,18 @@ pub struct WeightScheme {
     pub symmetry: Symmetry,
     /// How many weights share a scale.
     pub granularity: Granularity,
+    /// How scales are stored.
+    pub scales: Scales,
 }
 
 impl WeightScheme {
     /// Symmetric per-channel codes of 8 bits.
-    pub const W8: Self = Self { bits: Bits::B8, symmetry: Symmetry::Symmetric, granularity: Granularity::PerChannel };
+    pub const W8: Self = Self::floats(Bits::B8, Symmetry::Symmetric, Granularity::PerChannel);
+
+    /// A scheme whose scales are floats.
+    pub const fn floats(bits: Bits, symmetry: Symmetry, granularity: Granularity) -> Self {
+        Self { bits, symmetry, granularity, scales: Scales::Float }
+    }
 
     /// Inputs that share a scale in a row of `cols` inputs.
     pub fn group_size(&self, cols: usize) -> usize {
@@ -108,6 +125,19 @@ impl WeightScheme {
     /// Whether codes are levels of a table.
     pub fn is_table(&self) -> bool {
         self.symmetry == Symmetry::Table
+    }
+
+    /// Whether scales are whole numbers times a factor of their row.
+    pub fn has_whole_scales(&self) -> bool {
+        self.scales == Scales::Whole
+    }
+
+    /// Bytes that the scales of a row of `cols` inputs take, floats being of type `dtype`.
+    pub fn scale_bytes(&self, cols: usize, dtype: Dtype) -> usize {
+        match self.scales {
+            Scales::Float => self.groups(cols) * dtype.size(),
+            Scales::Whole => self.groups(cols) + dtype.size(),
+        }
     }
 
     /// The code that is stored as the unsigned number `index` of as many bits.
@@ -134,10 +164,10 @@ impl WeightScheme {
         }
     }
 
-    /// Bits a weight costs in rows of `cols` inputs, scales of `scale_bits` and zero points of the codes' width included.
-    pub fn bits_per_weight(&self, cols: usize, scale_bits: usize) -> f64 {
-        let zero_bits = if self.is_asymmetric() { self.bits.get() as usize } else { 0 };
-        f64::from(self.bits.get()) + (self.groups(cols) * (scale_bits + zero_bits)) as f64 / cols.max(1) as f64
+    /// Bits a weight costs in rows of `cols` inputs, scales (floats of `dtype`) and zero points of the codes' width included.
+    pub fn bits_per_weight(&self, cols: usize, dtype: Dtype) -> f64 {
+        let zero_bits = if self.is_asymmetric() { self.groups(cols) * self.bits.get() as usize } else { 0 };
+        f64::from(self.bits.get()) + (8 * self.scale_bytes(cols, dtype) + zero_bits) as f64 / cols.max(1) as f64
     }
 }
 
@@ -236,8 +266,8 @@ pub enum Activations {
 
 /// A quantization scheme such as `w4a16-g128-sym`: weights and activations.
 ///
-/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-at|-ag<size>|-o<limit>|-c<percent>]`, or `w4ta…` without `-sym` and `-asym` for a table. Defaults: 4 bits and fewer group 128,
-/// more bits per channel; symmetric; `a8` per token.
+/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-s16|-s8][-at|-ag<size>|-o<limit>|-c<percent>]`, or `w4ta…` without `-sym` and `-asym` for a table. Defaults: 4 bits and fewer group 128,
+/// more bits per channel; symmetric; scales that are floats of 16 bits (`-s16`; `-s8`: [`Scales::Whole`]); `a8` per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scheme {
     /// How weights are represented.
@@ -267,7 +297,8 @@ impl fmt::Display for WeightScheme {
             Symmetry::Symmetric => "-sym",
             Symmetry::Asymmetric => "-asym",
             Symmetry::Table => "",
-        })
+        })?;
+        f.write_str(if self.has_whole_scales() { "-s8" } else { "" })
     }
 }
 
@@ -318,12 +349,14 @@ impl FromStr for Scheme {
             return Err(fail("a table has four bits: w4t".into()));
         }
         let default_group = if bits.get() <= 4 { group(128) } else { Some(Granularity::PerChannel) };
-        let (mut granularity, mut symmetry) = (None, table.then_some(Symmetry::Table));
+        let (mut granularity, mut symmetry, mut scales) = (None, table.then_some(Symmetry::Table), None);
         for part in parts {
             let fresh = match part {
                 "pc" => granularity.replace(Granularity::PerChannel).is_none(),
                 "sym" => symmetry.replace(Symmetry::Symmetric).is_none(),
                 "asym" => symmetry.replace(Symmetry::Asymmetric).is_none(),
+                "s16" => scales.replace(Scales::Float).is_none(),
+                "s8" => scales.replace(Scales::Whole).is_none(),
                 "at" => activations == Activations::Int8PerToken,
                 _ if part.starts_with('o') => {
                     let fresh = activations == Activations::Int8PerToken;
@@ -342,11 +375,13 @@ impl FromStr for Scheme {
                 _ => match (part.strip_prefix("ag"), part.strip_prefix('g')) {
                     (Some(size), _) => {
                         let fresh = activations == Activations::Int8PerToken;
-                        activations = group_of(size).map(Activations::Int8PerGroup).ok_or_else(|| fail(bad_group(size)))?;
+                        activations = group_of(size, 32).map(Activations::Int8PerGroup).ok_or_else(|| fail(bad_group(size)))?;
                         fresh
                     }
                     (None, Some(size)) => {
-                        granularity.replace(group_of(size).map(Granularity::Group).ok_or_else(|| fail(bad_group(size)))?).is_none()
+                        let least = if bits == Bits::B4 { 16 } else { 32 };
+                        let group = group_of(size, least).map(Granularity::Group);
+                        granularity.replace(group.ok_or_else(|| fail(bad_group(size)))?).is_none()
                     }
                     _ => return Err(fail(format!("{part:?} means nothing here"))),
                 },
@@ -356,7 +391,11 @@ impl FromStr for Scheme {
             }
         }
         let granularity = granularity.or(default_group).unwrap_or(Granularity::PerChannel);
-        let weights = WeightScheme { bits, symmetry: symmetry.unwrap_or(Symmetry::Symmetric), granularity };
+        let weights =
+            WeightScheme { bits, symmetry: symmetry.unwrap_or(Symmetry::Symmetric), granularity, scales: scales.unwrap_or_default() };
+        if weights.has_whole_scales() && granularity == Granularity::PerChannel {
+            return Err(fail("a row with one scale has no use for -s8; give it groups, such as -g16".into()));
+        }
         Ok(Self { weights, activations })
     }
 }
@@ -365,8 +404,9 @@ fn group(size: usize) -> Option<Granularity> {
     NonZeroUsize::new(size).map(Granularity::Group)
 }
 
-fn group_of(text: &str) -> Option<NonZeroUsize> {
-    text.parse::<NonZeroUsize>().ok().filter(|n| matches!(n.get(), 32 | 64 | 128 | 256))
+/// A group of at least `least` inputs: codes of other widths than four bits are stored 32 inputs at a time.
+fn group_of(text: &str, least: usize) -> Option<NonZeroUsize> {
+    text.parse::<NonZeroUsize>().ok().filter(|n| matches!(n.get(), 16 | 32 | 64 | 128 | 256) && n.get() >= least)
 }
 
 fn bad_group(size: &str) -> String {
@@ -395,6 +435,10 @@ mod tests {
         assert_eq!(parse("w4ta8-g32-ag32").to_string(), "w4ta8-g32-ag32");
         assert_eq!(parse("w4ta16-g128").short(), "w4ta16");
         assert_eq!(parse("w4ta16-pc"), parse(&parse("w4ta16-pc").short()));
+        assert_eq!(parse("w4a16-g16-s8").to_string(), "w4a16-g16-sym-s8");
+        assert_eq!(parse("w4a16-g16-s8").short(), "w4a16-g16-s8");
+        assert_eq!(parse("w4ta8-s8-ag32").to_string(), "w4ta8-g128-s8-ag32");
+        assert_eq!(parse("w3a16-s16"), parse("w3a16"));
     }
 
     #[test]
@@ -408,6 +452,12 @@ mod tests {
             "w4",
             "w4a4",
             "w4a16-g48",
+            "w3a16-g16",
+            "w4a8-ag16",
+            "w4a16-pc-s8",
+            "w8a16-s8",
+            "w4a16-s8-s8",
+            "w4a16-s4",
             "w4a16-g32-g64",
             "w4a16-at",
             "w8a8-at-ag32-ag64",
@@ -429,8 +479,9 @@ mod tests {
 
     #[test]
     fn cost_counts_scales_and_zero_points() {
-        assert_eq!(parse("w4a16-g128-sym").weights.bits_per_weight(256, 16), 4.125);
-        assert_eq!(parse("w4a16-g32-asym").weights.bits_per_weight(64, 16), 4.0 + 20.0 / 32.0);
+        assert_eq!(parse("w4a16-g128-sym").weights.bits_per_weight(256, Dtype::F16), 4.125);
+        assert_eq!(parse("w4a16-g32-asym").weights.bits_per_weight(64, Dtype::Bf16), 4.0 + 20.0 / 32.0);
+        assert_eq!(parse("w4a16-g16-s8").weights.bits_per_weight(512, Dtype::F16), 4.5 + 16.0 / 512.0);
     }
 
     #[test]
@@ -455,11 +506,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trips(bits in 2u32..=8, size in prop::sample::select(vec![0usize, 32, 64, 128, 256]), asym: bool,
+        fn round_trips(bits in 2u32..=8, size in prop::sample::select(vec![0usize, 32, 64, 128, 256]), asym: bool, whole: bool,
                        acts in prop::sample::select(vec!["16", "8", "8-ag32", "8-ag128", "8-o6", "8-o4.25", "8-c1", "8-c0.25"])) {
             let granularity = if size == 0 { "pc".into() } else { format!("g{size}") };
             let (width, tail) = acts.split_once('-').map_or((acts, String::new()), |(w, t)| (w, format!("-{t}")));
-            let text = format!("w{bits}a{width}-{granularity}-{}{tail}", if asym { "asym" } else { "sym" });
+            let scales = if whole && size > 0 { "-s8" } else { "" };
+            let text = format!("w{bits}a{width}-{granularity}-{}{scales}{tail}", if asym { "asym" } else { "sym" });
             let scheme = parse(&text);
             prop_assert_eq!(scheme.to_string(), text);
             prop_assert_eq!(parse(&scheme.short()), scheme);

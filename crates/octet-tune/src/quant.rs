@@ -2,7 +2,7 @@
 
 use crate::{Adam, TuneError, parallel::each};
 use octet_kernels::Engine;
-use octet_tensor::{Dtype, LEVELS, QMatrix, WeightScheme};
+use octet_tensor::{Dtype, LEVELS, QMatrix, RowFactor, WeightScheme};
 
 /// Weights of a piece of work, about.
 const PIECE: usize = 1 << 15;
@@ -29,7 +29,8 @@ pub struct Learning {
 
 /// A quantized matrix w = scale · (code − zero) that learns from the gradient of w.
 ///
-/// A scale is its first value times 1 + θ, rounded to its stored type; a code is its latent rounded to the nearest, and
+/// A scale is its first value times 1 + θ, rounded to its stored type (whole ones to multiples of what the row had at first, or
+/// of what its largest needs once that has outgrown it); a code is its latent rounded to the nearest, and
 /// the latent takes the code's gradient (Bengio et al., arXiv 1308.3432; learned step sizes: Esser et al., arXiv 1902.08153). The
 /// latent of a table's code is its place among the levels.
 #[derive(Clone)]
@@ -40,6 +41,8 @@ pub struct QuantParam {
     scheme: WeightScheme,
     dtype: Dtype,
     base: Vec<f32>,
+    /// What the scales of each row are multiples of at first, where they are whole.
+    factors: Vec<RowFactor>,
     state: State,
     moments: [Adam; 3],
 }
@@ -94,7 +97,8 @@ impl QuantParam {
         }
         let moments = [state.scales.len(), state.latents.len(), state.zeros.len()].map(Adam::new);
         let (shape, scheme, dtype) = ((rows, cols), matrix.scheme(), matrix.scale_dtype());
-        Ok(Self { number, shape, scheme, dtype, base: matrix.scales().to_vec(), state, moments })
+        let (base, factors) = (matrix.scales().to_vec(), matrix.factors().to_vec());
+        Ok(Self { number, shape, scheme, dtype, base, factors, state, moments })
     }
 
     /// Numbers that are learnt.
@@ -124,7 +128,18 @@ impl QuantParam {
 
     /// The scale of every group, as it is stored.
     fn scales(&self) -> Vec<f32> {
-        self.base.iter().zip(&self.state.scales).map(|(base, theta)| self.dtype.round(base * (1.0 + theta))).collect()
+        let exact = self.base.iter().zip(&self.state.scales).map(|(base, theta)| base * (1.0 + theta));
+        if !self.scheme.has_whole_scales() {
+            return exact.map(|scale| self.dtype.round(scale)).collect();
+        }
+        let mut scales: Vec<f32> = exact.collect();
+        for (&first, scales) in self.factors.iter().zip(scales.chunks_exact_mut(self.scheme.groups(self.shape.1).max(1))) {
+            let largest = scales.iter().fold(0.0f32, |most, scale| most.max(scale.abs()));
+            let fits = largest - first.round(largest) <= first.unit();
+            let factor = if fits { first } else { RowFactor::reaching(largest, self.dtype) };
+            scales.iter_mut().for_each(|scale| *scale = factor.round(*scale));
+        }
+        scales
     }
 
     fn piece_rows(&self) -> usize {

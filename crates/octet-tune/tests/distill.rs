@@ -3,7 +3,7 @@
 
 use octet_kernels::{Engine, Isa};
 use octet_model::ArchSpec;
-use octet_tensor::{Dtype, LEVELS, Matrix, QMatrix, Scheme, StoredQuant, WeightSource};
+use octet_tensor::{Dtype, LEVELS, Matrix, QMatrix, RowFactor, Scheme, StoredQuant, WeightSource};
 use octet_testkit::{MemorySource, Random, TINY_GEMMA3, TINY_QWEN3};
 use octet_tune::{Distiller, Keep, Learning, Network, Progress, QuantParam, Settings, Text, TuneError, Watch, needs};
 use std::{
@@ -50,6 +50,12 @@ fn models(config: &str, scheme: &str) -> (ArchSpec, MemorySource, MemorySource) 
             scales.push(scale);
             codes.extend(group.iter().map(|v| nearest(v / scale)));
         }
+        if scheme.weights.has_whole_scales() {
+            for row in scales.chunks_mut(scheme.weights.groups(site.cols)) {
+                let factor = RowFactor::reaching(row.iter().fold(0.0, |most, &scale| f32::max(most, scale)), Dtype::F16);
+                row.iter_mut().for_each(|scale| *scale = factor.round(*scale));
+            }
+        }
         let q = QMatrix::new(site.rows, site.cols, scheme.weights, codes, scales, Dtype::F16, vec![]).unwrap();
         quantized.insert_matrix(&site.module, Matrix::Quant(StoredQuant::new(&*site.module, Arc::new((q, scheme)))));
     }
@@ -94,7 +100,12 @@ fn learnt(distiller: &Distiller<'_>) -> Learnt {
 
 #[test]
 fn text_that_was_not_learnt_from_gains_and_threads_change_nothing() {
-    for (config, scheme, gain) in [(TINY_QWEN3, "w3a16-g32", 0.75), (TINY_GEMMA3, "w4a16-pc", 0.9), (TINY_QWEN3, "w4ta16-g32", 0.9)] {
+    for (config, scheme, gain) in [
+        (TINY_QWEN3, "w3a16-g32", 0.75),
+        (TINY_GEMMA3, "w4a16-pc", 0.9),
+        (TINY_QWEN3, "w4ta16-g32", 0.9),
+        (TINY_QWEN3, "w4ta16-g16-s8", 0.9),
+    ] {
         let (spec, original, quantized) = models(config, scheme);
         let network = Network::new(&spec).unwrap();
         let (text, held, test) = (windows(64, 60, 1), windows(64, 8, 2), windows(64, 16, 3));

@@ -66,6 +66,9 @@ impl Layout {
             Self::CompressedTensors if given.scheme.weights.is_table() => {
                 Err("has levels of a table; compressed-tensors has even steps".into())
             }
+            Self::CompressedTensors if given.scheme.weights.has_whole_scales() => {
+                Err("has whole scales times a factor of the row; compressed-tensors has a float for every group".into())
+            }
             Self::CompressedTensors => Ok(()),
             Self::Floats => Err("is in codes; safetensors has plain floats".into()),
             Self::Other(format) => format.fit(given).map(drop),

@@ -5,7 +5,7 @@ use octet_eval::{
     gates::{Gate, Outcome},
 };
 use octet_quant::{GptqSettings, SolverChoice};
-use octet_tensor::{Activations, Granularity, Scheme, WeightScheme};
+use octet_tensor::{Activations, Dtype, Granularity, Scheme, WeightScheme};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
@@ -203,7 +203,7 @@ fn mixed(facts: &Facts) -> Result<Candidate, String> {
         return Err(reason.clone());
     }
     let (scheme, _) = few_bits(facts)?;
-    let bits_per_weight = scheme.weights.bits_per_weight(TYPICAL_INPUTS, 16);
+    let bits_per_weight = scheme.weights.bits_per_weight(TYPICAL_INPUTS, Dtype::Bf16);
     let why = format!("the {bits_per_weight:.2} bits a weight go where they matter most");
     Ok(Candidate { rung: Rung::Mixed, label: "mixed".into(), choice: Choice::Mixed { bits_per_weight }, calibration: 1, why })
 }

@@ -31,6 +31,6 @@ pub(crate) fn scheme(raw: &Value) -> Result<Scheme> {
         return refuse(format!("its codes have {} bits; the gemm layout has 4", width.get()));
     }
     let granularity = group(raw, of("group_size", "q_group_size"))?.map_or(Granularity::PerChannel, Granularity::Group);
-    let weights = WeightScheme { bits: width, symmetry: Symmetry::Asymmetric, granularity };
+    let weights = WeightScheme::floats(width, Symmetry::Asymmetric, granularity);
     Ok(Scheme { weights, activations: Activations::Exact })
 }

@@ -1,6 +1,6 @@
 //! Writing `quantization_config`.
 
-use super::{TABLE_FORMAT, TABLE_LEVELS, is_one_byte};
+use super::{SCALES_FORMAT, TABLE_FORMAT, TABLE_LEVELS, is_one_byte};
 use octet_tensor::{Activations, Granularity, Scheme, WeightScheme};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -83,6 +83,7 @@ fn by_form(modules: impl Iterator<Item = (String, Form)>) -> Vec<(Form, Vec<Stri
 
 fn format_of(scheme: Scheme) -> &'static str {
     match () {
+        () if scheme.weights.has_whole_scales() => SCALES_FORMAT,
         () if scheme.weights.is_table() => TABLE_FORMAT,
         () if is_one_byte(scheme) => "int-quantized",
         () => "pack-quantized",

@@ -1,6 +1,6 @@
 //! Turning quantized rows into the bytes of stored tensors.
 
-use super::{ORDER, OUTLIER_INDEX, OUTLIER_WEIGHTS, bits, is_one_byte};
+use super::{FACTOR, ORDER, OUTLIER_INDEX, OUTLIER_WEIGHTS, bits, is_one_byte};
 use crate::{
     Error, Result,
     safetensors::TensorSpec,
@@ -11,7 +11,7 @@ use octet_tensor::{Activations, Dtype, QMatrix, Scheme, Share};
 /// The tensors that store a matrix `[rows, cols]` of `module`.
 ///
 /// `pack-quantized`: `weight_packed` I32 `[rows, ⌈cols·bits/32⌉]`, `weight_scale` `[rows, groups]`, `weight_shape` and, when
-/// asymmetric, `weight_zero_point` I32 `[⌈rows·bits/32⌉, groups]`. `int-quantized` (8-bit weights under integer
+/// asymmetric, `weight_zero_point` I32 `[⌈rows·bits/32⌉, groups]`. `octet-scales`: as that, with `weight_scale` I8 and `weight_scale_factor` `[rows]`. `int-quantized` (8-bit weights under integer
 /// activations): `weight` I8 `[rows, cols]`, `weight_scale`, and `weight_zero_point` I8 `[rows, groups]`. Outliers, which octet
 /// alone reads: `weight_outlier_columns` I32 `[n]` and `weight_outliers` `[rows, n]` in 16 bits.
 pub fn tensor_specs(module: &str, rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype) -> Vec<TensorSpec> {
@@ -23,7 +23,12 @@ pub fn tensor_specs(module: &str, rows: usize, cols: usize, scheme: Scheme, scal
     } else {
         vec![spec("weight_packed", Dtype::I32, vec![rows, bits::words(cols, bits)]), spec("weight_shape", Dtype::I64, vec![2])]
     };
-    specs.push(spec("weight_scale", scale_dtype, vec![rows, groups]));
+    if scheme.weights.has_whole_scales() {
+        specs.push(spec("weight_scale", Dtype::I8, vec![rows, groups]));
+        specs.push(spec(FACTOR, scale_dtype, vec![rows]));
+    } else {
+        specs.push(spec("weight_scale", scale_dtype, vec![rows, groups]));
+    }
     if scheme.weights.is_asymmetric() {
         specs.push(match is_one_byte(scheme) {
             true => spec("weight_zero_point", Dtype::I8, vec![rows, groups]),
@@ -74,8 +79,15 @@ pub fn encode_rows(module: &str, q: &QMatrix, first_row: usize, rows_total: usiz
             pieces.push(piece("weight_shape", 0, shape));
         }
     }
-    let offset = first_row * groups * q.scale_dtype().size();
-    pieces.push(piece("weight_scale", offset, scale_bytes(module, q)?));
+    let float = q.scale_dtype().size();
+    if scheme.weights.has_whole_scales() {
+        pieces.push(piece("weight_scale", first_row * groups, whole_scales(q)));
+        let mut factors = Vec::with_capacity(q.rows() * float);
+        put_floats(module, q.factors().iter().map(|factor| factor.factor()), q.scale_dtype(), &mut factors)?;
+        pieces.push(piece(FACTOR, first_row * float, factors));
+    } else {
+        pieces.push(piece("weight_scale", first_row * groups * float, scale_bytes(module, q)?));
+    }
     if scheme.weights.is_asymmetric() {
         pieces.push(match is_one_byte(scheme) {
             true => piece("weight_zero_point", first_row * groups, bytes_of(q.zeros())),
@@ -118,6 +130,11 @@ fn check(module: &str, q: &QMatrix, first_row: usize, rows_total: usize, scheme:
 
 fn bytes_of(codes: &[i8]) -> Vec<u8> {
     codes.iter().map(|&c| c as u8).collect()
+}
+
+fn whole_scales(q: &QMatrix) -> Vec<u8> {
+    let rows = q.factors().iter().zip(q.scales().chunks(q.groups().max(1)));
+    rows.flat_map(|(factor, scales)| scales.iter().map(|&scale| factor.whole(scale) as u8)).collect()
 }
 
 fn scale_bytes(module: &str, q: &QMatrix) -> Result<Vec<u8>> {

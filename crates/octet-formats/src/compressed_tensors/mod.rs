@@ -20,6 +20,13 @@ use octet_tensor::{Activations, Scheme};
 /// they do not know.
 pub(crate) const TABLE_FORMAT: &str = "octet-table";
 
+/// octet's own format: as `pack-quantized`, or with levels as [`TABLE_FORMAT`], but a group's scale is a whole number of eight bits times
+/// a factor of the row.
+pub(crate) const SCALES_FORMAT: &str = "octet-scales";
+
+/// Suffix of the factors that whole scales are multiples of, in parts of 128.
+const FACTOR: &str = "weight_scale_factor";
+
 /// octet's own argument of the weights: the levels.
 pub(crate) const TABLE_LEVELS: &str = "levels";
 
@@ -32,7 +39,7 @@ const ORDER: &str = "weight_g_idx";
 
 /// Whether codes of a scheme are stored one a byte (`int-quantized`) rather than as a bit stream (`pack-quantized`).
 ///
-/// Only 8-bit weights under integer activations are: that is the form in which other engines run W8A8.
+/// Only 8-bit weights under integer activations are, with scales that other engines read: that is the form in which they run W8A8.
 fn is_one_byte(scheme: Scheme) -> bool {
-    scheme.weights.bits.get() == 8 && scheme.activations != Activations::Exact
+    scheme.weights.bits.get() == 8 && scheme.activations != Activations::Exact && !scheme.weights.has_whole_scales()
 }

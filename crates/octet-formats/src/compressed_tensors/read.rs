@@ -1,12 +1,12 @@
 //! Stored modules as matrices whose rows are unpacked when asked for.
 
-use super::{ORDER, OUTLIER_INDEX, OUTLIER_WEIGHTS, bits};
+use super::{FACTOR, ORDER, OUTLIER_INDEX, OUTLIER_WEIGHTS, bits};
 use crate::{
     checkpoint::{Lookup, required},
     fp4::{self, Fp4},
     stored::{Decoded, check_rows, decoded, of_dtype, of_floats, quantized},
 };
-use octet_tensor::{Activations, Beside, Dtype, Error, Matrix, QMatrix, QuantRows, Result, Scheme, StoredQuant, Tensor};
+use octet_tensor::{Activations, Beside, Dtype, Error, Matrix, QMatrix, QuantRows, Result, RowFactor, Scheme, StoredQuant, Tensor};
 use std::{ops::Range, sync::Arc};
 
 /// A quantized module over its stored tensors.
@@ -17,6 +17,8 @@ struct Stored {
     cols: usize,
     codes: Tensor,
     scales: Tensor,
+    /// What whole scales are multiples of.
+    factors: Option<Tensor>,
     zeros: Option<Tensor>,
     /// The group of each input, where inputs are grouped in an order of their own (`actorder: group`).
     order: Option<Arc<[u32]>>,
@@ -87,11 +89,19 @@ fn build(
 ) -> Result<Stored> {
     let groups = scheme.weights.groups(cols);
     let scales = required(&format!("{module}.weight_scale"), lookup)?;
-    // A single scale serves the whole matrix (strategy `tensor`); one a row is written as [rows, 1] or [rows].
-    let fits = scales.shape() == [rows, groups] || (groups == 1 && (scales.shape() == [rows] || scales.len() == 1));
-    if !fits || !scales.dtype().is_float() {
-        return Err(scales.wrong_shape(format!("[{rows}, {groups}] floating-point scales")));
-    }
+    let factors = if scheme.weights.has_whole_scales() {
+        if of_dtype(&scales, Dtype::I8)?.shape() != [rows, groups] {
+            return Err(scales.wrong_shape(format!("[{rows}, {groups}] whole scales")));
+        }
+        Some(of_floats(required(&format!("{module}.{FACTOR}"), lookup)?, &[rows])?)
+    } else {
+        // A single scale serves the whole matrix (strategy `tensor`); one a row is written as [rows, 1] or [rows].
+        let fits = scales.shape() == [rows, groups] || (groups == 1 && (scales.shape() == [rows] || scales.len() == 1));
+        if !fits || !scales.dtype().is_float() {
+            return Err(scales.wrong_shape(format!("[{rows}, {groups}] floating-point scales")));
+        }
+        None
+    };
     let (zero_dtype, zero_rows) = zeros;
     let zeros = if scheme.weights.is_asymmetric() { Some(required(&format!("{module}.weight_zero_point"), lookup)?) } else { None };
     if let Some(zeros) = zeros.as_ref()
@@ -103,7 +113,7 @@ fn build(
         Activations::Int8Beside(share) => Some(outliers(module, [rows, cols], share.columns(cols), lookup)?),
         _ => None,
     };
-    Ok(Stored { module: module.into(), scheme, rows, cols, codes, scales, zeros, order, outliers })
+    Ok(Stored { module: module.into(), scheme, rows, cols, codes, scales, factors, zeros, order, outliers })
 }
 
 /// Which `count` inputs are outliers, and their weights `[rows, count]`.
@@ -168,6 +178,9 @@ impl Stored {
     }
 
     fn read_scales(&self, range: &Range<usize>, groups: usize) -> Result<Vec<f32>> {
+        if let Some(factors) = &self.factors {
+            return self.read_whole_scales(factors, range, groups);
+        }
         let mut scales = vec![0.0; range.len() * groups];
         if self.scales.len() == 1 && self.rows * groups != 1 {
             self.scales.read_f32(0, &mut scales[..1.min(range.len())])?;
@@ -177,6 +190,23 @@ impl Stored {
             self.scales.read_f32(range.start * groups, &mut scales)?;
         }
         Ok(scales)
+    }
+
+    fn read_whole_scales(&self, factors: &Tensor, range: &Range<usize>, groups: usize) -> Result<Vec<f32>> {
+        let mut of_rows = vec![0.0; range.len()];
+        factors.read_f32(range.start, &mut of_rows)?;
+        if of_rows.iter().any(|factor| !factor.is_finite()) {
+            let what = "has a factor that is not finite; the file is damaged, download it again".into();
+            return Err(Error::Malformed { name: factors.name().into(), what });
+        }
+        let whole = self.scales.element_bytes(range.start * groups..range.end * groups);
+        let rows = whole.chunks(groups.max(1)).zip(of_rows);
+        Ok(rows.flat_map(|(whole, factor)| whole.iter().map(move |&whole| RowFactor::new(factor).scale(whole as i8))).collect())
+    }
+
+    /// The type of scales, or of what they are multiples of.
+    fn scale_dtype(&self) -> Dtype {
+        self.factors.as_ref().unwrap_or(&self.scales).dtype()
     }
 
     fn read_zeros(&self, range: &Range<usize>, groups: usize) -> Vec<i8> {
@@ -207,7 +237,8 @@ impl QuantRows for Stored {
     fn stored_bytes(&self) -> usize {
         let outliers = self.outliers.as_ref().map_or(0, |(columns, weights)| 4 * columns.len() + weights.bytes().len());
         let order = self.order.as_ref().map_or(0, |order| 4 * order.len());
-        self.codes.bytes().len() + self.scales.bytes().len() + self.zeros.as_ref().map_or(0, |z| z.bytes().len()) + outliers + order
+        let some = [&self.factors, &self.zeros].into_iter().flatten().map(|tensor| tensor.bytes().len()).sum::<usize>();
+        self.codes.bytes().len() + self.scales.bytes().len() + some + outliers + order
     }
 
     fn beside(&self, range: Range<usize>) -> Result<Option<Beside>> {
@@ -232,7 +263,7 @@ impl QuantRows for Stored {
         let groups = self.scheme.weights.groups(self.cols);
         let (codes, scales) = (self.read_codes(&range), self.read_scales(&range, groups)?);
         let zeros = self.read_zeros(&range, groups);
-        let made = QMatrix::new(range.len(), self.cols, self.scheme.weights, codes, scales, self.scales.dtype(), zeros);
+        let made = QMatrix::new(range.len(), self.cols, self.scheme.weights, codes, scales, self.scale_dtype(), zeros);
         let made = match self.beside(range)? {
             Some(beside) => made.and_then(|q| q.with_beside(beside)),
             None => made,

@@ -21,7 +21,7 @@ pub(super) fn scheme(kind: BlockType) -> Option<(WeightScheme, Dtype)> {
         _ => return None,
     };
     let granularity = Granularity::Group(NonZeroUsize::new(group)?);
-    Some((WeightScheme { bits: Bits::new(bits)?, symmetry: Symmetry::Symmetric, granularity }, scales))
+    Some((WeightScheme::floats(Bits::new(bits)?, Symmetry::Symmetric, granularity), scales))
 }
 
 /// A 16-bit float at byte `at`.

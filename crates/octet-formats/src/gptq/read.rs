@@ -57,7 +57,7 @@ pub(crate) fn layout(module: &str, config: &Config, lookup: Lookup<'_>) -> Resul
         },
     };
     let symmetry = if config.symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
-    let weights = WeightScheme { bits, symmetry, granularity };
+    let weights = WeightScheme::floats(bits, symmetry, granularity);
     let size = weights.group_size(cols);
     let ordered = order.is_some_and(|order| order.iter().enumerate().any(|(i, &group)| group as usize != i / size));
     Ok(Shape { scheme: Scheme { weights, activations: Activations::Exact }, zero_offset: config.zero_offset, ordered })

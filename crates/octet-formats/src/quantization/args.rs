@@ -4,7 +4,7 @@ use crate::{
     Error, Result,
     compressed_tensors::{OUTLIER_COLUMNS, OUTLIER_LIMIT, TABLE_LEVELS},
 };
-use octet_tensor::{Activations, Bits, Granularity, InputRounding, LEVELS, Limit, Share, Symmetry, WeightScheme};
+use octet_tensor::{Activations, Bits, Granularity, InputRounding, LEVELS, Limit, Scales, Share, Symmetry, WeightScheme};
 use serde::Deserialize;
 use serde_json::Value;
 use std::num::NonZeroUsize;
@@ -85,7 +85,7 @@ impl Args {
             other => return bad(key, format!("has strategy {other:?}, octet reads tensor, channel and group for integers")),
         };
         let symmetry = if self.symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
-        Ok(WeightScheme { bits, symmetry, granularity })
+        Ok(WeightScheme::floats(bits, symmetry, granularity))
     }
 
     /// Weights that are levels of octet's table.
@@ -96,6 +96,13 @@ impl Args {
             return bad(key, "is another table than the one of this version; make the folder again from the original");
         }
         Ok(WeightScheme { symmetry: Symmetry::Table, ..weights })
+    }
+
+    /// Weights whose scales are whole numbers, and which may be levels.
+    pub(super) fn whole_scales(&self, key: &str) -> Result<WeightScheme> {
+        let table = self.observer_kwargs.get(TABLE_LEVELS).is_some();
+        let weights = if table { self.levels(key)? } else { self.weights(key)? };
+        Ok(WeightScheme { scales: Scales::Whole, ..weights })
     }
 
     /// FP8 weights.

@@ -4,7 +4,11 @@ use super::{
     Target,
     args::{Args, bad},
 };
-use crate::{Error, Result, awq, bitsandbytes, compressed_tensors::TABLE_FORMAT, gptq, mlx, npz, torchao};
+use crate::{
+    Error, Result, awq, bitsandbytes,
+    compressed_tensors::{SCALES_FORMAT, TABLE_FORMAT},
+    gptq, mlx, npz, torchao,
+};
 use octet_tensor::{Activations, InputRounding, Scheme};
 use serde::Deserialize;
 use serde_json::Value;
@@ -211,7 +215,11 @@ fn read_group(name: &str, group: &Value, top_format: &str) -> Result<(Vec<Target
         let activations = given("input_activations").map(|value| Args::read(&key("input_activations"), value));
         let activations = activations.transpose()?.map(|args| args.activations(&key("input_activations")));
         let own = &key("weights");
-        let weights = if format == TABLE_FORMAT { weights.levels(own)? } else { weights.weights(own)? };
+        let weights = match format {
+            TABLE_FORMAT => weights.levels(own)?,
+            SCALES_FORMAT => weights.whole_scales(own)?,
+            _ => weights.weights(own)?,
+        };
         Ok(Scheme { weights, activations: activations.transpose()?.unwrap_or(Activations::Exact) })
     };
     let float8 = || -> Result<Layout> {
@@ -220,7 +228,7 @@ fn read_group(name: &str, group: &Value, top_format: &str) -> Result<(Vec<Target
         Ok(Layout::Float8(weights.float8(&key("weights"))?, inputs))
     };
     let layout = match format {
-        "pack-quantized" | TABLE_FORMAT => Layout::Packed(scheme()?),
+        "pack-quantized" | TABLE_FORMAT | SCALES_FORMAT => Layout::Packed(scheme()?),
         "int-quantized" => Layout::Int8(scheme()?),
         "float-quantized" => float8()?,
         "naive-quantized" if weights.is_float() => float8()?,

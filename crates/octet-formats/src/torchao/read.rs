@@ -29,7 +29,7 @@ pub(crate) fn layout(module: &str, config: &Config, lookup: Lookup<'_>) -> Resul
         _ => return Err(scales.wrong_shape(format!("[outputs, groups of {cols} inputs]"))),
     };
     let symmetry = if config.symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
-    Ok(Scheme { weights: WeightScheme { bits: config.bits, symmetry, granularity }, activations: config.activations })
+    Ok(Scheme { weights: WeightScheme::floats(config.bits, symmetry, granularity), activations: config.activations })
 }
 
 /// The matrix of a module.

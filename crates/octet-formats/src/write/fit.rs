@@ -94,6 +94,9 @@ impl Format {
         if given.scheme.weights.is_table() {
             return Err(format!("has levels of a table; {} has even steps", self.name()));
         }
+        if given.scheme.weights.has_whole_scales() {
+            return Err(format!("has whole scales times a factor of the row; {} has a float for every group", self.name()));
+        }
         if given.ordered && self != Self::Gptq {
             return Err(format!("has inputs in activation order; {} has no place for it", self.name()));
         }
@@ -194,6 +197,9 @@ mod tests {
         let say = |format: Format, given: Given| format.fit(&given).unwrap_err();
         assert!(say(Format::Awq, given("w8a16", Dtype::F16)).contains("8-bit codes; awq has 4"));
         assert!(say(Format::Gptq, given("w8a16", Dtype::F32)).contains("F32 scales"));
+        for format in [Format::Gptq, Format::Awq, Format::Mlx, Format::Npz] {
+            assert!(say(format, given("w4a16-g32-s8", Dtype::F16)).contains("factor of the row"));
+        }
         assert!(say(Format::Bitsandbytes, given("w8a16", Dtype::F32)).contains("F32"));
         assert!(say(Format::Gptq, Given { cols: 288, ..given("w4a16-g128", Dtype::F16) }).contains("last one shorter"));
         assert!(say(Format::Gptq, Given { rows: 20, ..given("w4a16-g128", Dtype::F16) }).contains("multiples of 32"));

@@ -311,6 +311,12 @@ impl<C: Codes, const D: usize, const R: usize, const T: usize, const N: usize> O
                     });
                 });
             });
+            unroll!(r < R, {
+                if let Some(units) = product.ints.units(block[r]) {
+                    let units = s.load(units);
+                    unroll!(t < N, { values[r][t] = s.mul(values[r][t], units) });
+                }
+            });
             if !x.grouped {
                 scale_tokens(s, &mut values, &x.scales.as_chunks::<N>().0[0]);
             }

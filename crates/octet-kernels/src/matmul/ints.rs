@@ -4,6 +4,8 @@
 //! inputs of each of 16 rows, so that lanes are rows and a product needs no horizontal sums. Codes of two to six bits are
 //! stored densely, in planes of such lines (`codes.rs`); codes of seven bits take a byte. Zero points are stored unsigned likewise; a symmetric matrix has the same
 //! one, 2^(bits − 1), everywhere (128 where codes are levels of a table, of which only the numbers are stored). The zero point never enters the inner loop: Σ (code − zero) · a = Σ code · a − zero · Σ a.
+//!
+//! Scales that are whole numbers stay so; what they are multiples of is multiplied once a row, after all groups.
 
 use super::{
     codes::{self, CHUNK},
@@ -18,7 +20,7 @@ use crate::{
     simd::{LANES, Simd},
 };
 use half::{bf16, f16};
-use octet_tensor::{Activations, Bytes, Dtype, Error, QMatrix, Result, StoredQuant, WeightScheme};
+use octet_tensor::{Activations, Bytes, Dtype, Error, QMatrix, Result, RowFactor, StoredQuant, WeightScheme};
 use std::sync::{Mutex, PoisonError};
 
 /// Codes and scales of a quantized matrix in blocks of sixteen rows.
@@ -41,6 +43,8 @@ pub(crate) struct Ints {
     lines: Lines,
     /// `[blocks, groups]`, sixteen rows each.
     scales: Scales,
+    /// `[blocks]`, sixteen rows each: what whole scales are multiples of; none where scales are floats.
+    units: Vec<[f32; LANES]>,
     /// `[blocks, groups]`, sixteen rows each; none when symmetric.
     zeros: Option<Vec<[u8; LANES]>>,
 }
@@ -72,7 +76,12 @@ enum Scales {
     F32(Vec<[f32; LANES]>),
     F16(Vec<[u16; LANES]>),
     Bf16(Vec<[u16; LANES]>),
+    /// Whole numbers with [`WHOLE_OFFSET`] added.
+    Whole(Vec<[u8; LANES]>),
 }
+
+/// What is added to whole scales to make them unsigned.
+const WHOLE_OFFSET: i32 = 128;
 
 impl Ints {
     /// Packs a stored matrix, rows in parallel and a few blocks at a time, for activations as `activations` says.
@@ -95,7 +104,8 @@ impl Ints {
         packed.lines = Lines::from(codes);
         let mut rest = &bytes[lines..];
         let zeros = packed.zeros.as_mut().map(|zeros| bytemuck::cast_slice_mut(zeros));
-        for to in std::iter::once(packed.scales.bytes_mut()).chain(zeros) {
+        let units = bytemuck::cast_slice_mut(&mut packed.units);
+        for to in std::iter::once(packed.scales.bytes_mut()).chain(zeros).chain([units]) {
             let (part, after) = rest.split_at(to.len());
             to.copy_from_slice(part);
             rest = after;
@@ -103,10 +113,10 @@ impl Ints {
         Ok(Some(packed))
     }
 
-    /// Codes, scales and zero points as bytes.
-    pub(crate) fn sections(&self) -> [&[u8]; 3] {
+    /// Codes, scales, zero points and units as bytes.
+    pub(crate) fn sections(&self) -> [&[u8]; 4] {
         let zeros = self.zeros.as_ref().map_or(&[][..], |zeros| bytemuck::cast_slice(zeros));
-        [bytemuck::cast_slice(&self.lines[..]), self.scales.bytes(), zeros]
+        [bytemuck::cast_slice(&self.lines[..]), self.scales.bytes(), zeros, bytemuck::cast_slice(&self.units)]
     }
 
     fn zeroed(rows: usize, cols: usize, scheme: WeightScheme, activations: Activations, scale: Dtype, codes: bool) -> Self {
@@ -123,7 +133,12 @@ impl Ints {
             segments_a_group: if group >= cols { segments.count().max(1) } else { group / segments.size() },
             groups,
             lines: if codes { Lines::zeroed(lines) } else { Lines::default() },
-            scales: Scales::new(scale, blocks * groups),
+            scales: if scheme.has_whole_scales() {
+                Scales::Whole(vec![[0; LANES]; blocks * groups])
+            } else {
+                Scales::new(scale, blocks * groups)
+            },
+            units: if scheme.has_whole_scales() { vec![[0.0; LANES]; blocks] } else { vec![] },
             zeros: scheme.is_asymmetric().then(|| vec![[0; LANES]; blocks * groups]),
         }
     }
@@ -138,8 +153,10 @@ impl Ints {
         let mut lines = std::mem::take(&mut self.lines);
         let mut zeros = self.zeros.take();
         let mut scales = std::mem::replace(&mut self.scales, Scales::F32(Vec::new()));
+        let mut units = std::mem::take(&mut self.units);
         let (shared_lines, shared_zeros) = (Shared::new(&mut lines[..]), zeros.as_mut().map(|z| Shared::new(&mut z[..])));
-        let shared_scales = SharedScales::new(&mut scales);
+        let (shared_scales, whole) = (SharedScales::new(&mut scales), !units.is_empty());
+        let shared_units = Shared::new(&mut units[..]);
         let failure = Mutex::new(None);
         engine.run(blocks.div_ceil(blocks_a_task), &|task| {
             let first = task * blocks_a_task;
@@ -160,6 +177,12 @@ impl Ints {
                         // SAFETY: as above.
                         self.pack_zeros(&q, (block - first) * LANES, unsafe { zeros.part(at.clone()) });
                     }
+                    if whole {
+                        let factors = q.factors().iter().skip((block - first) * LANES);
+                        // SAFETY: as above.
+                        let units = &mut unsafe { shared_units.part(block..block + 1) }[0];
+                        units.iter_mut().zip(factors).for_each(|(unit, factor)| *unit = factor.unit());
+                    }
                     // SAFETY: as above.
                     if !unsafe { shared_scales.pack(&q, (block - first) * LANES, at) } {
                         let what = format!("scales of rows from {} on are not all {}", block * LANES, shared_scales.dtype());
@@ -172,7 +195,7 @@ impl Ints {
                 failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
         });
-        (self.lines, self.zeros, self.scales) = (lines, zeros, scales);
+        (self.lines, self.zeros, self.scales, self.units) = (lines, zeros, scales, units);
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
@@ -209,14 +232,18 @@ impl Ints {
     /// Bytes that a matrix of such a shape will take, its scales stored as `scale`.
     pub(crate) fn forecast(rows: usize, cols: usize, scheme: WeightScheme, activations: Activations, scale: Dtype) -> usize {
         let extent = Extent::of(rows, cols, scheme, activations);
-        let scale = if matches!(scale, Dtype::F16 | Dtype::Bf16) { 2 } else { 4 };
-        extent.lines * size_of::<Line>() + extent.blocks * extent.groups * LANES * (scale + usize::from(scheme.is_asymmetric()))
+        let (scale, unit) = match scale {
+            _ if scheme.has_whole_scales() => (1, 4),
+            Dtype::F16 | Dtype::Bf16 => (2, 0),
+            _ => (4, 0),
+        };
+        let a_row = extent.groups * (scale + usize::from(scheme.is_asymmetric())) + unit;
+        extent.lines * size_of::<Line>() + extent.blocks * LANES * a_row
     }
 
     /// Bytes all of it takes.
     pub(crate) fn bytes(&self) -> usize {
-        let scale = if matches!(self.scales, Scales::F32(_)) { 4 } else { 2 };
-        self.lines.len() * 64 + self.blocks() * self.groups * LANES * (scale + usize::from(self.zeros.is_some()))
+        self.sections().into_iter().map(<[u8]>::len).sum()
     }
 
     /// Where the scales and zero points of segment `segment` of block `block` are.
@@ -225,14 +252,26 @@ impl Ints {
         block * self.groups + segment / self.segments_a_group
     }
 
-    /// Scales of sixteen rows.
+    /// Scales of sixteen rows, in their units ([`Ints::units`]).
     #[inline(always)]
     pub(crate) fn scales<S: Simd>(&self, s: S, at: usize) -> S::F {
         match &self.scales {
             Scales::F32(all) => s.load(&all[at]),
             Scales::F16(all) => s.load_f16(bytemuck::cast_ref(&all[at])),
             Scales::Bf16(all) => s.load_bf16(bytemuck::cast_ref(&all[at])),
+            Scales::Whole(all) => s.to_f(s.add_i(s.load_u8(&all[at]), s.splat_i(-WHOLE_OFFSET))),
         }
+    }
+
+    /// What the scales of the sixteen rows of block `block` are multiples of; `None` where they are what they are.
+    #[inline(always)]
+    pub(crate) fn units(&self, block: usize) -> Option<&[f32; LANES]> {
+        self.units.get(block)
+    }
+
+    /// The scale of one row of block `block`.
+    fn scale(&self, block: usize, at: usize, lane: usize) -> f32 {
+        self.scales.get(at, lane) * self.units(block).map_or(1.0, |units| units[lane])
     }
 
     /// Whether every zero point is [`Ints::offset`].
@@ -266,7 +305,7 @@ impl Ints {
         let zeros = self.zeros(at);
         std::array::from_fn(|lane| {
             let zero = zeros.map_or(self.offset, |zeros| zeros[lane]);
-            self.scales.get(at, lane) * (i32::from(codes[lane]) - i32::from(zero)) as f32
+            self.scale(block, at, lane) * (i32::from(codes[lane]) - i32::from(zero)) as f32
         })
     }
 
@@ -276,7 +315,7 @@ impl Ints {
         let lines = self.block(block);
         for segment in 0..self.segments.count() {
             let at = self.group_at(block, segment);
-            let (scale, zero) = (self.scales.get(at, lane), self.zeros(at).map_or(self.offset, |z| z[lane]));
+            let (scale, zero) = (self.scale(block, at, lane), self.zeros(at).map_or(self.offset, |z| z[lane]));
             for k in self.segments.inputs(segment) {
                 let position = self.segments.position(k);
                 let (chunk, word) = (position / (8 * CHUNK), position / 4 % (2 * CHUNK));
@@ -311,6 +350,7 @@ impl Scales {
         match self {
             Self::F32(all) => bytemuck::cast_slice(all),
             Self::F16(all) | Self::Bf16(all) => bytemuck::cast_slice(all),
+            Self::Whole(all) => bytemuck::cast_slice(all),
         }
     }
 
@@ -318,6 +358,7 @@ impl Scales {
         match self {
             Self::F32(all) => bytemuck::cast_slice_mut(all),
             Self::F16(all) | Self::Bf16(all) => bytemuck::cast_slice_mut(all),
+            Self::Whole(all) => bytemuck::cast_slice_mut(all),
         }
     }
 
@@ -326,6 +367,7 @@ impl Scales {
             Self::F32(all) => all[at][lane],
             Self::F16(all) => f16::from_bits(all[at][lane]).to_f32(),
             Self::Bf16(all) => bf16::from_bits(all[at][lane]).to_f32(),
+            Self::Whole(all) => (i32::from(all[at][lane]) - WHOLE_OFFSET) as f32,
         }
     }
 }
@@ -335,6 +377,7 @@ enum SharedScales<'a> {
     F32(Shared<'a, [f32; LANES]>),
     F16(Shared<'a, [u16; LANES]>),
     Bf16(Shared<'a, [u16; LANES]>),
+    Whole(Shared<'a, [u8; LANES]>),
 }
 
 impl<'a> SharedScales<'a> {
@@ -343,12 +386,13 @@ impl<'a> SharedScales<'a> {
             Scales::F32(all) => Self::F32(Shared::new(all)),
             Scales::F16(all) => Self::F16(Shared::new(all)),
             Scales::Bf16(all) => Self::Bf16(Shared::new(all)),
+            Scales::Whole(all) => Self::Whole(Shared::new(all)),
         }
     }
 
     fn dtype(&self) -> Dtype {
         match self {
-            Self::F32(_) => Dtype::F32,
+            Self::F32(_) | Self::Whole(_) => Dtype::F32,
             Self::F16(_) => Dtype::F16,
             Self::Bf16(_) => Dtype::Bf16,
         }
@@ -361,6 +405,7 @@ impl<'a> SharedScales<'a> {
     unsafe fn pack(&self, q: &QMatrix, row: usize, range: std::ops::Range<usize>) -> bool {
         let mut exact = true;
         for lane in 0..LANES.min(q.rows() - row) {
+            let factor = q.factors().get(row + lane).copied().unwrap_or(RowFactor::ZERO);
             for (group, at) in range.clone().enumerate() {
                 let scale = q.group(row + lane, group).0;
                 exact &= self.dtype().round(scale) == scale;
@@ -371,6 +416,10 @@ impl<'a> SharedScales<'a> {
                     Self::F16(all) => (unsafe { all.part(at..at + 1) })[0][lane] = f16::from_f32(scale).to_bits(),
                     // SAFETY: as above.
                     Self::Bf16(all) => (unsafe { all.part(at..at + 1) })[0][lane] = bf16::from_f32(scale).to_bits(),
+                    Self::Whole(all) => {
+                        // SAFETY: as above.
+                        (unsafe { all.part(at..at + 1) })[0][lane] = (i32::from(factor.whole(scale)) + WHOLE_OFFSET) as u8;
+                    }
                 }
             }
         }

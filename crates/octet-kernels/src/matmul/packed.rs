@@ -42,7 +42,7 @@ pub const LAYOUT: u32 = 1;
 impl PackedLinear {
     /// The packed bytes of a quantized matrix, one section after the other, for [`octet_tensor::QuantRows::packed`] to give
     /// back; `None` for a float matrix and for one with columns beside its codes.
-    pub fn sections(&self) -> Option<[&[u8]; 3]> {
+    pub fn sections(&self) -> Option<[&[u8]; 4]> {
         if self.columns.is_some() {
             return None;
         }

@@ -222,6 +222,7 @@ impl Work<'_> {
         let segments = ints.segments.count();
         let scales = s.load(bytemuck::cast_ref(&self.scales[block * segments + segment].0));
         let block = blocks.start + block;
+        let units = ints.units(block).map(|units| s.load(units));
         let zeros = match ints.zeros(ints.group_at(block, segment)) {
             Some(zeros) if const { !SIGNED } => Some(s.load_u8(zeros)),
             _ => None,
@@ -246,6 +247,9 @@ impl Work<'_> {
             if const { !LAST } {
                 s.store(value, bytemuck::cast_mut(&mut total.0));
                 continue;
+            }
+            if let Some(units) = units {
+                value = s.mul(value, units);
             }
             if !rows.grouped {
                 value = s.mul(value, s.splat(rows.scales[token]));

@@ -2,7 +2,7 @@
 
 use crate::Site;
 use octet_model::Role;
-use octet_tensor::WeightScheme;
+use octet_tensor::{Dtype, WeightScheme};
 
 /// Why a router is never quantized.
 pub(super) const ROUTER: &str = "it is a router: a small error would pick other experts";
@@ -23,9 +23,12 @@ pub(crate) fn misfit(site: &Site, scheme: WeightScheme, portable: bool) -> Optio
     if portable && scheme.is_table() {
         return Some("other readers of compressed-tensors have no tables".into());
     }
+    if portable && scheme.has_whole_scales() {
+        return Some("other readers of compressed-tensors have a float for every scale".into());
+    }
     if portable && !linear.cols.is_multiple_of(size) {
         return Some(format!("its {} inputs are no multiple of the group of {size}, which other readers need", linear.cols));
     }
-    let (now, then) = (16.0, scheme.bits_per_weight(linear.cols, 16));
+    let (now, then) = (16.0, scheme.bits_per_weight(linear.cols, Dtype::Bf16));
     (then >= now).then(|| format!("it has {} inputs only and would take {then:.1} bits a weight", linear.cols))
 }

@@ -37,6 +37,11 @@ pub(super) struct Choices {
 type V = [f32; CANDIDATES];
 
 impl Choices {
+    /// Scales with one zero point.
+    pub(super) fn with_zero(scale: V, zero: f32) -> Self {
+        Self { scale, zero: [zero; CANDIDATES] }
+    }
+
     /// Choice `j`.
     pub(super) fn at(&self, j: usize) -> Choice {
         Choice { scale: self.scale[j], zero: self.zero[j] }

@@ -2,7 +2,7 @@
 
 use super::{
     RowSolver, RowsMut, TensorJob,
-    rounding::Rounding,
+    rounding::{Rounding, Stored},
     rtn::{RtnRows, SAFE_EXPONENT},
 };
 use crate::ErrorSums;
@@ -41,7 +41,7 @@ impl<'a> QuickRows<'a> {
     pub(super) fn new(job: TensorJob<'a>, usual: RtnRows<'a>) -> Self {
         let bits = job.scheme.bits;
         let half = -bits.min_code() as f32;
-        let rounding = Rounding { dtype: job.scale_dtype, exponent: 0 };
+        let rounding = Rounding { stored: Stored::Float(job.scale_dtype), exponent: 0 };
         Self { job, usual, rounding, half, spans: spans(bits.get() as usize, half), refine: bits.get() <= 6 }
     }
 }

@@ -4,10 +4,11 @@ use super::{
     RowSolver, RowsMut, Solver, TensorJob,
     candidates::{Choice, Choices, Grid},
     quick::QuickRows,
-    rounding::Rounding,
+    rounding::{Rounding, Stored},
 };
 use crate::{Error, ErrorSums};
-use octet_kernels::QUICK;
+use octet_kernels::{CANDIDATES, Engine, QUICK};
+use std::borrow::Cow;
 
 /// Round-to-nearest with an error-minimising scale (and zero-point) search in each group.
 ///
@@ -52,7 +53,8 @@ impl Solver for Rtn {
             && self.refinements == 0
             && job.importance.is_none()
             && !job.scheme.is_asymmetric()
-            && !job.scheme.is_table();
+            && !job.scheme.is_table()
+            && !job.scheme.has_whole_scales();
         Ok(if quick { Box::new(QuickRows::new(job, usual)) } else { Box::new(usual) })
     }
 }
@@ -79,12 +81,17 @@ impl RowSolver for RtnRows<'_> {
         let (cols, size) = (self.job.shape.1.max(1), self.job.group_size());
         let groups = cols.div_ceil(size);
         let mut sums = ErrorSums::default();
-        for (row, (weights, codes)) in weights.chunks_exact(cols).zip(out.codes.chunks_exact_mut(cols)).enumerate() {
+        let rows = weights.chunks_exact(cols).zip(out.codes.chunks_exact_mut(cols)).zip(out.scales.chunks_exact_mut(groups));
+        for (row, ((weights, codes), scales)) in rows.enumerate() {
+            let zeros = out.zeros.get_mut(row * groups..(row + 1) * groups).unwrap_or_default();
+            if self.job.scheme.has_whole_scales() {
+                self.whole_row(weights, codes, scales, zeros, &mut sums);
+                continue;
+            }
             for (group, (weights, codes)) in weights.chunks(size).zip(codes.chunks_mut(size)).enumerate() {
-                let importance = self.job.importance.map_or(&[][..], |h| &h[group * size..][..weights.len()]);
-                let choice = self.group(weights, importance, codes, &mut sums);
-                out.scales[row * groups + group] = choice.scale;
-                if let Some(zero) = out.zeros.get_mut(row * groups + group) {
+                let choice = self.group(weights, self.importance(group, weights.len()), codes, &mut sums);
+                scales[group] = choice.scale;
+                if let Some(zero) = zeros.get_mut(group) {
                     *zero = choice.zero as i8;
                 }
             }
@@ -93,37 +100,64 @@ impl RowSolver for RtnRows<'_> {
     }
 }
 
-impl RtnRows<'_> {
-    pub(super) fn group(&self, weights: &[f32], importance: &[f32], codes: &mut [i8], sums: &mut ErrorSums) -> Choice {
-        let limits = self.job.engine.weight_range(weights);
+/// A group's weights in units in which their squares are safe in f32.
+pub(super) struct Normal<'w> {
+    weights: Cow<'w, [f32]>,
+    limits: (f32, f32),
+    /// Weights are in units of 2 to this power.
+    pub(super) exponent: i32,
+}
+
+impl<'w> Normal<'w> {
+    /// `None` where all are zero.
+    pub(super) fn of(engine: &Engine, weights: &'w [f32]) -> Option<Self> {
+        let limits = engine.weight_range(weights);
         let extreme = limits.1.max(-limits.0);
         if extreme == 0.0 {
-            return self.nothing(codes);
+            return None;
         }
         let exponent = exponent(extreme);
         if exponent == 0 {
-            return self.normal_group(weights, importance, limits, 0, codes, sums);
+            return Some(Self { weights: weights.into(), limits, exponent });
         }
         // A power of two changes no mantissa, so this is the same search in other units.
         let unit = 2f64.powi(-exponent);
         let scaled = |v: f32| (f64::from(v) * unit) as f32;
-        let weights: Vec<f32> = weights.iter().map(|&w| scaled(w)).collect();
-        self.normal_group(&weights, importance, (scaled(limits.0), scaled(limits.1)), exponent, codes, sums)
+        let weights = weights.iter().map(|&w| scaled(w)).collect();
+        Some(Self { weights, limits: (scaled(limits.0), scaled(limits.1)), exponent })
+    }
+}
+
+impl<'a> RtnRows<'a> {
+    pub(super) fn job(&self) -> &TensorJob<'a> {
+        &self.job
     }
 
-    fn normal_group(
+    /// The importance of the inputs of a group of `len`.
+    pub(super) fn importance(&self, group: usize, len: usize) -> &'a [f32] {
+        self.job.importance.map_or(&[][..], |h| &h[group * self.job.group_size()..][..len])
+    }
+
+    /// Solves a group whose scale is a float.
+    pub(super) fn group(&self, weights: &[f32], importance: &[f32], codes: &mut [i8], sums: &mut ErrorSums) -> Choice {
+        let Some(normal) = Normal::of(self.job.engine, weights) else { return self.nothing(codes) };
+        let rounding = Rounding { stored: Stored::Float(self.job.scale_dtype), exponent: normal.exponent };
+        let best = self.search(&normal, importance, rounding);
+        self.encode(&normal, importance, best, codes, sums)
+    }
+
+    /// Writes the codes of a choice that leaves so much error, and gives it in the units of the weights as they are.
+    pub(super) fn encode(
         &self,
-        weights: &[f32],
+        group: &Normal<'_>,
         importance: &[f32],
-        limits: (f32, f32),
-        exponent: i32,
+        (best, weighted_error): (Choice, f64),
         codes: &mut [i8],
         sums: &mut ErrorSums,
     ) -> Choice {
-        let engine = self.job.engine;
-        let (best, weighted_error) = self.search(weights, importance, limits, exponent);
+        let (engine, weights) = (self.job.engine, &*group.weights);
         let found = engine.encode_weights(weights, best.candidate(&self.grid), best.zero as i8, codes);
-        let unit = 2f64.powi(exponent);
+        let unit = 2f64.powi(group.exponent);
         let (weighted_error, weighted_weight) = if importance.is_empty() {
             (found.error, found.weight)
         } else {
@@ -144,34 +178,44 @@ impl RtnRows<'_> {
     }
 
     /// What stands for zeros. A table has no level of zero, but a smallest one and a scale that makes nothing of it.
-    fn nothing(&self, codes: &mut [i8]) -> Choice {
+    pub(super) fn nothing(&self, codes: &mut [i8]) -> Choice {
         let table = self.job.scheme.is_table();
         codes.fill(if table { SMALLEST_LEVEL } else { 0 });
-        Choice { scale: if table { TABLE_ZERO_SCALE } else { ZERO_GROUP_SCALE }, zero: 0.0 }
+        let scale = match table {
+            _ if self.job.scheme.has_whole_scales() => 0.0,
+            true => TABLE_ZERO_SCALE,
+            false => ZERO_GROUP_SCALE,
+        };
+        Choice { scale, zero: 0.0 }
     }
 
     /// The choice with the least error, and that error; the first of equals.
-    fn search(&self, weights: &[f32], importance: &[f32], limits: (f32, f32), exponent: i32) -> (Choice, f64) {
-        let engine = self.job.engine;
-        let rounding = Rounding { dtype: self.job.scale_dtype, exponent };
+    pub(super) fn search(&self, group: &Normal<'_>, importance: &[f32], rounding: Rounding) -> (Choice, f64) {
         let mut best = (Choice::default(), f64::INFINITY);
-        let try_all = |choices: &Choices, best: &mut (Choice, f64)| {
-            let errors = engine.candidate_errors(weights, importance, &choices.candidates(&self.grid));
-            for (j, error) in errors.into_iter().enumerate() {
-                if error < best.1 {
-                    *best = (choices.at(j), error);
-                }
-            }
-        };
-        for choices in self.grid.choices(limits, rounding) {
-            try_all(&choices, &mut best);
+        for choices in self.grid.choices(group.limits, rounding) {
+            best = self.least(group, importance, &choices, best);
         }
         for _ in 0..self.refinements {
             let before = best.1;
-            let moments = engine.code_moments(weights, importance, best.0.candidate(&self.grid));
-            try_all(&self.grid.around(best.0, &moments, rounding), &mut best);
+            let moments = self.job.engine.code_moments(&group.weights, importance, best.0.candidate(&self.grid));
+            best = self.least(group, importance, &self.grid.around(best.0, &moments, rounding), best);
             if best.1 >= before {
                 break;
+            }
+        }
+        best
+    }
+
+    /// The error of every choice.
+    pub(super) fn errors(&self, group: &Normal<'_>, importance: &[f32], choices: &Choices) -> [f64; CANDIDATES] {
+        self.job.engine.candidate_errors(&group.weights, importance, &choices.candidates(&self.grid))
+    }
+
+    /// The choice with less error than `best`, if there is one.
+    pub(super) fn least(&self, group: &Normal<'_>, importance: &[f32], choices: &Choices, mut best: (Choice, f64)) -> (Choice, f64) {
+        for (j, error) in self.errors(group, importance, choices).into_iter().enumerate() {
+            if error < best.1 {
+                best = (choices.at(j), error);
             }
         }
         best

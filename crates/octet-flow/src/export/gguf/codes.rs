@@ -18,6 +18,9 @@ pub(super) fn holding(scheme: WeightScheme, cols: usize) -> std::result::Result<
             "has groups of {group} among {cols} inputs, and GGUF holds scales of 32 inputs; quantize it anew with --requantize and a type such as gguf:q4_k_m"
         ));
     }
+    if scheme.has_whole_scales() {
+        return Err("has whole scales times a factor of the row, and GGUF holds scales of 16 bits; quantize it anew with --requantize and a type such as gguf:iq4_nl".into());
+    }
     if scheme.is_table() {
         return Ok(BlockType::IQ4_NL);
     }
@@ -140,6 +143,7 @@ mod tests {
         let kind = holding(q.scheme(), 64).unwrap();
         assert_eq!(kind, BlockType::IQ4_NL);
         assert_eq!(in_blocks(kind.code().unwrap(), &q).unwrap().dequantize(), q.dequantize());
+        assert!(holding(scheme("w4ta16-g32-s8"), 64).unwrap_err().contains("factor of the row"));
         assert!(holding(scheme("w4a16-pc-sym"), 100).unwrap_err().contains("groups of 100"));
     }
 }

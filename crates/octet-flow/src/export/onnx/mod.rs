@@ -31,6 +31,9 @@ fn block(given: &Given) -> std::result::Result<usize, String> {
     if given.scheme.weights.is_table() {
         return Err("has levels of a table; MatMulNBits has even steps".into());
     }
+    if given.scheme.weights.has_whole_scales() {
+        return Err("has whole scales times a factor of the row; MatMulNBits has a float for every block".into());
+    }
     let size = given.scheme.weights.group_size(given.cols);
     let fits = |block: &usize| size.is_multiple_of(*block) || (size >= given.cols && *block <= given.cols.next_power_of_two());
     let whole = BLOCKS.into_iter().find(|&block| block == size);
@@ -106,5 +109,6 @@ mod tests {
             assert_eq!(block_of(scheme, cols), Ok(expected), "{scheme} {cols}");
         }
         assert!(block_of("w4ta16-g32", 256).unwrap_err().contains("even steps"));
+        assert!(block_of("w4a16-g32-s8", 256).unwrap_err().contains("factor of the row"));
     }
 }

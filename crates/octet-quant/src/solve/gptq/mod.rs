@@ -2,6 +2,7 @@
 
 mod hessian;
 mod refine;
+mod rescale;
 mod rows;
 
 pub use hessian::{ActOrder, Hessian, HessianOptions};
