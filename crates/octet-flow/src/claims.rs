@@ -73,9 +73,9 @@ impl Claims {
             let here = (matrix.rows() * matrix.cols()) as u64;
             let rows = matrix.read_rows(0..matrix.rows().min(ROWS))?;
             // Of levels, what is stored is their number.
-            let weights_of = rows.scheme();
-            let number = |code: i8| if weights_of.is_table() { i32::from(weights_of.index(code)) - 8 } else { i32::from(code) };
-            let largest = rows.codes().iter().map(|&code| number(code)).map(|code| if code < 0 { !code } else { code }).max().unwrap_or(0);
+            let mut codes = rows.codes().to_vec();
+            rows.alphabet().store(&mut codes);
+            let largest = codes.into_iter().map(i32::from).map(|code| if code < 0 { !code } else { code }).max().unwrap_or(0);
             let found = by_scheme.entry(scheme.to_string()).or_insert_with(|| Found {
                 scheme: scheme.to_string(),
                 modules: 0,

@@ -5,7 +5,7 @@ use octet_formats::{
     Checkpoint, Folder, compressed_tensors as ct,
     safetensors::{TensorSpec, Writer},
 };
-use octet_tensor::{Activations, Beside, Dtype, Matrix, QMatrix, RowFactor, Scheme, WeightSource};
+use octet_tensor::{Activations, Alphabet, Beside, Dtype, Matrix, QMatrix, RowFactor, Scheme, Symmetry, Table, WeightSource};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, path::Path};
@@ -19,8 +19,13 @@ fn random(rows: usize, cols: usize, scheme: Scheme, dtype: Dtype, seed: u64) -> 
         (state >> 33) as i32
     };
     let width = 1 << weights.bits.get();
-    let mut code = move || weights.code(next().rem_euclid(width) as u8);
-    let codes: Vec<i8> = (0..rows * cols).map(|_| code()).collect();
+    let mut code = move || (next().rem_euclid(width) + weights.bits.min_code()) as i8;
+    let alphabet = match weights.symmetry {
+        Symmetry::Learnt => Alphabet::Table(Table::new(std::array::from_fn(|i| (15 * i as i32 - 120 + i32::from(code())) as i8)).unwrap()),
+        _ => weights.alphabet(),
+    };
+    let mut codes: Vec<i8> = (0..rows * cols).map(|_| code()).collect();
+    alphabet.read(&mut codes);
     let groups = rows * weights.groups(cols);
     let row = weights.groups(cols).max(1);
     let mut scales: Vec<f32> = (0..groups).map(|_| dtype.round((f32::from(code()) + 0.3) / 77.0)).collect();
@@ -31,7 +36,7 @@ fn random(rows: usize, cols: usize, scheme: Scheme, dtype: Dtype, seed: u64) -> 
         }
     }
     let zeros = if weights.is_asymmetric() { (0..groups).map(|_| code()).collect() } else { vec![] };
-    QMatrix::new(rows, cols, weights, codes, scales, dtype, zeros).unwrap()
+    QMatrix::spelt(alphabet, (rows, cols), weights, codes, scales, dtype, zeros).unwrap()
 }
 
 fn rows_of(q: &QMatrix, scheme: Scheme, rows: std::ops::Range<usize>) -> QMatrix {
@@ -84,10 +89,19 @@ fn every_scheme() -> Vec<Scheme> {
             }
         }
     }
-    all.extend(
-        ["w4ta16-g32", "w4ta8-pc", "w4ta8-g64-ag32", "w4ta16-g16-s8", "w4a16-g32-s8", "w3a8-g64-asym-s8", "w8a8-g32-s8"]
-            .map(|text| text.parse::<Scheme>().unwrap()),
-    );
+    let octets = [
+        "w4ta16-g32",
+        "w4ta8-pc",
+        "w4ta8-g64-ag32",
+        "w4la16-g32",
+        "w4la8-pc",
+        "w4la16-g16-s8",
+        "w4ta16-g16-s8",
+        "w4a16-g32-s8",
+        "w3a8-g64-asym-s8",
+        "w8a8-g32-s8",
+    ];
+    all.extend(octets.map(|text| text.parse::<Scheme>().unwrap()));
     all
 }
 
@@ -135,6 +149,32 @@ proptest! {
         if let Ok(value) = serde_json::from_str::<Value>(&text) {
             let _ = octet_formats::quantization::parse(&json!({ "quantization_config": value }));
         }
+    }
+}
+
+/// Sixteen ascending levels or a sentence.
+#[test]
+fn levels_of_a_matrix_are_checked_when_it_is_opened() {
+    let (dir, scheme) = (tempfile::tempdir().unwrap(), "w4la16-g32".parse::<Scheme>().unwrap());
+    let config = ct::quantization_config(&[("m.0.a".into(), scheme)], &[]);
+    write(dir.path(), &[("m.0.a", random(32, 64, scheme, Dtype::F16, 3), scheme)], &[], 32, config);
+    let head = |whole: &[u8]| -> (usize, Value) {
+        let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+        (header, serde_json::from_slice(&whole[8..header]).unwrap())
+    };
+    let shards =
+        fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().path()).filter(|path| path.extension().unwrap() == "safetensors");
+    let of_levels = |path: &std::path::PathBuf| head(&fs::read(path).unwrap()).1.get("m.0.a.weight_levels").is_some();
+    let file = shards.into_iter().find(of_levels).unwrap();
+    let whole = fs::read(&file).unwrap();
+    let (header, entries) = head(&whole);
+    let first = header + entries["m.0.a.weight_levels"]["data_offsets"][0].as_u64().unwrap() as usize;
+    for (at, level) in [(3, whole[first + 4]), (15, 128)] {
+        let mut broken = whole.clone();
+        broken[first + at] = level;
+        fs::write(&file, broken).unwrap();
+        let error = open(dir.path()).unwrap().matrix("m.0.a").unwrap_err().to_string();
+        assert!(error.contains("m.0.a.weight_levels") && error.contains("sixteen ascending levels"), "{error}");
     }
 }
 

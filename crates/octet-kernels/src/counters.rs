@@ -39,6 +39,8 @@ kernels! {
     W4A8 = "w4a8",
     /// Levels of a table, int8 activations.
     W4tA8 = "w4ta8",
+    /// Levels of a table of the matrix, int8 activations.
+    W4lA8 = "w4la8",
     /// Codes of two bits, int8 activations.
     W2A8 = "w2a8",
     /// Codes of three bits, int8 activations.
@@ -53,6 +55,8 @@ kernels! {
     W4A16 = "w4a16",
     /// Levels of a table, float activations.
     W4tA16 = "w4ta16",
+    /// Levels of a table of the matrix, float activations.
+    W4lA16 = "w4la16",
     /// Codes of two bits, float activations.
     W2A16 = "w2a16",
     /// Codes of three bits, float activations.

@@ -9,7 +9,7 @@ use crate::{
     Engine,
     simd::{LANES, Op, Simd},
 };
-use octet_tensor::LEVELS;
+use octet_tensor::Table;
 
 /// Candidates looked at in one pass.
 pub const CANDIDATES: usize = LANES;
@@ -28,8 +28,8 @@ pub struct Candidates {
     pub low: [f32; CANDIDATES],
     /// Largest code minus zero point.
     pub high: [f32; CANDIDATES],
-    /// Whether codes are the nearest of [`LEVELS`] instead, whatever the range.
-    pub table: bool,
+    /// The levels that codes are the nearest of instead, whatever the range.
+    pub table: Option<Table>,
 }
 
 /// One of [`Candidates`].
@@ -43,8 +43,8 @@ pub struct Candidate {
     pub low: f32,
     /// Largest code minus zero point.
     pub high: f32,
-    /// Whether the code is the nearest of [`LEVELS`] instead, whatever the range.
-    pub table: bool,
+    /// The levels that the code is the nearest of instead, whatever the range.
+    pub table: Option<Table>,
 }
 
 /// Sums over a group with its codes fixed, for closed-form best scales (k: code minus zero point, h: importance).
@@ -79,7 +79,7 @@ impl Engine {
     /// Σ h·(w − q)² of finite `weights` under each of sixteen candidates; `importance` h is empty (all ones) or as long
     /// as `weights`.
     pub fn candidate_errors(&self, weights: &[f32], importance: &[f32], candidates: &Candidates) -> [f64; CANDIDATES] {
-        if candidates.table {
+        if candidates.table.is_some() {
             return self.vectorize(Errors::<true> { weights, importance, candidates });
         }
         self.vectorize(Errors::<false> { weights, importance, candidates })
@@ -87,7 +87,7 @@ impl Engine {
 
     /// The moments of finite `weights` under one candidate; `importance` as in [`Engine::candidate_errors`].
     pub fn code_moments(&self, weights: &[f32], importance: &[f32], candidate: Candidate) -> CodeMoments {
-        if candidate.table {
+        if candidate.table.is_some() {
             return self.vectorize(Moments::<true> { weights, importance, candidate });
         }
         self.vectorize(Moments::<false> { weights, importance, candidate })
@@ -104,7 +104,7 @@ impl Engine {
     /// If `codes` is shorter than `weights`.
     pub fn encode_weights(&self, weights: &[f32], candidate: Candidate, zero: i8, codes: &mut [i8]) -> EncodeError {
         let codes = &mut codes[..weights.len()];
-        if candidate.table {
+        if candidate.table.is_some() {
             return self.vectorize(Encode::<true> { weights, candidate, zero, codes });
         }
         self.vectorize(Encode::<false> { weights, candidate, zero, codes })
@@ -121,22 +121,45 @@ pub(crate) fn code<S: Simd>(s: S, w: S::F, inverse: S::F, low: S::F, high: S::F)
     s.sub(s.add(clamped, s.splat(ROUND)), s.splat(ROUND))
 }
 
-/// The level of the table that is nearest.
+/// The levels of a table, and where one ends and the next begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Levels {
+    first: f32,
+    /// Of every other level: the middle between it and the one below, and itself.
+    others: [(f32, f32); 15],
+}
+
+impl Levels {
+    /// Those of `table`, or of none.
+    pub(crate) fn new(table: Option<&Table>) -> Self {
+        let levels = table.map_or([0.0; 16], |table| table.levels().map(f32::from));
+        Self { first: levels[0], others: std::array::from_fn(|i| (0.5 * (levels[i] + levels[i + 1]), levels[i + 1])) }
+    }
+}
+
+/// The level that is nearest.
 #[inline(always)]
-pub(crate) fn level<S: Simd>(s: S, w: S::F, inverse: S::F) -> S::F {
+pub(crate) fn level<S: Simd>(s: S, w: S::F, inverse: S::F, levels: &Levels) -> S::F {
     let x = s.mul(w, inverse);
-    let mut level = s.splat(f32::from(LEVELS[0]));
-    for pair in LEVELS.windows(2) {
-        let (below, above) = (f32::from(pair[0]), f32::from(pair[1]));
-        level = s.select_less(s.splat(0.5 * (below + above)), x, s.splat(above), level);
+    let mut level = s.splat(levels.first);
+    for &(bound, above) in &levels.others {
+        level = s.select_less(s.splat(bound), x, s.splat(above), level);
     }
     level
 }
 
+/// What a value is rounded to: a whole number of a range, or a level.
+#[derive(Clone, Copy)]
+struct Steps<'a, S: Simd> {
+    low: S::F,
+    high: S::F,
+    levels: &'a Levels,
+}
+
 /// [`code`] or [`level`].
 #[inline(always)]
-fn nearest<S: Simd, const TABLE: bool>(s: S, w: S::F, inverse: S::F, low: S::F, high: S::F) -> S::F {
-    if const { TABLE } { level(s, w, inverse) } else { code(s, w, inverse, low, high) }
+fn nearest<S: Simd, const TABLE: bool>(s: S, w: S::F, inverse: S::F, steps: Steps<'_, S>) -> S::F {
+    if const { TABLE } { level(s, w, inverse, steps.levels) } else { code(s, w, inverse, steps.low, steps.high) }
 }
 
 #[inline(always)]
@@ -172,7 +195,8 @@ impl<const TABLE: bool> Op for Errors<'_, TABLE> {
     fn run<S: Simd>(self, s: S) -> [f64; CANDIDATES] {
         let Self { weights, importance, candidates } = self;
         let (inverse, scale) = (s.load(&candidates.inverse), s.load(&candidates.scale));
-        let (low, high) = (s.load(&candidates.low), s.load(&candidates.high));
+        let levels = Levels::new(candidates.table.as_ref());
+        let steps = Steps::<S> { low: s.load(&candidates.low), high: s.load(&candidates.high), levels: &levels };
         let mut totals = [0f64; CANDIDATES];
         for (i, block) in weights.chunks(BLOCK).enumerate() {
             // Two chains of additions, or one would wait for itself.
@@ -181,8 +205,8 @@ impl<const TABLE: bool> Op for Errors<'_, TABLE> {
             if importance.is_empty() {
                 for &[a, b] in pairs {
                     let (a, b) = (s.splat(a), s.splat(b));
-                    let ea = s.sub(a, s.mul(scale, nearest::<S, TABLE>(s, a, inverse, low, high)));
-                    let eb = s.sub(b, s.mul(scale, nearest::<S, TABLE>(s, b, inverse, low, high)));
+                    let ea = s.sub(a, s.mul(scale, nearest::<S, TABLE>(s, a, inverse, steps)));
+                    let eb = s.sub(b, s.mul(scale, nearest::<S, TABLE>(s, b, inverse, steps)));
                     even = s.add(even, s.mul(ea, ea));
                     odd = s.add(odd, s.mul(eb, eb));
                 }
@@ -190,8 +214,8 @@ impl<const TABLE: bool> Op for Errors<'_, TABLE> {
                 let h = &importance[i * BLOCK..][..block.len()];
                 for (&[a, b], &[ha, hb]) in pairs.iter().zip(h.as_chunks::<2>().0) {
                     let (a, b) = (s.splat(a), s.splat(b));
-                    let ea = s.sub(a, s.mul(scale, nearest::<S, TABLE>(s, a, inverse, low, high)));
-                    let eb = s.sub(b, s.mul(scale, nearest::<S, TABLE>(s, b, inverse, low, high)));
+                    let ea = s.sub(a, s.mul(scale, nearest::<S, TABLE>(s, a, inverse, steps)));
+                    let eb = s.sub(b, s.mul(scale, nearest::<S, TABLE>(s, b, inverse, steps)));
                     even = s.add(even, s.mul(s.splat(ha), s.mul(ea, ea)));
                     odd = s.add(odd, s.mul(s.splat(hb), s.mul(eb, eb)));
                 }
@@ -199,7 +223,7 @@ impl<const TABLE: bool> Op for Errors<'_, TABLE> {
             if let &[a] = rest {
                 let h = importance.get(i * BLOCK + block.len() - 1).copied().unwrap_or(1.0);
                 let a = s.splat(a);
-                let e = s.sub(a, s.mul(scale, nearest::<S, TABLE>(s, a, inverse, low, high)));
+                let e = s.sub(a, s.mul(scale, nearest::<S, TABLE>(s, a, inverse, steps)));
                 even = s.add(even, s.mul(s.splat(h), s.mul(e, e)));
             }
             for (total, sum) in totals.iter_mut().zip(stored(s, s.add(even, odd))) {
@@ -221,8 +245,9 @@ impl<const TABLE: bool> Op for Moments<'_, TABLE> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> CodeMoments {
-        let Candidate { inverse, low, high, .. } = self.candidate;
-        let (inverse, low, high) = (s.splat(inverse), s.splat(low), s.splat(high));
+        let Candidate { inverse, low, high, table, .. } = self.candidate;
+        let levels = Levels::new(table.as_ref());
+        let (inverse, steps) = (s.splat(inverse), Steps::<S> { low: s.splat(low), high: s.splat(high), levels: &levels });
         let mut m = CodeMoments::default();
         for (i, block) in self.weights.chunks(BLOCK).enumerate() {
             let mut sums = [s.splat(0.0); 6];
@@ -234,7 +259,7 @@ impl<const TABLE: bool> Op for Moments<'_, TABLE> {
                     None => padded(&[1.0; LANES][..weights.len()]),
                 };
                 let (w, h) = (s.load(&padded(weights)), s.load(&h));
-                let k = nearest::<S, TABLE>(s, w, inverse, low, high);
+                let k = nearest::<S, TABLE>(s, w, inverse, steps);
                 let (hk, hw) = (s.mul(h, k), s.mul(h, w));
                 let [sh, sk, skk, sw, swk, sww] = sums;
                 sums = [
@@ -290,8 +315,10 @@ impl<const TABLE: bool> Op for Encode<'_, TABLE> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> EncodeError {
-        let Candidate { inverse, scale, low, high, .. } = self.candidate;
-        let (inverse, scale, low, high) = (s.splat(inverse), s.splat(scale), s.splat(low), s.splat(high));
+        let Candidate { inverse, scale, low, high, table } = self.candidate;
+        let levels = Levels::new(table.as_ref());
+        let steps = Steps::<S> { low: s.splat(low), high: s.splat(high), levels: &levels };
+        let (inverse, scale) = (s.splat(inverse), s.splat(scale));
         let mut found = EncodeError::default();
         let (zeros, mut max) = (s.splat(0.0), s.splat(0.0));
         for (block, codes) in self.weights.chunks(BLOCK).zip(self.codes.chunks_mut(BLOCK)) {
@@ -301,7 +328,7 @@ impl<const TABLE: bool> Op for Encode<'_, TABLE> {
             macro_rules! one {
                 ($weights:expr) => {{
                     let w = s.load($weights);
-                    let k = nearest::<S, TABLE>(s, w, inverse, low, high);
+                    let k = nearest::<S, TABLE>(s, w, inverse, steps);
                     let e = s.sub(w, s.mul(scale, k));
                     error = s.add(error, s.mul(e, e));
                     weight = s.add(weight, s.mul(w, w));
@@ -357,7 +384,7 @@ mod tests {
 
     fn candidates() -> Candidates {
         let scale: [f32; CANDIDATES] = std::array::from_fn(|j| (0.2 + 0.03 * j as f32) * if j % 2 == 0 { 1.0 } else { -1.0 });
-        Candidates { scale, inverse: scale.map(|s| 1.0 / s), low: [-8.0; CANDIDATES], high: [7.0; CANDIDATES], table: false }
+        Candidates { scale, inverse: scale.map(|s| 1.0 / s), low: [-8.0; CANDIDATES], high: [7.0; CANDIDATES], table: None }
     }
 
     fn one(all: &Candidates, j: usize) -> Candidate {
@@ -401,19 +428,26 @@ mod tests {
 
     #[test]
     fn levels_are_the_nearest_of_the_table() {
+        let own: [i8; 16] = std::array::from_fn(|i| (i * i / 2) as i8 + i as i8 - 60);
+        for table in [Table::USUAL, Table::new(own).unwrap()] {
+            levels_are_the_nearest(table);
+        }
+    }
+
+    fn levels_are_the_nearest(table: Table) {
         let scale: [f32; CANDIDATES] = std::array::from_fn(|j| (0.01 + 0.003 * j as f32) * if j % 2 == 0 { 1.0 } else { -1.0 });
-        let all = Candidates { scale, inverse: scale.map(|s| 1.0 / s), table: true, ..Candidates::default() };
+        let all = Candidates { scale, inverse: scale.map(|s| 1.0 / s), table: Some(table), ..Candidates::default() };
         let w = weights(200);
         for engine in engines() {
             let errors = engine.candidate_errors(&w, &[], &all);
             for j in 0..CANDIDATES {
-                let nearest = |w: f32| LEVELS.into_iter().map(|l| (w - scale[j] * f32::from(l)).abs()).fold(f32::INFINITY, f32::min);
+                let nearest = |w: f32| table.levels().iter().map(|l| (w - scale[j] * f32::from(*l)).abs()).fold(f32::INFINITY, f32::min);
                 let expected: f64 = w.iter().map(|&w| f64::from(nearest(w)).powi(2)).sum();
                 assert!((errors[j] - expected).abs() <= 1e-5 * expected, "{}", engine.isa());
                 let mut codes = vec![0; w.len()];
                 let found = engine.encode_weights(&w, one(&all, j), 0, &mut codes);
                 assert!((found.error - expected).abs() <= 1e-5 * expected, "{}", engine.isa());
-                assert!(codes.iter().all(|code| LEVELS.contains(code)));
+                assert!(codes.iter().all(|code| table.levels().contains(code)));
                 let kk: f64 = codes.iter().map(|&c| f64::from(c).powi(2)).sum();
                 assert!((engine.code_moments(&w, &[], one(&all, j)).kk - kk).abs() <= 1e-5 * kk);
             }

@@ -112,7 +112,10 @@ fn inputs_set_aside_reach_gates_too() {
 
 #[test]
 fn four_bits_with_int8_activations() {
-    suite(&["w4a8", "w4a8-pc", "w4a8-g32-asym", "w4a8-g128-sym-ag32", "w4a8-g32-ag128", "w4a8-g256-asym-ag128"], 1e-6);
+    suite(
+        &["w4a8", "w4a8-pc", "w4a8-g32-asym", "w4a8-g128-sym-ag32", "w4a8-g32-ag128", "w4a8-g256-asym-ag128", "w4la8", "w4la8-g32-ag64"],
+        1e-6,
+    );
 }
 
 #[test]
@@ -128,7 +131,7 @@ fn other_widths_with_int8_activations() {
 
 #[test]
 fn float_activations() {
-    suite(&["w8a16", "w4ta16-g32", "w4ta16", "w8a16-g32-asym", "w4a16", "w4a16-g32-asym", "w4a16-pc"], 2e-6);
+    suite(&["w8a16", "w4ta16-g32", "w4ta16", "w4la16-g32", "w4la16-pc", "w8a16-g32-asym", "w4a16", "w4a16-g32-asym", "w4a16-pc"], 2e-6);
 }
 
 #[test]

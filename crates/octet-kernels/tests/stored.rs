@@ -42,7 +42,7 @@ fn product(engine: &Engine, weights: &PackedLinear, x: &[f32]) -> Vec<u32> {
 #[test]
 fn stored_bytes_give_the_same_products_and_others_are_packed_again() {
     let mut numbers = Numbers(3);
-    for text in ["w8a8", "w8a16-asym", "w4a8-g128", "w4a16-g32-asym", "w5a8-g64", "w3a16-g32", "w6a8-pc", "w4ta16-g16-s8"] {
+    for text in ["w8a8", "w8a16-asym", "w4a8-g128", "w4a16-g32-asym", "w5a8-g64", "w3a16-g32", "w6a8-pc", "w4ta8-g128", "w4ta16-g16-s8"] {
         let (rows, cols) = (40, 300);
         let (scheme, x) = (scheme(text), numbers.normals(cols));
         let q = quantized(rows, cols, scheme, Dtype::Bf16, &mut numbers);
@@ -75,6 +75,8 @@ fn the_layout_is_that_of_its_version() {
         "w3a8-g64",
         "w4a8-g128",
         "w4a16-g32-asym",
+        "w4ta16-g32",
+        "w4la8",
         "w5a8-g128",
         "w6a8-g128-asym",
         "w7a8",
@@ -98,6 +100,8 @@ w2a8-g32 0f716f893b72fcab
 w3a8-g64 108e5110e789bb0a
 w4a8-g128 0dbdd60a2a3968b5
 w4a16-g32-asym aa4bdff7267ef33c
+w4ta16-g32 115aeced60d74cba
+w4la8 599bb0243118ff57
 w5a8-g128 f5b1b2fdd43461ec
 w6a8-g128-asym db071c83341321fd
 w7a8 f4f6262bc86ae839

@@ -26,7 +26,8 @@ fn model(config: &str, scheme: Scheme, threads: usize) -> Model {
     for site in spec.linear_sites() {
         let w = scheme.weights;
         let range = 1usize << w.bits.get();
-        let codes = (0..site.rows * site.cols).map(|_| w.code(random.below(range) as u8)).collect();
+        let mut codes: Vec<i8> = (0..site.rows * site.cols).map(|_| (random.below(range) as i32 + w.bits.min_code()) as i8).collect();
+        w.alphabet().read(&mut codes);
         let scale = 3.5 / range as f32 / (site.cols as f32).sqrt();
         let scales = vec![scale; site.rows * w.groups(site.cols)];
         let zeros = if w.is_asymmetric() { vec![0; scales.len()] } else { vec![] };

@@ -43,6 +43,7 @@ pub fn round_anew<E: From<Error>>(
     job: &TensorJob<'_>,
     take: &mut dyn FnMut(QMatrix) -> Result<(), E>,
 ) -> Result<ErrorSums, E> {
+    let job = &job.with_levels_of(matrix)?;
     let ready = Rtn::USUAL.prepare(*job)?;
     let chunks = Chunks::new(job.shape.0, job.shape.1);
     let mut sums = ErrorSums::default();

@@ -6,7 +6,7 @@ use crate::{
 };
 use octet_kernels::Engine;
 use octet_model::Role;
-use octet_tensor::{Dtype, WeightScheme};
+use octet_tensor::{Dtype, Symmetry, WeightScheme};
 use std::time::{Duration, Instant};
 
 /// What carrying out a plan will cost.
@@ -83,6 +83,7 @@ fn measure(work: Work, engine: &Engine) -> Result<f64, Error> {
         scale_dtype: work.scale_dtype,
         importance: None,
         hessian: None,
+        table: None,
         engine,
     };
     let ready = solver.prepare(job)?;
@@ -146,11 +147,11 @@ impl Plan {
     }
 }
 
-/// What a tensor adds to a safetensors header: its name (once for codes, scales, shape or zero points) and a description.
+/// What a tensor adds to a safetensors header: its name (once for codes, scales, shape, zero points or levels) and a description.
 fn header_bytes(line: &crate::Line) -> u64 {
     const DESCRIPTION: usize = 80;
     let tensors = match &line.action {
-        Action::Quantize { scheme, .. } if scheme.weights.is_asymmetric() => 4,
+        Action::Quantize { scheme, .. } if scheme.weights.is_asymmetric() || scheme.weights.symmetry == Symmetry::Learnt => 4,
         Action::Quantize { .. } => 3,
         _ => 1,
     };

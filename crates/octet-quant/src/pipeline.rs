@@ -159,8 +159,10 @@ impl Run<'_> {
             scale_dtype,
             importance: None,
             hessian: None,
+            table: None,
             engine: self.engine,
         };
+        let job = job.with_levels_of(&matrix)?;
         let ready = solver.prepare(job)?;
         let chunks = Chunks::new(site.rows, site.cols);
         let mut sums = ErrorSums::default();

@@ -11,7 +11,7 @@ use crate::{
     recipe::{is_tied, lookup, role_name},
 };
 use octet_model::{LinearSite, Role};
-use octet_tensor::{Activations, BlockCode, Dtype, Granularity, Scheme};
+use octet_tensor::{Activations, BlockCode, Dtype, Granularity, Scheme, Symmetry};
 
 /// One explicit line a tensor, in the order they are written.
 #[derive(Clone, Debug, PartialEq)]
@@ -314,7 +314,7 @@ fn other_line(tensor: &OtherTensor) -> Line {
 
 /// Bytes as compressed-tensors stores them: 8-bit codes under integer activations one a byte, all others as a bit stream
 /// along the inputs in whole 32-bit words, with the shape (two 64-bit numbers) beside it; scales; zero points as a bit
-/// stream along the outputs; outlier columns in 16 bits with their numbers.
+/// stream along the outputs; sixteen levels of its own; outlier columns in 16 bits with their numbers.
 fn quantized_bytes(rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype) -> u64 {
     let weights = scheme.weights;
     let packed = |count: usize| (count * weights.bits.get() as usize).div_ceil(32) * 4;
@@ -326,7 +326,8 @@ fn quantized_bytes(rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype)
         Activations::Int8Beside(share) => share.columns(cols) * (4 + 2 * rows),
         _ => 0,
     };
-    (codes + rows * weights.scale_bytes(cols, scale_dtype) + zeros + outliers) as u64
+    let levels = if weights.symmetry == Symmetry::Learnt { 16 } else { 0 };
+    (codes + levels + rows * weights.scale_bytes(cols, scale_dtype) + zeros + outliers) as u64
 }
 
 #[cfg(test)]

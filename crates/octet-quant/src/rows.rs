@@ -44,7 +44,7 @@ pub(crate) fn solve_rows(
             None => return Ok(None),
         }
     }
-    Ok(Some((QMatrix::new(rows.len(), cols, job.scheme, codes, scales, job.scale_dtype, zeros)?, sums)))
+    Ok(Some((QMatrix::spelt(job.alphabet(), (rows.len(), cols), job.scheme, codes, scales, job.scale_dtype, zeros)?, sums)))
 }
 
 /// One thread's share of a chunk.

@@ -3,6 +3,7 @@
 mod blocks;
 mod candidates;
 mod gptq;
+mod levels;
 mod quick;
 mod rounding;
 mod rtn;
@@ -15,7 +16,7 @@ pub use rtn::Rtn;
 
 use crate::{Error, ErrorSums};
 use octet_kernels::Engine;
-use octet_tensor::{Dtype, Granularity, RowFactor, WeightScheme};
+use octet_tensor::{Alphabet, Dtype, Granularity, RowFactor, Table, WeightScheme};
 use rounding::Stored;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -34,6 +35,8 @@ pub struct TensorJob<'a> {
     pub importance: Option<&'a [f32]>,
     /// Second moments of the input, for solvers that need more than its importance.
     pub hessian: Option<&'a Hessian>,
+    /// The tensor's own levels, where its scheme has some and they were learnt.
+    pub table: Option<Table>,
     /// Kernels to solve with.
     pub engine: &'a Engine,
 }
@@ -53,6 +56,16 @@ impl TensorJob<'_> {
             true => Stored::Whole(RowFactor::of(scales, self.scale_dtype).unwrap_or(RowFactor::ZERO)),
             false => Stored::Float(self.scale_dtype),
         }
+    }
+
+    /// What codes are.
+    pub fn alphabet(&self) -> Alphabet {
+        self.table.map_or_else(|| self.scheme.alphabet(), Alphabet::Table)
+    }
+
+    /// The levels, where codes are some.
+    pub(crate) fn levels(&self) -> Option<Table> {
+        self.alphabet().table().copied()
     }
 }
 

@@ -35,6 +35,7 @@ impl Case<'_> {
             scale_dtype: self.scale_dtype,
             importance: self.importance,
             hessian: None,
+            table: None,
             engine: engine(),
         };
         let groups = self.scheme.groups(self.cols);

@@ -45,8 +45,16 @@ fn ours(engine: &Engine, site: &LinearSite, scheme: Scheme, seen: &InputStatisti
     let moments = seen.moments.as_ref().unwrap();
     let hessian = Hessian::new(engine, "q, k and v", moments, HessianOptions { damping: 0.01, act_order: ActOrder::Static }).unwrap();
     let (shape, scale_dtype) = ((site.rows, site.cols), Dtype::Bf16);
-    let job =
-        TensorJob { module: &site.module, shape, scheme: scheme.weights, scale_dtype, importance: None, hessian: Some(&hessian), engine };
+    let job = TensorJob {
+        module: &site.module,
+        shape,
+        scheme: scheme.weights,
+        scale_dtype,
+        importance: None,
+        hessian: Some(&hessian),
+        table: None,
+        engine,
+    };
     let groups = site.rows * scheme.weights.groups(site.cols);
     let (mut codes, mut scales, mut zeros) = (vec![0; w.len()], vec![0.0; groups], vec![]);
     let rows = RowsMut { codes: &mut codes, scales: &mut scales, zeros: &mut zeros };

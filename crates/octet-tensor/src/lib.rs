@@ -7,6 +7,7 @@
 //! that turn one into the other. What does not: input and output, threads, `unsafe`.
 #![forbid(unsafe_code)]
 
+mod alphabet;
 mod blocks;
 mod bytes;
 mod divergence;
@@ -23,6 +24,7 @@ mod scheme;
 mod source;
 mod tensor;
 
+pub use alphabet::{Alphabet, LEVELS, Table};
 pub use blocks::{BlockCode, BlockRows, Levels, RunOffsets, RunScales};
 pub use bytes::{Bytes, Owner};
 pub use divergence::{Divergence, kl_divergence, kl_divergence_from, log_sum_exp};
@@ -35,6 +37,6 @@ pub use matrix::{Matrix, QuantRows, StoredQuant};
 pub use qmatrix::{Beside, QMatrix};
 pub use quantize::{ActivationCodes, quantize_activations, round_code};
 pub use rounding::InputRounding;
-pub use scheme::{Activations, Bits, Granularity, LEVELS, Limit, Scales, Scheme, SchemeError, Share, Symmetry, WeightScheme};
+pub use scheme::{Activations, Bits, Granularity, Limit, Scales, Scheme, SchemeError, Share, Symmetry, WeightScheme};
 pub use source::WeightSource;
 pub use tensor::Tensor;

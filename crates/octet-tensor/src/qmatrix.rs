@@ -1,6 +1,6 @@
 //! A quantized matrix in memory: one code a byte, its scales and zero points.
 
-use crate::{Dtype, Error, LEVELS, Result, RowFactor, WeightScheme};
+use crate::{Alphabet, Dtype, Error, Result, RowFactor, Symmetry, WeightScheme};
 use std::{ops::Range, sync::Arc};
 
 /// Columns of a quantized matrix whose weights are kept as floats beside the codes, and are what counts there.
@@ -45,7 +45,7 @@ impl Beside {
 
 /// A quantized matrix `[rows, cols]`: w\[r, k\] = scale\[r, k / group\] · (code\[r, k\] − zero\[r, k / group\]).
 ///
-/// Codes of a table ([`crate::Symmetry::Table`]) are its levels. Codes and zero points are signed (−2^(b−1) … 2^(b−1) − 1), one a byte. A scale may be negative: with a
+/// Codes of a table ([`QMatrix::alphabet`]) are its levels. Codes and zero points are signed (−2^(b−1) … 2^(b−1) − 1), one a byte. A scale may be negative: with a
 /// symmetric code range that reaches one further down than up, its sign decides which end gets the extra code.
 ///
 /// Groups are runs of inputs, or whatever [`QMatrix::order`] says; some columns may be floats ([`QMatrix::beside`]).
@@ -54,6 +54,7 @@ pub struct QMatrix {
     rows: usize,
     cols: usize,
     scheme: WeightScheme,
+    alphabet: Alphabet,
     codes: Vec<i8>,
     scales: Vec<f32>,
     scale_dtype: Dtype,
@@ -81,6 +82,22 @@ impl QMatrix {
         scale_dtype: Dtype,
         zeros: Vec<i8>,
     ) -> Result<Self> {
+        Self::spelt(scheme.alphabet(), (rows, cols), scheme, codes, scales, scale_dtype, zeros)
+    }
+
+    /// As [`QMatrix::new`], of rows and columns `shape`, with codes of `alphabet` instead of the scheme's usual one.
+    ///
+    /// # Errors
+    /// As [`QMatrix::new`], or if a code is none of the alphabet, or the scheme has no such alphabet.
+    pub fn spelt(
+        alphabet: Alphabet,
+        (rows, cols): (usize, usize),
+        scheme: WeightScheme,
+        codes: Vec<i8>,
+        scales: Vec<f32>,
+        scale_dtype: Dtype,
+        zeros: Vec<i8>,
+    ) -> Result<Self> {
         let groups = scheme.groups(cols);
         let zeros_needed = if scheme.is_asymmetric() { rows * groups } else { 0 };
         let fail = |what: String| Err(Error::Malformed { name: format!("a {rows}x{cols} {scheme} matrix"), what });
@@ -88,7 +105,11 @@ impl QMatrix {
             return fail(format!("has {} codes, {} scales and {} zero points", codes.len(), scales.len(), zeros.len()));
         }
         let (low, high) = scheme.range();
-        if scheme.is_table() && codes.iter().any(|&code| LEVELS[usize::from(scheme.index(code))] != code) {
+        let own = scheme.symmetry == Symmetry::Learnt && alphabet.table().is_some();
+        if !own && alphabet != scheme.alphabet() {
+            return fail(format!("has no codes of {alphabet:?}"));
+        }
+        if !alphabet.holds(&codes) {
             return fail("a code is no level of the table".into());
         }
         if scheme.bits.get() < 8 && (outside(&codes, low as i8, high as i8) || outside(&zeros, low as i8, high as i8)) {
@@ -108,7 +129,7 @@ impl QMatrix {
                 }
             }
         }
-        Ok(Self { rows, cols, scheme, codes, scales, scale_dtype, factors, zeros, order: None, beside: None })
+        Ok(Self { rows, cols, scheme, alphabet, codes, scales, scale_dtype, factors, zeros, order: None, beside: None })
     }
 
     /// The same codes, input k in group `order[k]` (`g_idx` of GPTQ with `desc_act`).
@@ -177,6 +198,11 @@ impl QMatrix {
     /// How the weights are represented.
     pub fn scheme(&self) -> WeightScheme {
         self.scheme
+    }
+
+    /// What its codes are.
+    pub fn alphabet(&self) -> Alphabet {
+        self.alphabet
     }
 
     /// Groups a row.
@@ -272,7 +298,7 @@ fn outside(codes: &[i8], low: i8, high: i8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Scheme;
+    use crate::{Scheme, Table};
 
     fn scheme(text: &str) -> WeightScheme {
         text.parse::<Scheme>().unwrap().weights
@@ -318,5 +344,10 @@ mod tests {
         let good = with(vec![0.0, 0.0, 254.0, -4.0]).unwrap();
         assert_eq!((good.factors().len(), good.factors()[1].whole(-4.0)), (2, -2));
         assert_eq!(good.slice_rows(1..2).unwrap().factors(), &good.factors()[1..]);
+        let own = Alphabet::Table(Table::new(std::array::from_fn(|i| i as i8 - 3)).unwrap());
+        let spelt = |text, codes| QMatrix::spelt(own, (1, 2), scheme(text), codes, vec![1.0], Dtype::F16, vec![]);
+        assert!(spelt("w4la16-pc", vec![-3, 12]).is_ok());
+        assert!(spelt("w4la16-pc", vec![-3, 13]).is_err());
+        assert!(spelt("w4ta16-pc", vec![1, 1]).is_err() && spelt("w4a16-pc", vec![0, 0]).is_err());
     }
 }

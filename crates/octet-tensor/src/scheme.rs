@@ -1,6 +1,6 @@
 //! Quantization schemes: how weights and activations are represented.
 
-use crate::Dtype;
+use crate::{Alphabet, Dtype, LEVELS, Table};
 use std::{
     fmt,
     num::{NonZeroU32, NonZeroUsize},
@@ -45,23 +45,11 @@ pub enum Symmetry {
     Symmetric,
     /// w = scale · (code − zero point).
     Asymmetric,
-    /// w = scale · level, one of the sixteen [`LEVELS`]: four bits.
+    /// w = scale · level, one of the sixteen [`crate::LEVELS`]: four bits.
     Table,
+    /// w = scale · level, one of sixteen that the matrix has for itself: four bits.
+    Learnt,
 }
-
-/// The levels that a stored code of four bits stands for where weights are in a table: close to what leaves the least error of normally
-/// distributed weights under a scale that was searched for (the table of GGUF's IQ4_NL).
-pub const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
-/// The place in [`LEVELS`] of every code's byte; 0 for what is none.
-const INDICES: [u8; 256] = {
-    let (mut all, mut index) = ([0; 256], 0);
-    while index < LEVELS.len() {
-        all[LEVELS[index] as u8 as usize] = index as u8;
-        index += 1;
-    }
-    all
-};
 
 /// How many weights share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,7 +112,7 @@ impl WeightScheme {
 
     /// Whether codes are levels of a table.
     pub fn is_table(&self) -> bool {
-        self.symmetry == Symmetry::Table
+        matches!(self.symmetry, Symmetry::Table | Symmetry::Learnt)
     }
 
     /// Whether scales are whole numbers times a factor of their row.
@@ -140,27 +128,31 @@ impl WeightScheme {
         }
     }
 
-    /// The code that is stored as the unsigned number `index` of as many bits.
-    pub fn code(&self, index: u8) -> i8 {
-        match self.symmetry {
-            Symmetry::Table => LEVELS[usize::from(index) % LEVELS.len()],
-            _ => (i32::from(index) + self.bits.min_code()) as i8,
-        }
+    /// What codes are, where they are no whole numbers in even steps.
+    pub fn uneven(&self) -> Option<&'static str> {
+        self.is_table().then_some("levels of a table")
     }
 
-    /// The unsigned number that `code` is stored as; of what is no level of a table, 0.
-    pub fn index(&self, code: i8) -> u8 {
-        match self.symmetry {
-            Symmetry::Table => INDICES[usize::from(code as u8)],
-            _ => (i32::from(code) - self.bits.min_code()) as u8,
-        }
+    /// What the codes of a matrix are that has no levels of its own.
+    pub fn alphabet(&self) -> Alphabet {
+        if self.is_table() { Alphabet::Table(Table::USUAL) } else { Alphabet::Even }
     }
 
     /// The smallest and the largest code.
     pub fn range(&self) -> (i32, i32) {
         match self.symmetry {
             Symmetry::Table => (i32::from(LEVELS[0]), i32::from(LEVELS[LEVELS.len() - 1])),
+            Symmetry::Learnt => (i8::MIN.into(), i8::MAX.into()),
             _ => (self.bits.min_code(), self.bits.max_code()),
+        }
+    }
+
+    /// Letter of the alphabet in a scheme's text.
+    fn letter(&self) -> &'static str {
+        match self.symmetry {
+            Symmetry::Symmetric | Symmetry::Asymmetric => "",
+            Symmetry::Table => "t",
+            Symmetry::Learnt => "l",
         }
     }
 
@@ -266,7 +258,7 @@ pub enum Activations {
 
 /// A quantization scheme such as `w4a16-g128-sym`: weights and activations.
 ///
-/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-s16|-s8][-at|-ag<size>|-o<limit>|-c<percent>]`, or `w4ta…` without `-sym` and `-asym` for a table. Defaults: 4 bits and fewer group 128,
+/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-s16|-s8][-at|-ag<size>|-o<limit>|-c<percent>]`, or `w4ta…` and `w4la…` without `-sym` and `-asym` for tables. Defaults: 4 bits and fewer group 128,
 /// more bits per channel; symmetric; scales that are floats of 16 bits (`-s16`; `-s8`: [`Scales::Whole`]); `a8` per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scheme {
@@ -288,15 +280,15 @@ pub struct SchemeError {
 
 impl fmt::Display for WeightScheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let table = if self.is_table() { "t" } else { "" };
+        let letter = self.letter();
         match self.granularity {
-            Granularity::PerChannel => write!(f, "w{}{table}-pc", self.bits.get())?,
-            Granularity::Group(size) => write!(f, "w{}{table}-g{size}", self.bits.get())?,
+            Granularity::PerChannel => write!(f, "w{}{letter}-pc", self.bits.get())?,
+            Granularity::Group(size) => write!(f, "w{}{letter}-g{size}", self.bits.get())?,
         }
         f.write_str(match self.symmetry {
             Symmetry::Symmetric => "-sym",
             Symmetry::Asymmetric => "-asym",
-            Symmetry::Table => "",
+            Symmetry::Table | Symmetry::Learnt => "",
         })?;
         f.write_str(if self.has_whole_scales() { "-s8" } else { "" })
     }
@@ -338,18 +330,18 @@ impl FromStr for Scheme {
         let mut parts = lower.split('-');
         let head = parts.next().unwrap_or_default();
         let (bits, acts) = head.strip_prefix('w').and_then(|h| h.split_once('a')).ok_or_else(|| fail("it must start like w8a16".into()))?;
-        let (bits, table) = bits.strip_suffix('t').map_or((bits, false), |bits| (bits, true));
+        let (bits, own) = alphabet(bits);
         let bits = bits.parse().ok().and_then(Bits::new).ok_or_else(|| fail(format!("{bits:?} is not a width of 2 to 8 bits")))?;
         let mut activations = match acts {
             "16" => Activations::Exact,
             "8" => Activations::Int8PerToken,
             other => return Err(fail(format!("activations are a16 or a8, not a{other}"))),
         };
-        if table && bits != Bits::B4 {
-            return Err(fail("a table has four bits: w4t".into()));
+        if own.is_some() && bits != Bits::B4 {
+            return Err(fail("a table has four bits: w4t or w4l".into()));
         }
         let default_group = if bits.get() <= 4 { group(128) } else { Some(Granularity::PerChannel) };
-        let (mut granularity, mut symmetry, mut scales) = (None, table.then_some(Symmetry::Table), None);
+        let (mut granularity, mut symmetry, mut scales) = (None, own, None);
         for part in parts {
             let fresh = match part {
                 "pc" => granularity.replace(Granularity::PerChannel).is_none(),
@@ -400,6 +392,13 @@ impl FromStr for Scheme {
     }
 }
 
+/// The width, and what the letter behind it stands for.
+fn alphabet(bits: &str) -> (&str, Option<Symmetry>) {
+    let letters = [('t', Symmetry::Table), ('l', Symmetry::Learnt)];
+    let found = letters.into_iter().find_map(|(letter, symmetry)| Some((bits.strip_suffix(letter)?, Some(symmetry))));
+    found.unwrap_or((bits, None))
+}
+
 fn group(size: usize) -> Option<Granularity> {
     NonZeroUsize::new(size).map(Granularity::Group)
 }
@@ -439,6 +438,9 @@ mod tests {
         assert_eq!(parse("w4a16-g16-s8").short(), "w4a16-g16-s8");
         assert_eq!(parse("w4ta8-s8-ag32").to_string(), "w4ta8-g128-s8-ag32");
         assert_eq!(parse("w3a16-s16"), parse("w3a16"));
+        assert_eq!(parse("w4la8-g32-o6").to_string(), "w4la8-g32-o6");
+        assert_eq!(parse("w4la16").short(), "w4la16");
+        assert_ne!(parse("w4la16"), parse("w4ta16"));
     }
 
     #[test]
@@ -447,6 +449,9 @@ mod tests {
             "",
             "w9a16",
             "w3ta16",
+            "w8la16",
+            "w4lta16",
+            "w4la16-sym",
             "w4ta16-sym",
             "w4ta16-asym",
             "w4",
@@ -482,20 +487,6 @@ mod tests {
         assert_eq!(parse("w4a16-g128-sym").weights.bits_per_weight(256, Dtype::F16), 4.125);
         assert_eq!(parse("w4a16-g32-asym").weights.bits_per_weight(64, Dtype::Bf16), 4.0 + 20.0 / 32.0);
         assert_eq!(parse("w4a16-g16-s8").weights.bits_per_weight(512, Dtype::F16), 4.5 + 16.0 / 512.0);
-    }
-
-    #[test]
-    fn codes_and_what_they_are_stored_as_are_one_to_one() {
-        for text in ["w4ta16", "w4a16", "w3a16", "w8a16", "w2a16-g32-asym"] {
-            let weights = parse(text).weights;
-            let (low, high) = weights.range();
-            for index in 0..=(1u32 << weights.bits.get()) - 1 {
-                let code = weights.code(index as u8);
-                assert!((low..=high).contains(&i32::from(code)), "{text}");
-                assert_eq!(u32::from(weights.index(code)), index, "{text}");
-            }
-        }
-        assert!(LEVELS.is_sorted());
     }
 
     #[test]

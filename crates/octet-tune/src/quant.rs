@@ -2,7 +2,7 @@
 
 use crate::{Adam, TuneError, parallel::each};
 use octet_kernels::Engine;
-use octet_tensor::{Dtype, LEVELS, QMatrix, RowFactor, WeightScheme};
+use octet_tensor::{Alphabet, Dtype, QMatrix, RowFactor, Table, WeightScheme};
 
 /// Weights of a piece of work, about.
 const PIECE: usize = 1 << 15;
@@ -39,6 +39,7 @@ pub struct QuantParam {
     pub number: usize,
     shape: (usize, usize),
     scheme: WeightScheme,
+    alphabet: Alphabet,
     dtype: Dtype,
     base: Vec<f32>,
     /// What the scales of each row are multiples of at first, where they are whole.
@@ -81,7 +82,7 @@ impl QuantParam {
             zero_codes: matrix.zeros().to_vec(),
         };
         if learning.codes > 0.0 {
-            let (size, places) = (matrix.scheme().group_size(cols), Places(matrix.scheme()));
+            let (size, places) = (matrix.scheme().group_size(cols), Places::new(matrix.scheme(), matrix.alphabet()));
             state.latents = Vec::with_capacity(original.len());
             for (row, values) in original.chunks_exact(cols.max(1)).enumerate() {
                 for (col, &value) in values.iter().enumerate() {
@@ -96,9 +97,9 @@ impl QuantParam {
             state.zeros = state.zero_codes.iter().map(|&zero| f32::from(zero)).collect();
         }
         let moments = [state.scales.len(), state.latents.len(), state.zeros.len()].map(Adam::new);
-        let (shape, scheme, dtype) = ((rows, cols), matrix.scheme(), matrix.scale_dtype());
+        let (shape, scheme, alphabet, dtype) = ((rows, cols), matrix.scheme(), matrix.alphabet(), matrix.scale_dtype());
         let (base, factors) = (matrix.scales().to_vec(), matrix.factors().to_vec());
-        Ok(Self { number, shape, scheme, dtype, base, factors, state, moments })
+        Ok(Self { number, shape, scheme, alphabet, dtype, base, factors, state, moments })
     }
 
     /// Numbers that are learnt.
@@ -151,9 +152,8 @@ impl QuantParam {
     /// # Errors
     /// If a scale grew beyond its stored type.
     pub fn matrix(&self) -> Result<QMatrix, TuneError> {
-        let (rows, cols) = self.shape;
         let State { codes, zero_codes, .. } = &self.state;
-        Ok(QMatrix::new(rows, cols, self.scheme, codes.clone(), self.scales(), self.dtype, zero_codes.clone())?)
+        Ok(QMatrix::spelt(self.alphabet, self.shape, self.scheme, codes.clone(), self.scales(), self.dtype, zero_codes.clone())?)
     }
 
     /// Writes the weights as they are now.
@@ -204,8 +204,8 @@ impl QuantParam {
 
     /// As [`QuantParam::round`], of any state of this matrix.
     pub(crate) fn rounded(&self, engine: &Engine, state: &mut State) {
-        let places = Places(self.scheme);
-        round(engine, &mut state.latents, &mut state.codes, places.range(), |place| places.code(place));
+        let places = Places::new(self.scheme, self.alphabet);
+        round(engine, &mut state.latents, &mut state.codes, places.range, |place| places.code(place));
         let whole = (self.scheme.bits.min_code(), self.scheme.bits.max_code());
         round(engine, &mut state.zeros, &mut state.zero_codes, whole, |zero| zero);
     }
@@ -238,29 +238,31 @@ impl QuantParam {
 
 /// Where codes stand in their order: those of even steps at themselves, those of a table at their number.
 #[derive(Clone, Copy)]
-struct Places(WeightScheme);
+struct Places {
+    table: Option<Table>,
+    range: (i32, i32),
+}
 
 impl Places {
+    fn new(scheme: WeightScheme, alphabet: Alphabet) -> Self {
+        let table = alphabet.table().copied();
+        Self { table, range: table.map_or(scheme.range(), |table| (0, table.levels().len() as i32 - 1)) }
+    }
+
     fn of(self, code: i8) -> f32 {
-        if self.0.is_table() { f32::from(self.0.index(code)) } else { f32::from(code) }
+        self.table.map_or(f32::from(code), |table| f32::from(table.number(code)))
     }
 
     fn code(self, place: i8) -> i8 {
-        if self.0.is_table() { self.0.code(place as u8) } else { place }
-    }
-
-    fn range(self) -> (i32, i32) {
-        if self.0.is_table() { (0, LEVELS.len() as i32 - 1) } else { self.0.range() }
+        self.table.map_or(place, |table| table.level(place as u8))
     }
 
     /// Where a value in units of the scale stands, between places.
     fn exact(self, value: f32) -> f32 {
-        if !self.0.is_table() {
-            return value;
-        }
-        let level = |place: usize| f32::from(LEVELS[place]);
-        let below = LEVELS.partition_point(|&level| f32::from(level) <= value).clamp(1, LEVELS.len() - 1) - 1;
-        below as f32 + (value - level(below)) / (level(below + 1) - level(below))
+        let Some(table) = self.table else { return value };
+        let (levels, level) = (table.levels(), |place: u8| f32::from(table.level(place)));
+        let below = levels.partition_point(|&level| f32::from(level) <= value).clamp(1, levels.len() - 1) as u8 - 1;
+        f32::from(below) + (value - level(below)) / (level(below + 1) - level(below))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use octet_kernels::{Engine, Isa};
 use octet_model::ArchSpec;
-use octet_tensor::{Dtype, LEVELS, Matrix, QMatrix, RowFactor, Scheme, StoredQuant, WeightSource};
+use octet_tensor::{Alphabet, Dtype, Matrix, QMatrix, RowFactor, Scheme, StoredQuant, Symmetry, Table, WeightSource};
 use octet_testkit::{MemorySource, Random, TINY_GEMMA3, TINY_QWEN3};
 use octet_tune::{Distiller, Keep, Learning, Network, Progress, QuantParam, Settings, Text, TuneError, Watch, needs};
 use std::{
@@ -39,9 +39,18 @@ fn models(config: &str, scheme: &str) -> (ArchSpec, MemorySource, MemorySource) 
         original.matrix(&site.module).unwrap().unwrap().read_rows_f32(0..site.rows, &mut values).unwrap();
         let size = scheme.weights.group_size(site.cols);
         let (low, high) = scheme.weights.range();
-        let nearest = |exact: f32| match scheme.weights.is_table() {
-            true => LEVELS.into_iter().min_by(|a, b| (f32::from(*a) - exact).abs().total_cmp(&(f32::from(*b) - exact).abs())).unwrap(),
-            false => exact.round().clamp(low as f32, high as f32) as i8,
+        let alphabet = match scheme.weights.symmetry {
+            Symmetry::Learnt => {
+                Alphabet::Table(Table::new(std::array::from_fn(|i| (16 * i as i32 - 128 + (i * i % 15) as i32) as i8)).unwrap())
+            }
+            _ => scheme.weights.alphabet(),
+        };
+        let nearest = |exact: f32| match alphabet {
+            Alphabet::Table(table) => {
+                let distance = |level: &i8| (f32::from(*level) - exact).abs();
+                *table.levels().iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap()
+            }
+            Alphabet::Even => exact.round().clamp(low as f32, high as f32) as i8,
         };
         let (mut codes, mut scales) = (vec![], vec![]);
         for group in values.chunks(site.cols).flat_map(|row| row.chunks(size)) {
@@ -56,7 +65,7 @@ fn models(config: &str, scheme: &str) -> (ArchSpec, MemorySource, MemorySource) 
                 row.iter_mut().for_each(|scale| *scale = factor.round(*scale));
             }
         }
-        let q = QMatrix::new(site.rows, site.cols, scheme.weights, codes, scales, Dtype::F16, vec![]).unwrap();
+        let q = QMatrix::spelt(alphabet, (site.rows, site.cols), scheme.weights, codes, scales, Dtype::F16, vec![]).unwrap();
         quantized.insert_matrix(&site.module, Matrix::Quant(StoredQuant::new(&*site.module, Arc::new((q, scheme)))));
     }
     (spec, original, quantized)
@@ -105,6 +114,7 @@ fn text_that_was_not_learnt_from_gains_and_threads_change_nothing() {
         (TINY_GEMMA3, "w4a16-pc", 0.9),
         (TINY_QWEN3, "w4ta16-g32", 0.9),
         (TINY_QWEN3, "w4ta16-g16-s8", 0.9),
+        (TINY_GEMMA3, "w4la16-g32", 0.9),
     ] {
         let (spec, original, quantized) = models(config, scheme);
         let network = Network::new(&spec).unwrap();

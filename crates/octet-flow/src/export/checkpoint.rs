@@ -63,13 +63,13 @@ impl Layout {
 
     fn plan(self, job: Job<'_>) -> Result<Conversion> {
         let fits = |given: &Given| match self {
-            Self::CompressedTensors if given.scheme.weights.is_table() => {
-                Err("has levels of a table; compressed-tensors has even steps".into())
-            }
-            Self::CompressedTensors if given.scheme.weights.has_whole_scales() => {
-                Err("has whole scales times a factor of the row; compressed-tensors has a float for every group".into())
-            }
-            Self::CompressedTensors => Ok(()),
+            Self::CompressedTensors => match given.scheme.weights.uneven() {
+                Some(codes) => Err(format!("has {codes}; compressed-tensors has even steps")),
+                None if given.scheme.weights.has_whole_scales() => {
+                    Err("has whole scales times a factor of the row; compressed-tensors has a float for every group".into())
+                }
+                None => Ok(()),
+            },
             Self::Floats => Err("is in codes; safetensors has plain floats".into()),
             Self::Other(format) => format.fit(given).map(drop),
         };

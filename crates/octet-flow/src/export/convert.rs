@@ -305,8 +305,16 @@ pub(super) fn codes(job: Job<'_>, planned: &Planned, run: &ExportRun<'_>, take: 
         }
         (Action::Solve(scheme, scale_dtype), _) => {
             let (module, shape) = (site.module.as_str(), (site.rows, site.cols));
-            let task =
-                TensorJob { module, shape, scheme: scheme.weights, scale_dtype, importance: None, hessian: None, engine: run.engine };
+            let task = TensorJob {
+                module,
+                shape,
+                scheme: scheme.weights,
+                scale_dtype,
+                importance: None,
+                hessian: None,
+                table: None,
+                engine: run.engine,
+            };
             let floats = outputs_first(job, site, &matrix)?;
             round_anew(&floats, &task, &mut |q| {
                 step()?;

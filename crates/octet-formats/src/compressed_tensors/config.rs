@@ -1,7 +1,7 @@
 //! Writing `quantization_config`.
 
-use super::{SCALES_FORMAT, TABLE_FORMAT, TABLE_LEVELS, is_one_byte};
-use octet_tensor::{Activations, Granularity, Scheme, WeightScheme};
+use super::{OWN_LEVELS, SCALES_FORMAT, TABLE_FORMAT, TABLE_LEVELS, is_one_byte};
+use octet_tensor::{Activations, Granularity, Scheme, Symmetry, WeightScheme};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -114,8 +114,10 @@ fn weights(weights: WeightScheme) -> Value {
     let mut args = args(
         json!({"num_bits": weights.bits.get(), "symmetric": symmetric, "strategy": strategy, "group_size": group_size, "dynamic": false, "zp_dtype": zp_dtype}),
     );
-    if weights.is_table() {
-        args["observer_kwargs"] = json!({TABLE_LEVELS: octet_tensor::LEVELS});
+    match weights.symmetry {
+        Symmetry::Table => args["observer_kwargs"] = json!({TABLE_LEVELS: octet_tensor::LEVELS}),
+        Symmetry::Learnt => args["observer_kwargs"] = json!({TABLE_LEVELS: OWN_LEVELS}),
+        Symmetry::Symmetric | Symmetry::Asymmetric => {}
     }
     args
 }

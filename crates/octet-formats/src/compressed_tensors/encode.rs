@@ -1,17 +1,17 @@
 //! Turning quantized rows into the bytes of stored tensors.
 
-use super::{FACTOR, ORDER, OUTLIER_INDEX, OUTLIER_WEIGHTS, bits, is_one_byte};
+use super::{FACTOR, LEVELS, ORDER, OUTLIER_INDEX, OUTLIER_WEIGHTS, bits, is_one_byte};
 use crate::{
     Error, Result,
     safetensors::TensorSpec,
     write::{Piece, put_floats},
 };
-use octet_tensor::{Activations, Dtype, QMatrix, Scheme, Share};
+use octet_tensor::{Activations, Alphabet, Dtype, QMatrix, Scheme, Share, Symmetry};
 
 /// The tensors that store a matrix `[rows, cols]` of `module`.
 ///
 /// `pack-quantized`: `weight_packed` I32 `[rows, ⌈cols·bits/32⌉]`, `weight_scale` `[rows, groups]`, `weight_shape` and, when
-/// asymmetric, `weight_zero_point` I32 `[⌈rows·bits/32⌉, groups]`. `octet-scales`: as that, with `weight_scale` I8 and `weight_scale_factor` `[rows]`. `int-quantized` (8-bit weights under integer
+/// asymmetric, `weight_zero_point` I32 `[⌈rows·bits/32⌉, groups]`; levels of its own, `weight_levels` I8 `[16]`, ascending. `octet-scales`: as that, with `weight_scale` I8 and `weight_scale_factor` `[rows]`. `int-quantized` (8-bit weights under integer
 /// activations): `weight` I8 `[rows, cols]`, `weight_scale`, and `weight_zero_point` I8 `[rows, groups]`. Outliers, which octet
 /// alone reads: `weight_outlier_columns` I32 `[n]` and `weight_outliers` `[rows, n]` in 16 bits.
 pub fn tensor_specs(module: &str, rows: usize, cols: usize, scheme: Scheme, scale_dtype: Dtype) -> Vec<TensorSpec> {
@@ -34,6 +34,9 @@ pub fn tensor_specs(module: &str, rows: usize, cols: usize, scheme: Scheme, scal
             true => spec("weight_zero_point", Dtype::I8, vec![rows, groups]),
             false => spec("weight_zero_point", Dtype::I32, vec![bits::words(rows, bits), groups]),
         });
+    }
+    if scheme.weights.symmetry == Symmetry::Learnt {
+        specs.push(spec(LEVELS, Dtype::I8, vec![16]));
     }
     if let Activations::Int8Beside(share) = scheme.activations {
         let count = share.columns(cols);
@@ -66,9 +69,10 @@ pub fn encode_rows(module: &str, q: &QMatrix, first_row: usize, rows_total: usiz
         let mut stream = Vec::with_capacity(q.rows() * row_bytes);
         let mut numbers = vec![];
         for mut row in q.codes().chunks(q.cols().max(1)) {
-            if scheme.weights.is_table() {
+            if q.alphabet() != Alphabet::Even {
                 numbers.clear();
-                numbers.extend(row.iter().map(|&level| (i32::from(scheme.weights.index(level)) + bits.min_code()) as i8));
+                numbers.extend_from_slice(row);
+                q.alphabet().store(&mut numbers);
                 row = &numbers;
             }
             bits::pack(row, bits, &mut stream);
@@ -93,6 +97,9 @@ pub fn encode_rows(module: &str, q: &QMatrix, first_row: usize, rows_total: usiz
             true => piece("weight_zero_point", first_row * groups, bytes_of(q.zeros())),
             false => piece("weight_zero_point", 4 * bits::words(first_row, bits) * groups, packed_zeros(q)),
         });
+    }
+    if let (Some(table), Symmetry::Learnt, 0) = (q.alphabet().table(), scheme.weights.symmetry, first_row) {
+        pieces.push(piece(LEVELS, 0, bytes_of(table.levels())));
     }
     if let (Some(order), 0) = (q.order(), first_row) {
         pieces.push(piece(ORDER, 0, order.iter().flat_map(|group| group.to_le_bytes()).collect()));

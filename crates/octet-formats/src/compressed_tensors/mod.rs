@@ -27,8 +27,12 @@ pub(crate) const SCALES_FORMAT: &str = "octet-scales";
 /// Suffix of the factors that whole scales are multiples of, in parts of 128.
 const FACTOR: &str = "weight_scale_factor";
 
-/// octet's own argument of the weights: the levels.
+/// octet's own argument of the weights: the levels, or that every matrix has its own.
 pub(crate) const TABLE_LEVELS: &str = "levels";
+pub(crate) const OWN_LEVELS: &str = "tensor";
+
+/// Suffix of the levels that a matrix has for itself.
+const LEVELS: &str = "weight_levels";
 
 /// Suffixes of what octet alone stores: which inputs are outliers, and their weights (see [`Activations::Int8Beside`]).
 const OUTLIER_INDEX: &str = "weight_outlier_columns";

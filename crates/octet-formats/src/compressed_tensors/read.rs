@@ -1,12 +1,15 @@
 //! Stored modules as matrices whose rows are unpacked when asked for.
 
-use super::{FACTOR, ORDER, OUTLIER_INDEX, OUTLIER_WEIGHTS, bits};
+use super::{FACTOR, LEVELS, ORDER, OUTLIER_INDEX, OUTLIER_WEIGHTS, bits};
 use crate::{
     checkpoint::{Lookup, required},
     fp4::{self, Fp4},
     stored::{Decoded, check_rows, decoded, of_dtype, of_floats, quantized},
 };
-use octet_tensor::{Activations, Beside, Dtype, Error, Matrix, QMatrix, QuantRows, Result, RowFactor, Scheme, StoredQuant, Tensor};
+use octet_tensor::{
+    Activations, Alphabet, Beside, Dtype, Error, Matrix, QMatrix, QuantRows, Result, RowFactor, Scheme, StoredQuant, Symmetry, Table,
+    Tensor,
+};
 use std::{ops::Range, sync::Arc};
 
 /// A quantized module over its stored tensors.
@@ -22,6 +25,8 @@ struct Stored {
     zeros: Option<Tensor>,
     /// The group of each input, where inputs are grouped in an order of their own (`actorder: group`).
     order: Option<Arc<[u32]>>,
+    /// What codes are.
+    alphabet: Alphabet,
     /// Which inputs are outliers, and their weights.
     outliers: Option<(Arc<[u32]>, Tensor)>,
 }
@@ -113,7 +118,22 @@ fn build(
         Activations::Int8Beside(share) => Some(outliers(module, [rows, cols], share.columns(cols), lookup)?),
         _ => None,
     };
-    Ok(Stored { module: module.into(), scheme, rows, cols, codes, scales, factors, zeros, order, outliers })
+    let alphabet = match scheme.weights.symmetry {
+        Symmetry::Learnt => Alphabet::Table(levels(module, lookup)?),
+        _ => scheme.weights.alphabet(),
+    };
+    Ok(Stored { module: module.into(), scheme, rows, cols, codes, scales, factors, zeros, order, alphabet, outliers })
+}
+
+/// The levels that a matrix has for itself.
+fn levels(module: &str, lookup: Lookup<'_>) -> Result<Table> {
+    let levels = required(&format!("{module}.{LEVELS}"), lookup)?;
+    let bytes: Vec<i8> = of_dtype(&levels, Dtype::I8)?.bytes().iter().map(|&byte| byte as i8).collect();
+    let table = <[i8; 16]>::try_from(&bytes[..]).ok().and_then(Table::new);
+    table.ok_or_else(|| {
+        let what = format!("is {bytes:?}, expected sixteen ascending levels; the file is damaged, make it again from the original");
+        Error::Malformed { name: levels.name().into(), what }
+    })
 }
 
 /// Which `count` inputs are outliers, and their weights `[rows, count]`.
@@ -170,10 +190,7 @@ impl Stored {
         for (codes, stream) in codes.chunks_mut(self.cols.max(1)).zip(streams.chunks(4 * words.max(1))) {
             bits::unpack(stream, self.scheme.weights.bits, codes);
         }
-        let weights = self.scheme.weights;
-        if weights.is_table() {
-            codes.iter_mut().for_each(|code| *code = weights.code((i32::from(*code) - weights.bits.min_code()) as u8));
-        }
+        self.alphabet.read(&mut codes);
         codes
     }
 
@@ -238,7 +255,8 @@ impl QuantRows for Stored {
         let outliers = self.outliers.as_ref().map_or(0, |(columns, weights)| 4 * columns.len() + weights.bytes().len());
         let order = self.order.as_ref().map_or(0, |order| 4 * order.len());
         let some = [&self.factors, &self.zeros].into_iter().flatten().map(|tensor| tensor.bytes().len()).sum::<usize>();
-        self.codes.bytes().len() + self.scales.bytes().len() + some + outliers + order
+        let levels = if self.scheme.weights.symmetry == Symmetry::Learnt { 16 } else { 0 };
+        self.codes.bytes().len() + self.scales.bytes().len() + some + outliers + order + levels
     }
 
     fn beside(&self, range: Range<usize>) -> Result<Option<Beside>> {
@@ -263,7 +281,7 @@ impl QuantRows for Stored {
         let groups = self.scheme.weights.groups(self.cols);
         let (codes, scales) = (self.read_codes(&range), self.read_scales(&range, groups)?);
         let zeros = self.read_zeros(&range, groups);
-        let made = QMatrix::new(range.len(), self.cols, self.scheme.weights, codes, scales, self.scale_dtype(), zeros);
+        let made = QMatrix::spelt(self.alphabet, (range.len(), self.cols), self.scheme.weights, codes, scales, self.scale_dtype(), zeros);
         let made = match self.beside(range)? {
             Some(beside) => made.and_then(|q| q.with_beside(beside)),
             None => made,

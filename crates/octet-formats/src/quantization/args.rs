@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Result,
-    compressed_tensors::{OUTLIER_COLUMNS, OUTLIER_LIMIT, TABLE_LEVELS},
+    compressed_tensors::{OUTLIER_COLUMNS, OUTLIER_LIMIT, OWN_LEVELS, TABLE_LEVELS},
 };
 use octet_tensor::{Activations, Bits, Granularity, InputRounding, LEVELS, Limit, Scales, Share, Symmetry, WeightScheme};
 use serde::Deserialize;
@@ -88,14 +88,16 @@ impl Args {
         Ok(WeightScheme::floats(bits, symmetry, granularity))
     }
 
-    /// Weights that are levels of octet's table.
+    /// Weights that are levels of octet's table, or of one that every matrix has for itself.
     pub(super) fn levels(&self, key: &str) -> Result<WeightScheme> {
         let weights = self.weights(key)?;
-        let levels = self.observer_kwargs.get(TABLE_LEVELS).and_then(|levels| Vec::<i8>::deserialize(levels).ok());
-        if levels.as_deref() != Some(&LEVELS[..]) || weights.bits != Bits::B4 || weights.symmetry != Symmetry::Symmetric {
-            return bad(key, "is another table than the one of this version; make the folder again from the original");
+        let given = self.observer_kwargs.get(TABLE_LEVELS);
+        let levels = given.and_then(|levels| Vec::<i8>::deserialize(levels).ok());
+        let own = given.and_then(Value::as_str) == Some(OWN_LEVELS);
+        if !(own || levels.as_deref() == Some(&LEVELS[..])) || weights.bits != Bits::B4 || weights.symmetry != Symmetry::Symmetric {
+            return bad(key, "is another table than those of this version; make the folder again from the original");
         }
-        Ok(WeightScheme { symmetry: Symmetry::Table, ..weights })
+        Ok(WeightScheme { symmetry: if own { Symmetry::Learnt } else { Symmetry::Table }, ..weights })
     }
 
     /// Weights whose scales are whole numbers, and which may be levels.

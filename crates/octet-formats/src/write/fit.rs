@@ -91,8 +91,8 @@ impl Format {
         if !widths.contains(&bits) {
             return Err(format!("has {bits}-bit codes; {} has {}", self.name(), listed(widths)));
         }
-        if given.scheme.weights.is_table() {
-            return Err(format!("has levels of a table; {} has even steps", self.name()));
+        if let Some(codes) = given.scheme.weights.uneven() {
+            return Err(format!("has {codes}; {} has even steps", self.name()));
         }
         if given.scheme.weights.has_whole_scales() {
             return Err(format!("has whole scales times a factor of the row; {} has a float for every group", self.name()));

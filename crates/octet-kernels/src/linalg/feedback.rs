@@ -10,9 +10,10 @@ use super::{
 };
 use crate::{
     Candidate, Engine,
-    search::{code, level},
+    search::{Levels, code, level},
     simd::{LANES, Op, Simd, unroll},
 };
+use octet_tensor::Table;
 
 /// How the codes of a group are to be read, for sixteen rows; all zeros round everything to 0.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +55,8 @@ pub struct Rounding<'a> {
     pub grids: &'a [RowGrids],
     /// The group of each place.
     pub group_of: &'a [u32],
-    /// Whether codes are levels of the table.
-    pub table: bool,
+    /// The levels, where codes are some.
+    pub table: Option<Table>,
 }
 
 impl Engine {
@@ -67,7 +68,8 @@ impl Engine {
     /// If lengths do not fit.
     pub fn round_rows(&self, factor: &Factor, rows: &mut Rounding<'_>, feedback: bool) -> Vec<f64> {
         rows.check(factor.order().len());
-        self.vectorize(Pass::<false> { lines: &factor.lines, diagonal: &factor.diagonal, damping: 0.0, feedback, rows: rows.reborrow() })
+        let (levels, rows) = (Levels::new(rows.table.as_ref()), rows.reborrow());
+        self.vectorize(Pass::<false> { lines: &factor.lines, diagonal: &factor.diagonal, damping: 0.0, feedback, rows, levels })
     }
 
     /// One pass of coordinate descent over tr(E·(A + `damping`·I)·Eᵀ): replaces each code in turn by the best one given
@@ -79,7 +81,8 @@ impl Engine {
         rows.check(matrix.size());
         let mut diagonal = matrix.diagonal();
         diagonal.resize(matrix.edge() * EDGE, 1.0);
-        self.vectorize(Pass::<true> { lines: &matrix.lines, diagonal: &diagonal, damping, feedback: true, rows: rows.reborrow() })
+        let (levels, rows) = (Levels::new(rows.table.as_ref()), rows.reborrow());
+        self.vectorize(Pass::<true> { lines: &matrix.lines, diagonal: &diagonal, damping, feedback: true, rows, levels })
     }
 }
 
@@ -142,6 +145,7 @@ struct Pass<'a, const DESCENT: bool> {
     damping: f32,
     feedback: bool,
     rows: Rounding<'a>,
+    levels: Levels,
 }
 
 impl<const DESCENT: bool> Op for Pass<'_, DESCENT> {
@@ -298,8 +302,8 @@ impl<const DESCENT: bool> Pass<'_, DESCENT> {
                 let value = if self.feedback { wanted } else { w };
                 let of_grid = s.load(&grid.inverse.0);
                 let k = match self.rows.table {
-                    true => level(s, value, of_grid),
-                    false => code(s, value, of_grid, s.load(&grid.low.0), s.load(&grid.high.0)),
+                    Some(_) => level(s, value, of_grid, &self.levels),
+                    None => code(s, value, of_grid, s.load(&grid.low.0), s.load(&grid.high.0)),
                 };
                 s.round_codes(s.add(k, s.load(&grid.zero.0)), &mut self.rows.codes[(first + r) * cols + place]);
                 let rounded = s.mul(scale, k);

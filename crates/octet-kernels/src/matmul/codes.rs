@@ -8,7 +8,6 @@
 
 use super::layout::Line;
 use crate::simd::{Simd, unroll};
-use octet_tensor::LEVELS;
 
 /// Octets that are stored together where codes are cut into planes.
 pub(crate) const CHUNK: usize = 4;
@@ -79,8 +78,8 @@ pub(crate) trait Codes {
 
     /// Lines as chunks.
     fn chunks(lines: &[Line]) -> &[Self::Chunk];
-    /// The codes of inputs 0..4 and 4..8 of octet `octet` of the chunk.
-    fn load<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize) -> [S::W; 2];
+    /// The codes of inputs 0..4 and 4..8 of octet `octet` of the chunk; what is stored are numbers of `levels` where codes are some.
+    fn load<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, levels: S::W) -> [S::W; 2];
     /// Asks for octet `octet` of the chunk `ahead` bytes on.
     fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, ahead: usize);
 }
@@ -93,15 +92,6 @@ pub(crate) struct Nibbles;
 pub(crate) struct Table;
 /// What is added to levels to make them unsigned.
 pub(crate) const LEVEL_OFFSET: u8 = 128;
-/// The levels made unsigned.
-pub(crate) const UNSIGNED_LEVELS: [u8; 16] = {
-    let (mut all, mut index) = ([0; 16], 0);
-    while index < all.len() {
-        all[index] = (LEVELS[index] as u8).wrapping_add(LEVEL_OFFSET);
-        index += 1;
-    }
-    all
-};
 /// Codes of two, three, five or six bits.
 pub(crate) struct Planes<const BITS: usize>;
 
@@ -115,7 +105,7 @@ impl<const SMALL: bool> Codes for Bytes<SMALL> {
         lines.as_chunks().0
     }
     #[inline(always)]
-    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize) -> [S::W; 2] {
+    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, _: S::W) -> [S::W; 2] {
         [s.codes(&chunk[0].0), s.codes(&chunk[1].0)]
     }
     #[inline(always)]
@@ -135,7 +125,7 @@ impl Codes for Nibbles {
         lines
     }
     #[inline(always)]
-    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize) -> [S::W; 2] {
+    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, _: S::W) -> [S::W; 2] {
         s.nibbles(&chunk.0)
     }
     #[inline(always)]
@@ -154,9 +144,8 @@ impl Codes for Table {
         lines
     }
     #[inline(always)]
-    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize) -> [S::W; 2] {
-        let [low, high] = s.nibbles(&chunk.0);
-        [s.levels(low, &UNSIGNED_LEVELS), s.levels(high, &UNSIGNED_LEVELS)]
+    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, levels: S::W) -> [S::W; 2] {
+        s.nibbles(&chunk.0).map(|numbers| s.levels(numbers, levels))
     }
     #[inline(always)]
     fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {
@@ -181,7 +170,7 @@ impl<const BITS: usize> Codes for Planes<BITS> {
         lines.as_chunks().0
     }
     #[inline(always)]
-    fn load<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize) -> [S::W; 2] {
+    fn load<S: Simd>(s: S, chunk: &Self::Chunk, octet: usize, _: S::W) -> [S::W; 2] {
         let planes = const { planes(BITS) };
         let mut words = [s.codes(&Line::ZERO.0); 2];
         unroll!(half < 2, {
@@ -205,10 +194,11 @@ impl<const BITS: usize> Codes for Planes<BITS> {
 
 /// Unpacks codes into lines of one a byte.
 #[inline(always)]
-pub(crate) fn unpack<S: Simd, C: Codes>(s: S, packed: &[Line], out: &mut [Line]) {
+pub(crate) fn unpack<S: Simd, C: Codes>(s: S, levels: &[u8; 16], packed: &[Line], out: &mut [Line]) {
+    let levels = s.table(levels);
     for (chunk, out) in C::chunks(packed).iter().zip(out.chunks_exact_mut(2 * C::OCTETS)) {
         each_octet!(C, octet, {
-            let [low, high] = C::load(s, chunk, octet);
+            let [low, high] = C::load(s, chunk, octet, levels);
             s.store_codes(low, &mut out[2 * octet].0);
             s.store_codes(high, &mut out[2 * octet + 1].0);
         });

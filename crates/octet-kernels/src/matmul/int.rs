@@ -30,6 +30,7 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
 ) -> [[Lanes; T]; R] {
     let words = x.codes.as_chunks::<T>().0.as_chunks::<2>().0;
     let mut total = [[Lanes([0.0; LANES]); T]; R];
+    let levels = s.table(&ints.levels);
     for segment in 0..ints.segments.count() {
         if const { R * T > IN_REGISTERS } {
             // Registers are for the integer sums: what would not fit beside them had better be in memory altogether.
@@ -49,7 +50,7 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
         for (i, words) in words.chunks_exact(C::OCTETS).enumerate() {
             let mut chunk = [&chunks[0][i]; R];
             unroll!(r < R, { chunk[r] = &chunks[r][i] });
-            each_octet!(C, octet, add_octet::<S, C, D, R, T>(s, &mut acc, chunk, &words[octet], octet));
+            each_octet!(C, octet, add_octet::<S, C, D, R, T>(s, &mut acc, chunk, &words[octet], (octet, levels)));
         }
         if const { in_pairs::<S>(T) } {
             each_pair(&mut acc[0], |two| s.unpair(two));
@@ -120,11 +121,11 @@ fn add_octet<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
     acc: &mut [[[S::I; T]; R]; D],
     chunk: [&C::Chunk; R],
     words: &[[[i8; 4]; T]; 2],
-    octet: usize,
+    (octet, levels): (usize, S::W),
 ) {
     let mut w = [[s.codes(&Line::ZERO.0); 2]; R];
     unroll!(r < R, {
-        w[r] = C::load(s, chunk[r], octet);
+        w[r] = C::load(s, chunk[r], octet, levels);
         if const { R == 1 } {
             C::prefetch(s, chunk[r], octet, PREFETCH);
         }
@@ -247,13 +248,14 @@ impl IntProduct<'_> {
     /// Unpacks codes that do not take a byte; tiles are compiled once, whatever was unpacked.
     #[inline(always)]
     fn unpack<S: Simd>(&self, s: S, packed: &[Line], out: &mut [Line]) {
+        let levels = &self.ints.levels;
         match self.ints.bits {
-            2 => unpack::<S, Planes<2>>(s, packed, out),
-            3 => unpack::<S, Planes<3>>(s, packed, out),
-            4 if self.ints.table => unpack::<S, Table>(s, packed, out),
-            4 => unpack::<S, Nibbles>(s, packed, out),
-            5 => unpack::<S, Planes<5>>(s, packed, out),
-            _ => unpack::<S, Planes<6>>(s, packed, out),
+            2 => unpack::<S, Planes<2>>(s, levels, packed, out),
+            3 => unpack::<S, Planes<3>>(s, levels, packed, out),
+            4 if self.ints.table => unpack::<S, Table>(s, levels, packed, out),
+            4 => unpack::<S, Nibbles>(s, levels, packed, out),
+            5 => unpack::<S, Planes<5>>(s, levels, packed, out),
+            _ => unpack::<S, Planes<6>>(s, levels, packed, out),
         }
     }
 }

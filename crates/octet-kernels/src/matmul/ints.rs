@@ -20,7 +20,7 @@ use crate::{
     simd::{LANES, Simd},
 };
 use half::{bf16, f16};
-use octet_tensor::{Activations, Bytes, Dtype, Error, QMatrix, Result, RowFactor, StoredQuant, WeightScheme};
+use octet_tensor::{Activations, Alphabet, Bytes, Dtype, Error, QMatrix, Result, RowFactor, StoredQuant, Symmetry, WeightScheme};
 use std::sync::{Mutex, PoisonError};
 
 /// Codes and scales of a quantized matrix in blocks of sixteen rows.
@@ -31,6 +31,11 @@ pub(crate) struct Ints {
     pub(crate) bits: usize,
     /// Whether codes are numbers of levels.
     pub(crate) table: bool,
+    /// Those levels made unsigned; zeros where there are none.
+    pub(crate) levels: [u8; 16],
+    alphabet: Alphabet,
+    /// Whether the matrix has levels of its own.
+    pub(crate) own: bool,
     /// Whether every stored code is at most 63.
     pub(crate) small: bool,
     /// What was added to codes to make them unsigned: the zero point of symmetric weights.
@@ -87,18 +92,18 @@ impl Ints {
     /// Packs a stored matrix, rows in parallel and a few blocks at a time, for activations as `activations` says.
     pub(crate) fn pack(engine: &Engine, stored: &StoredQuant, activations: Activations) -> Result<Self> {
         let (rows, cols, scheme) = (stored.rows(), stored.cols(), stored.scheme().weights);
-        let mut packed = Self::zeroed(rows, cols, scheme, activations, scale_dtype(stored)?, true);
+        let mut packed = Self::zeroed(rows, cols, scheme, activations, spelling(stored)?, true);
         packed.fill(engine, stored)?;
         Ok(packed)
     }
 
     /// A matrix from the sections that [`Ints::sections`] gave, one after the other; `None` where they are of another size.
     pub(crate) fn from_bytes(stored: &StoredQuant, activations: Activations, bytes: &Bytes) -> Result<Option<Self>> {
-        let (rows, cols, scheme, scale) = (stored.rows(), stored.cols(), stored.scheme().weights, scale_dtype(stored)?);
-        if bytes.len() != Self::forecast(rows, cols, scheme, activations, scale) {
+        let (rows, cols, scheme, spelling) = (stored.rows(), stored.cols(), stored.scheme().weights, spelling(stored)?);
+        if bytes.len() != Self::forecast(rows, cols, scheme, activations, spelling.0) {
             return Ok(None);
         }
-        let mut packed = Self::zeroed(rows, cols, scheme, activations, scale, false);
+        let mut packed = Self::zeroed(rows, cols, scheme, activations, spelling, false);
         let lines = packed.blocks() * packed.lines_a_block() * size_of::<Line>();
         let Some(codes) = bytes.slice(0..lines) else { return Ok(None) };
         packed.lines = Lines::from(codes);
@@ -119,14 +124,24 @@ impl Ints {
         [bytemuck::cast_slice(&self.lines[..]), self.scales.bytes(), zeros, bytemuck::cast_slice(&self.units)]
     }
 
-    fn zeroed(rows: usize, cols: usize, scheme: WeightScheme, activations: Activations, scale: Dtype, codes: bool) -> Self {
+    fn zeroed(
+        rows: usize,
+        cols: usize,
+        scheme: WeightScheme,
+        activations: Activations,
+        (scale, alphabet): (Dtype, Alphabet),
+        codes: bool,
+    ) -> Self {
         let Extent { bits, segments, blocks, groups, lines } = Extent::of(rows, cols, scheme, activations);
         let group = scheme.group_size(cols);
         Self {
             rows,
             cols,
             bits,
-            table: scheme.is_table(),
+            table: alphabet.table().is_some(),
+            levels: alphabet.table().map_or([0; 16], |table| table.levels().map(|level| (level as u8).wrapping_add(codes::LEVEL_OFFSET))),
+            alphabet,
+            own: scheme.symmetry == Symmetry::Learnt,
             small: scheme.bits.get() <= 6 && !scheme.is_table(),
             offset: if scheme.is_table() { codes::LEVEL_OFFSET } else { 1 << (scheme.bits.get() - 1) },
             segments,
@@ -162,9 +177,13 @@ impl Ints {
             let first = task * blocks_a_task;
             let last = blocks.min(first + blocks_a_task);
             let outcome = stored.read_rows(first * LANES..self.rows.min(last * LANES)).and_then(|q| {
+                if q.alphabet() != self.alphabet {
+                    let what = format!("has other levels from row {} on than at its start", first * LANES);
+                    return Err(Error::Malformed { name: stored.name().into(), what });
+                }
                 // Numbers of levels are packed as if they were signed codes of four bits.
-                let numbers: Vec<i8> =
-                    if self.table { q.codes().iter().map(|&level| q.scheme().index(level) as i8 - 8).collect() } else { vec![] };
+                let mut numbers = if self.table { q.codes().to_vec() } else { vec![] };
+                self.alphabet.store(&mut numbers);
                 let (codes, offset) = if self.table { (&numbers[..], 8) } else { (q.codes(), self.offset) };
                 for block in first..last {
                     // SAFETY: a block belongs to one task, so no two parts that are alive overlap; likewise below.
@@ -300,7 +319,7 @@ impl Ints {
             }
         }
         if self.table {
-            codes = codes.map(|code| codes::UNSIGNED_LEVELS[usize::from(code)]);
+            codes = codes.map(|code| self.levels[usize::from(code)]);
         }
         let zeros = self.zeros(at);
         std::array::from_fn(|lane| {
@@ -325,7 +344,7 @@ impl Ints {
                     code |= (lines[chunk * self.bits + line].0[lane * 4 + position % 4] >> bit & (0xff >> (8 - bits))) << first;
                 }
                 if self.table {
-                    code = codes::UNSIGNED_LEVELS[usize::from(code)];
+                    code = self.levels[usize::from(code)];
                 }
                 out[k] = scale * (i32::from(code) - i32::from(zero)) as f32;
             }
@@ -333,8 +352,13 @@ impl Ints {
     }
 }
 
-pub(super) fn scale_dtype(stored: &StoredQuant) -> Result<Dtype> {
-    Ok(if stored.rows() == 0 { Dtype::F32 } else { stored.read_rows(0..1)?.scale_dtype() })
+/// The type of the scales of a matrix, and what its codes are.
+pub(super) fn spelling(stored: &StoredQuant) -> Result<(Dtype, Alphabet)> {
+    if stored.rows() == 0 {
+        return Ok((Dtype::F32, stored.scheme().weights.alphabet()));
+    }
+    let first = stored.read_rows(0..1)?;
+    Ok((first.scale_dtype(), first.alphabet()))
 }
 
 impl Scales {

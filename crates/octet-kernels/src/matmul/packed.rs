@@ -3,7 +3,7 @@
 use super::{
     aside::Columns,
     dense::Dense,
-    ints::{Ints, scale_dtype},
+    ints::{Ints, spelling},
 };
 use crate::{Engine, Isa, counters::Kernel, parallel::Shared};
 use half::{bf16, f16};
@@ -134,7 +134,7 @@ impl PackedLinear {
             Matrix::Quant(stored) => {
                 let scheme = stored.scheme();
                 let scheme = Scheme { activations: activations.unwrap_or(scheme.activations), ..scheme };
-                Self::forecast_bytes(stored.rows(), stored.cols(), scheme, scale_dtype(stored)?)
+                Self::forecast_bytes(stored.rows(), stored.cols(), scheme, spelling(stored)?.0)
             }
         })
     }
@@ -201,6 +201,7 @@ impl PackedLinear {
             Body::Int { ints, .. } => match ints.bits {
                 2 => Kernel::W2A8,
                 3 => Kernel::W3A8,
+                4 if ints.own => Kernel::W4lA8,
                 4 if ints.table => Kernel::W4tA8,
                 4 => Kernel::W4A8,
                 5 => Kernel::W5A8,
@@ -210,6 +211,7 @@ impl PackedLinear {
             Body::Exact(ints) => match ints.bits {
                 2 => Kernel::W2A16,
                 3 => Kernel::W3A16,
+                4 if ints.own => Kernel::W4lA16,
                 4 if ints.table => Kernel::W4tA16,
                 4 => Kernel::W4A16,
                 5 => Kernel::W5A16,

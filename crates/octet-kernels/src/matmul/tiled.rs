@@ -98,7 +98,7 @@ impl TiledProduct<'_> {
         for segment in 0..ints.segments.count() {
             let octets = ints.segments.octets(segment);
             let out = &mut out[2 * octets.start..2 * octets.end];
-            unpack::<S, C>(s, &packed[lines_of(octets.start)..lines_of(octets.end)], out);
+            unpack::<S, C>(s, &ints.levels, &packed[lines_of(octets.start)..lines_of(octets.end)], out);
             let mut zeros = [ints.offset; 4 * LANES];
             if let Some(of_rows) = ints.zeros(ints.group_at(block, segment)) {
                 zeros = std::array::from_fn(|i| of_rows[i / 4]);

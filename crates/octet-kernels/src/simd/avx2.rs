@@ -226,11 +226,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         })
     }
     #[inline(always)]
-    fn levels(self, w: I, table: &[u8; 16]) -> I {
-        intrinsic!({
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            w.map(|w| _mm256_shuffle_epi8(table, w))
-        })
+    fn table(self, from: &[u8; 16]) -> I {
+        [intrinsic!(_mm256_broadcastsi128_si256(_mm_loadu_si128(from.as_ptr().cast()))); 2]
+    }
+    #[inline(always)]
+    fn levels(self, w: I, table: I) -> I {
+        each!(_mm256_shuffle_epi8(table, w))
     }
     #[inline(always)]
     fn store_codes(self, w: I, to: &mut [u8; 64]) {

@@ -202,8 +202,12 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
-    fn levels(self, w: __m512i, table: &[u8; 16]) -> __m512i {
-        intrinsic!(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), w))
+    fn table(self, from: &[u8; 16]) -> __m512i {
+        intrinsic!(_mm512_broadcast_i32x4(_mm_loadu_si128(from.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn levels(self, w: __m512i, table: __m512i) -> __m512i {
+        intrinsic!(_mm512_shuffle_epi8(table, w))
     }
     #[inline(always)]
     fn store_codes(self, w: __m512i, to: &mut [u8; 64]) {

@@ -141,8 +141,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn codes(self, from: &[u8; 64]) -> Self::W;
     /// 64 bytes of two four-bit codes: the low halves are inputs 0..4, the high halves inputs 4..8.
     fn nibbles(self, from: &[u8; 64]) -> [Self::W; 2];
+    /// A table of sixteen bytes as [`Simd::levels`] takes it: in every run of sixteen bytes.
+    fn table(self, from: &[u8; 16]) -> Self::W;
     /// Bytes below sixteen replaced by what they are the numbers of.
-    fn levels(self, w: Self::W, table: &[u8; 16]) -> Self::W;
+    fn levels(self, w: Self::W, table: Self::W) -> Self::W;
     fn store_codes(self, w: Self::W, to: &mut [u8; 64]);
     /// Of every byte the `bits` bits from bit `from` on, moved to bit `to`, the others zero.
     fn field(self, w: Self::W, from: usize, to: usize, bits: usize) -> Self::W;

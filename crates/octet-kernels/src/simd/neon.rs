@@ -231,8 +231,12 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
         [raw.map(|v| intrinsic!(vandq_u8(v, vdupq_n_u8(15)))), raw.map(|v| intrinsic!(vshrq_n_u8::<4>(v)))]
     }
     #[inline(always)]
-    fn levels(self, w: W, table: &[u8; 16]) -> W {
-        w.map(|w| intrinsic!(vqtbl1q_u8(vld1q_u8(table.as_ptr()), w)))
+    fn table(self, from: &[u8; 16]) -> W {
+        [intrinsic!(vld1q_u8(from.as_ptr())); 4]
+    }
+    #[inline(always)]
+    fn levels(self, w: W, table: W) -> W {
+        each!(vqtbl1q_u8(table, w))
     }
     #[inline(always)]
     fn store_codes(self, w: W, to: &mut [u8; 64]) {

@@ -163,7 +163,11 @@ impl Simd for Scalar {
         [from.map(|b| b & 15), from.map(|b| b >> 4)]
     }
     #[inline(always)]
-    fn levels(self, w: [u8; 64], table: &[u8; 16]) -> [u8; 64] {
+    fn table(self, from: &[u8; 16]) -> [u8; 64] {
+        std::array::from_fn(|i| from[i % 16])
+    }
+    #[inline(always)]
+    fn levels(self, w: [u8; 64], table: [u8; 64]) -> [u8; 64] {
         w.map(|b| table[usize::from(b & 15)])
     }
     #[inline(always)]

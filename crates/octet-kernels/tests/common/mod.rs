@@ -2,7 +2,9 @@
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use octet_kernels::{Engine, Isa, PackedLinear};
-use octet_tensor::{Activations, Bytes, Dtype, FloatMatrix, Matrix, QMatrix, Scheme, StoredQuant, Tensor};
+use octet_tensor::{
+    Activations, Alphabet, Bytes, Dtype, FloatMatrix, Matrix, QMatrix, Scheme, StoredQuant, Symmetry, Table, Tensor, WeightScheme,
+};
 use std::{num::NonZeroUsize, sync::Arc};
 
 pub fn engine(isa: Isa, threads: usize) -> Engine {
@@ -47,13 +49,28 @@ pub fn scheme(text: &str) -> Scheme {
 /// A random matrix of a scheme; scales of both signs, exact in F16, BF16 and F32 alike.
 pub fn quantized(rows: usize, cols: usize, scheme: Scheme, dtype: Dtype, numbers: &mut Numbers) -> QMatrix {
     let w = scheme.weights;
+    let alphabet = alphabet(w, numbers);
     let range = 1usize << w.bits.get();
-    let mut code = |_| w.code(numbers.below(range) as u8);
-    let codes = (0..rows * cols).map(&mut code).collect();
+    let mut code = |_| (numbers.below(range) as i32 + w.bits.min_code()) as i8;
+    let mut codes: Vec<i8> = (0..rows * cols).map(&mut code).collect();
+    alphabet.read(&mut codes);
     let groups = rows * w.groups(cols);
     let zeros = if w.is_asymmetric() { (0..groups).map(&mut code).collect() } else { vec![] };
     let scales = (0..groups).map(|_| (1 + numbers.below(127)) as f32 / 4096.0 * if numbers.below(4) == 0 { -1.0 } else { 1.0 }).collect();
-    QMatrix::new(rows, cols, w, codes, scales, dtype, zeros).unwrap()
+    QMatrix::spelt(alphabet, (rows, cols), w, codes, scales, dtype, zeros).unwrap()
+}
+
+/// The usual alphabet of a scheme, or random levels where a matrix has its own.
+fn alphabet(scheme: WeightScheme, numbers: &mut Numbers) -> Alphabet {
+    if scheme.symmetry != Symmetry::Learnt {
+        return scheme.alphabet();
+    }
+    let mut levels = std::collections::BTreeSet::from([-128, 127]);
+    while levels.len() < 16 {
+        levels.insert(numbers.next() as i8);
+    }
+    let levels: Vec<i8> = levels.into_iter().collect();
+    Alphabet::Table(Table::new(levels[..].try_into().unwrap()).unwrap())
 }
 
 pub fn stored(q: &QMatrix, scheme: Scheme) -> Matrix {

@@ -55,7 +55,8 @@ pub(crate) fn quantized(spec: &ArchSpec, scheme: &str) -> MemorySource {
     for site in spec.linear_sites() {
         let w = scheme.weights;
         let range = 1usize << w.bits.get();
-        let codes = (0..site.rows * site.cols).map(|_| w.code(random.below(range) as u8)).collect();
+        let mut codes: Vec<i8> = (0..site.rows * site.cols).map(|_| (random.below(range) as i32 + w.bits.min_code()) as i8).collect();
+        w.alphabet().read(&mut codes);
         let scales = vec![3.5 / range as f32 / (site.cols as f32).sqrt(); site.rows * w.groups(site.cols)];
         let zeros = if w.is_asymmetric() { vec![0; scales.len()] } else { vec![] };
         let q = QMatrix::new(site.rows, site.cols, w, codes, scales, Dtype::F32, zeros).unwrap();

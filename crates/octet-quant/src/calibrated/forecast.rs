@@ -140,8 +140,16 @@ fn solving_rate(engine: &Engine, choice: SolverChoice, scheme: WeightScheme, sca
     gram.add(engine, &sample(2 * INPUTS * INPUTS));
     let moments = gram.finish(engine);
     let hessian = choice.hessian().map(|options| Hessian::new(engine, "a trial", &moments, options)).transpose()?;
-    let job =
-        TensorJob { module: "a trial", shape: (ROWS, INPUTS), scheme, scale_dtype, importance: None, hessian: hessian.as_ref(), engine };
+    let job = TensorJob {
+        module: "a trial",
+        shape: (ROWS, INPUTS),
+        scheme,
+        scale_dtype,
+        importance: None,
+        hessian: hessian.as_ref(),
+        table: None,
+        engine,
+    };
     let (solver, weights) = (choice.solver(), sample(ROWS * INPUTS));
     let ready = solver.prepare(job)?;
     let groups = ROWS * scheme.groups(INPUTS);

@@ -112,8 +112,10 @@ impl Solving<'_> {
             scale_dtype: *scale_dtype,
             importance: importance.as_deref(),
             hessian,
+            table: None,
             engine: self.run.engine,
         };
+        let job = job.with_levels_of(&matrix)?;
         let solver = choice.solver();
         let rounding = Rtn::with(choice.candidates());
         let remark;
@@ -229,7 +231,7 @@ impl Whole {
 
     fn finish(self, job: &TensorJob<'_>, extras: &Extras) -> Result<QMatrix, Error> {
         let (rows, cols) = job.shape;
-        let q = QMatrix::new(rows, cols, job.scheme, self.codes, self.scales, job.scale_dtype, self.zeros)?;
+        let q = QMatrix::spelt(job.alphabet(), (rows, cols), job.scheme, self.codes, self.scales, job.scale_dtype, self.zeros)?;
         let q = match &extras.columns {
             Some(columns) => q.with_beside(Beside::new(columns.clone(), self.beside))?,
             None => q,

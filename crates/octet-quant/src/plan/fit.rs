@@ -20,8 +20,8 @@ pub(crate) fn misfit(site: &Site, scheme: WeightScheme, portable: bool) -> Optio
     if portable && linear.role == Role::Embedding {
         return Some("it is an embedding, and other readers of compressed-tensors know Linear modules only".into());
     }
-    if portable && scheme.is_table() {
-        return Some("other readers of compressed-tensors have no tables".into());
+    if portable && let Some(codes) = scheme.uneven() {
+        return Some(format!("other readers of compressed-tensors have no {codes}"));
     }
     if portable && scheme.has_whole_scales() {
         return Some("other readers of compressed-tensors have a float for every scale".into());

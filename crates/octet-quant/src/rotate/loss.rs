@@ -121,8 +121,10 @@ impl Measure<'_> {
             scale_dtype: *scale_dtype,
             importance: importance.as_deref(),
             hessian,
+            table: None,
             engine: self.engine,
         };
+        let job = job.with_levels_of(matrix)?;
         let (solver, rounding) = (choice.solver(), Rtn::with(choice.candidates()));
         let ready =
             if choice.needs_hessian() && hessian.is_none() { crate::Solver::prepare(&rounding, job)? } else { solver.prepare(job)? };

@@ -310,8 +310,10 @@ impl SensitivityRun<'_> {
             scale_dtype: scale_dtype(site.dtype, scheme.weights.granularity),
             importance: importance.as_deref(),
             hessian: None,
+            table: None,
             engine: self.engine,
         };
+        let job = job.with_levels_of(&matrix)?;
         let solver = Rtn::with(Some(CANDIDATES));
         let ready = solver.prepare(job)?;
         let chunks = Chunks::new(site.linear.rows, site.linear.cols);

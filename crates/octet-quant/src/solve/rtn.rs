@@ -48,7 +48,7 @@ impl Solver for Rtn {
         if found != job.shape.1 {
             return Err(Error::Importance { module: job.module.into(), expected: job.shape.1, found });
         }
-        let usual = RtnRows { job, grid: Grid::new(job.scheme, self.candidates), refinements: self.refinements };
+        let usual = RtnRows { job, grid: Grid::new(job.scheme, job.levels(), self.candidates), refinements: self.refinements };
         let quick = self.candidates <= QUICK
             && self.refinements == 0
             && job.importance.is_none()
@@ -69,8 +69,7 @@ pub(super) struct RtnRows<'a> {
 /// reader takes, exact in F16 and too small to stand out.
 const ZERO_GROUP_SCALE: f32 = 1.0 / 16384.0;
 
-/// The level nearest to zero, and the scale of a group of zeros in a table: the smallest that F16 holds.
-const SMALLEST_LEVEL: i8 = 1;
+/// The scale of a group of zeros in a table: the smallest that F16 holds.
 const TABLE_ZERO_SCALE: f32 = 1.0 / 16_777_216.0;
 
 /// Weights within 2^±40 are searched as they are; beyond, squares could leave the range of f32.
@@ -179,12 +178,12 @@ impl<'a> RtnRows<'a> {
 
     /// What stands for zeros. A table has no level of zero, but a smallest one and a scale that makes nothing of it.
     pub(super) fn nothing(&self, codes: &mut [i8]) -> Choice {
-        let table = self.job.scheme.is_table();
-        codes.fill(if table { SMALLEST_LEVEL } else { 0 });
-        let scale = match table {
+        let least = self.job.levels().and_then(|table| table.levels().iter().copied().min_by_key(|level| level.unsigned_abs()));
+        codes.fill(least.unwrap_or(0));
+        let scale = match least {
             _ if self.job.scheme.has_whole_scales() => 0.0,
-            true => TABLE_ZERO_SCALE,
-            false => ZERO_GROUP_SCALE,
+            Some(_) => TABLE_ZERO_SCALE,
+            None => ZERO_GROUP_SCALE,
         };
         Choice { scale, zero: 0.0 }
     }

@@ -111,6 +111,7 @@ impl Clipping<'_> {
             scale_dtype: self.planned.scale_dtype,
             importance: Some(&importance),
             hessian: None,
+            table: None,
             engine: self.engine,
         };
         let rtn = Rtn::with(self.planned.solver.candidates());
@@ -127,7 +128,7 @@ impl Clipping<'_> {
                 let (mut codes, mut scales) = (vec![0; weights.len()], vec![0.0; rows * groups]);
                 let mut zeros = vec![0; if scheme.is_asymmetric() { scales.len() } else { 0 }];
                 ready.solve(weights, RowsMut { codes: &mut codes, scales: &mut scales, zeros: &mut zeros });
-                Ok(QMatrix::new(rows, cols, scheme, codes, scales, self.planned.scale_dtype, zeros)?.dequantize())
+                Ok(QMatrix::spelt(job.alphabet(), (rows, cols), scheme, codes, scales, self.planned.scale_dtype, zeros)?.dequantize())
             };
             *result = self.rows(weights, &round);
         });

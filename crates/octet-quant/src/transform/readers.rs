@@ -126,6 +126,7 @@ pub(super) fn round(
         scale_dtype: planned.scale_dtype,
         importance: importance.as_deref(),
         hessian: None,
+        table: None,
         engine,
     };
     let rtn = Rtn::with(planned.solver.candidates());

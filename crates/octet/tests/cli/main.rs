@@ -1,6 +1,7 @@
 //! The binary as a user meets it: what it refuses and how, what it writes, what it prints.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step of a test that fails is a failed test")]
 
+mod alphabets;
 mod bench;
 mod checkpoints;
 mod distilled;

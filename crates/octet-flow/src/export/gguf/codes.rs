@@ -4,7 +4,7 @@ use super::{Source, cannot, sink::GgufSink};
 use crate::{Error, Progress, Result, export::ExportRun};
 use octet_formats::gguf::{BlockType, encode};
 use octet_model::gguf::Outgoing;
-use octet_tensor::{BlockCode, BlockRows, Dtype, FloatMatrix, Matrix, QMatrix, RunScales, WeightScheme, WeightSource};
+use octet_tensor::{BlockCode, BlockRows, Dtype, FloatMatrix, Matrix, QMatrix, RunScales, Symmetry, WeightScheme, WeightSource};
 use std::sync::atomic::Ordering;
 
 /// The smallest type that holds the codes of `scheme` in rows of `cols` as they are.
@@ -21,8 +21,14 @@ pub(super) fn holding(scheme: WeightScheme, cols: usize) -> std::result::Result<
     if scheme.has_whole_scales() {
         return Err("has whole scales times a factor of the row, and GGUF holds scales of 16 bits; quantize it anew with --requantize and a type such as gguf:iq4_nl".into());
     }
-    if scheme.is_table() {
-        return Ok(BlockType::IQ4_NL);
+    match (scheme.symmetry, scheme.uneven()) {
+        (Symmetry::Table, _) => return Ok(BlockType::IQ4_NL),
+        (_, Some(codes)) => {
+            return Err(format!(
+                "has {codes} of its own, and GGUF one table for all; quantize it anew with --requantize and a type such as gguf:iq4_nl"
+            ));
+        }
+        _ => {}
     }
     Ok(match (scheme.bits.get(), scheme.is_asymmetric()) {
         (..=4, false) => BlockType::Q4_0,

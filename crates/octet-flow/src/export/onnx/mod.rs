@@ -28,8 +28,8 @@ const BLOCKS: [usize; 5] = [128, 64, 32, 256, 16];
 
 /// Inputs that share a stored scale: a block that divides the groups, any where a row is one group.
 fn block(given: &Given) -> std::result::Result<usize, String> {
-    if given.scheme.weights.is_table() {
-        return Err("has levels of a table; MatMulNBits has even steps".into());
+    if let Some(codes) = given.scheme.weights.uneven() {
+        return Err(format!("has {codes}; MatMulNBits has even steps"));
     }
     if given.scheme.weights.has_whole_scales() {
         return Err("has whole scales times a factor of the row; MatMulNBits has a float for every block".into());

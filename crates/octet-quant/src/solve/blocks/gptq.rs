@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{Error, ErrorSums, Hessian};
 use octet_kernels::{Candidate, Factor, Rounding, RowGrids, RowPanels};
-use octet_tensor::{BlockRows, Levels};
+use octet_tensor::{BlockRows, Levels, Table};
 
 /// Rows that share a vector.
 pub(super) const LANES: usize = 16;
@@ -118,7 +118,7 @@ impl<'a> BlockGptq<'a> {
     }
 
     fn rounding<'s>(&'s self, state: &'s mut State, grids: &'s [RowGrids], group_of: &'s [u32]) -> Rounding<'s> {
-        let table = self.job.code.levels == Levels::Table;
+        let table = (self.job.code.levels == Levels::Table).then_some(Table::USUAL);
         Rounding { weights: &state.weights, errors: &mut state.errors, codes: &mut state.codes, grids, group_of, table }
     }
 

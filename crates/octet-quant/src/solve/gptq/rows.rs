@@ -3,6 +3,7 @@
 use super::{super::RowsMut, Hessian, RowSolver, TensorJob, refine};
 use crate::ErrorSums;
 use octet_kernels::{Candidate, Engine, Factor, Rounding, RowGrids, RowPanels};
+use octet_tensor::Table;
 use std::borrow::Cow;
 
 /// Rows that are the lanes of a vector.
@@ -26,12 +27,12 @@ pub(super) struct State {
     pub(super) weights: RowPanels,
     pub(super) errors: RowPanels,
     pub(super) codes: Vec<[i8; LANES]>,
-    /// Whether codes are levels of a table.
-    table: bool,
+    /// The levels, where codes are some.
+    table: Option<Table>,
 }
 
 impl State {
-    fn new(weights: RowPanels, table: bool) -> Self {
+    fn new(weights: RowPanels, table: Option<Table>) -> Self {
         let (rows, cols) = (weights.rows(), weights.cols());
         Self { errors: RowPanels::zeros(rows, cols), codes: vec![[0; LANES]; weights.runs() * cols], weights, table }
     }
@@ -132,11 +133,11 @@ impl<'a> Work<'a> {
     /// rounding to nearest and of dropping the weights.
     fn round(&self, weights: RowPanels, grids: &[RowGrids], sums: &mut ErrorSums) -> (State, Vec<f64>) {
         let (engine, rows) = (self.engine(), weights.rows());
-        let mut state = State::new(weights.clone(), self.job.scheme.is_table());
+        let mut state = State::new(weights.clone(), self.job.levels());
         let nothing = vec![RowGrids::VOID; grids.len()];
         let whole = engine.round_rows(self.factor, &mut state.rounding(&nothing, &self.factor_groups), true);
         sums.weighted_weight = self.undamped(whole[..rows].iter().sum(), &state);
-        let mut nearest = State::new(weights, self.job.scheme.is_table());
+        let mut nearest = State::new(weights, self.job.levels());
         let nearest_losses = engine.round_rows(self.factor, &mut nearest.rounding(grids, &self.factor_groups), false);
         sums.nearest_error = self.undamped(nearest_losses[..rows].iter().sum(), &nearest);
         let mut losses = engine.round_rows(self.factor, &mut state.rounding(grids, &self.factor_groups), true);
@@ -171,8 +172,8 @@ impl<'a> Work<'a> {
     pub(super) fn candidate(&self, scale: f32, zero: i8) -> Candidate {
         let (inverse, (low, high), zero) = (1.0 / scale, self.job.scheme.range(), f32::from(zero));
         match inverse.is_finite() {
-            true => Candidate { inverse, scale, low: low as f32 - zero, high: high as f32 - zero, table: self.job.scheme.is_table() },
-            false => Candidate { table: self.job.scheme.is_table(), ..Candidate::default() },
+            true => Candidate { inverse, scale, low: low as f32 - zero, high: high as f32 - zero, table: self.job.levels() },
+            false => Candidate { table: self.job.levels(), ..Candidate::default() },
         }
     }
 

@@ -1,0 +1,22 @@
+//! Codes of four bits that are no even steps.
+
+use crate::sandbox::Sandbox;
+
+#[test]
+fn levels_of_every_matrix_are_written_run_and_no_other_format_has_them() {
+    let sandbox = Sandbox::empty();
+    sandbox.octet("quantize pocket q --scheme w4la16-g32 --method rtn --no-judge --no-receipt").done();
+    let facts = sandbox.octet("inspect q --tensors --json").done().json();
+    let levels = facts["tensors"].as_array().unwrap().iter().filter(|tensor| tensor["name"].as_str().unwrap().ends_with(".weight_levels"));
+    assert!(levels.clone().count() > 8 && levels.clone().all(|tensor| tensor["dtype"] == "I8" && tensor["shape"][0] == 16));
+    let kl = |folder: &str| {
+        let measured = sandbox.octet(&format!("eval {folder} --base pocket --eval-tokens 4096 --json")).done().json();
+        measured["measures"]["kl"]["mean"].as_f64().unwrap()
+    };
+    sandbox.octet("quantize pocket even --scheme w4a16-g32 --method rtn --no-judge --no-receipt").done();
+    let (own, even) = (kl("q"), kl("even"));
+    assert!(own < 0.95 * even, "{own} of {even}");
+    sandbox.refuses("export q --format gguf", &["levels of a table of its own", "--requantize"]);
+    sandbox.refuses("export q --format npz", &["levels of a table", "--requantize"]);
+    sandbox.octet("export q --format gguf:iq4_nl --requantize --no-calibration --no-judge").done();
+}
