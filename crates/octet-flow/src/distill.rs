@@ -53,8 +53,9 @@ fn split<'a>(calibration: &'a Calibration) -> (Vec<&'a [u32]>, Vec<&'a [u32]>) {
 
 fn settings(step: DistillStep, seed: u64) -> Settings {
     let learning = Learning { scales: step.scales as f32, codes: step.codes as f32, zeros: 0.0, near: NEAR, settle: step.settle as f32 };
-    let (steps, batch_tokens, norms) = (step.steps, step.batch_tokens, step.norms as f32);
-    Settings { steps, batch_tokens, learning, norms, seed, keep: Keep::All, lessons: true }
+    let DistillStep { block_steps, steps, batch_tokens, .. } = step;
+    let norms = step.norms as f32;
+    Settings { block_steps, steps, batch_tokens, learning, norms, seed, keep: Keep::All, lessons: true }
 }
 
 /// What distilling will take within so much memory.
@@ -89,7 +90,10 @@ struct Saver<'a> {
 
 impl Watch for Saver<'_> {
     fn progress(&mut self, at: Progress) {
-        let text = format!("divergence {:.5}, held out {:.5}", at.loss, at.held);
+        let text = match at.block {
+            Some(block) => format!("block {}, error {:.5}, held out {:.5}", block + 1, at.loss, at.held),
+            None => format!("divergence {:.5}, held out {:.5}", at.loss, at.held),
+        };
         let (done, total) = (at.done as u64, at.total as u64);
         (self.progress)(&Event { place: Place::Head, what: STAGE, tensor: Some(&text), report: None, done, total });
     }
@@ -162,7 +166,7 @@ impl Prepared {
         windows.extend(own.iter().map(Vec::as_slice));
         let mut saver = Saver { path, saved: Instant::now(), progress };
         let outcome = distiller.run(&Text { windows: &windows, held: &held }, cancel, &mut saver)?;
-        let remark = remark(&outcome, settings.steps, (windows.len(), own.len()), held.len());
+        let remark = remark(&outcome, step, (windows.len(), own.len()), held.len());
         let (matrices, tensors) = (distiller.matrices()?, distiller.tensors()?);
         let names: BTreeSet<String> = matrices
             .iter()
@@ -204,11 +208,16 @@ impl Prepared {
     }
 }
 
-fn remark(outcome: &Distilled, steps: usize, (windows, own): (usize, usize), held: usize) -> String {
-    let Distilled { before, after, best } = outcome;
+fn remark(outcome: &Distilled, step: DistillStep, (windows, own): (usize, usize), held: usize) -> String {
+    let Distilled { before, after, blocks, best } = outcome;
     let written = if own > 0 { format!(", {own} of them written by the original") } else { String::new() };
-    let from = format!("{steps} steps on {windows} windows{written}");
-    if *best == 0 {
+    let each = match (step.block_steps, blocks) {
+        (0, _) => String::new(),
+        (steps, Some(after)) => format!("{steps} steps of every block by itself ({after:.5} nats after those) and "),
+        (steps, None) => format!("{steps} steps of every block by itself, which was worse and is not kept, and "),
+    };
+    let from = format!("{each}{} steps on {windows} windows{written}", step.steps);
+    if *best == 0 && blocks.is_none() {
         return format!("distillation changed nothing: {from} did not lower the divergence of {before:.5} on {held} held-out windows");
     }
     format!("distilled: {from} took the divergence on {held} held-out windows from {before:.5} to {after:.5} nats a token (step {best})")

@@ -211,7 +211,10 @@ impl fmt::Display for Recipe {
                     mixed.write_keys(f)?;
                     write_solver(mixed.solver, f)?;
                 }
-                Step::Distill(DistillStep { steps, batch_tokens, scales, codes, settle, norms, own_text }) => {
+                Step::Distill(DistillStep { block_steps, steps, batch_tokens, scales, codes, settle, norms, own_text }) => {
+                    if *block_steps > 0 {
+                        writeln!(f, "block_steps = {block_steps}")?;
+                    }
                     write!(f, "steps = {steps}\nbatch_tokens = {batch_tokens}\n")?;
                     write!(f, "scales = {scales:?}\ncodes = {codes:?}\nsettle = {settle:?}\nnorms = {norms:?}\nown_text = {own_text}\n")?;
                 }

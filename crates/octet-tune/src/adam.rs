@@ -33,6 +33,29 @@ impl Rate {
     }
 }
 
+/// How gradients move what learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// By Adam; steps count from 1.
+    Adam(usize),
+    /// By their signs alone: every value by the whole rate (signSGD, Bernstein et al., arXiv 1802.04434).
+    Signs,
+}
+
+impl Rule {
+    /// Moves `values` against their gradients.
+    pub(crate) fn advance(self, engine: &Engine, moments: &mut Adam, values: &mut [f32], gradients: &[f32], rate: f32) {
+        let Self::Adam(step) = self else {
+            let pieces = values.chunks_mut(PIECE).zip(gradients.chunks(PIECE)).collect();
+            each(engine, pieces, |(values, gradients)| {
+                values.iter_mut().zip(*gradients).filter(|(_, gradient)| **gradient != 0.0).for_each(|(v, g)| *v -= rate * g.signum());
+            });
+            return;
+        };
+        moments.step(engine, values, gradients, rate, step);
+    }
+}
+
 impl Adam {
     /// No gradient seen yet of `count` values.
     pub fn new(count: usize) -> Self {

@@ -1,5 +1,6 @@
 //! A quantized model learns from the logits of the original.
 
+mod blocks;
 mod course;
 mod forecast;
 mod lessons;
@@ -8,7 +9,8 @@ mod small;
 pub use course::{Progress, Text, Watch};
 pub use forecast::{Needs, needs};
 
-use crate::{Batch, Gradients, Keep, Learning, Lesson, Network, QuantParam, Trainer, TuneError, Values};
+use crate::{Batch, Gradients, Keep, Learning, Lesson, Network, QuantParam, Rule, Trainer, TuneError, Values};
+use blocks::Rebuilt;
 use course::{Best, Course, Order};
 use lessons::Lessons;
 use octet_kernels::Engine;
@@ -26,7 +28,9 @@ const WARM_UP: f32 = 0.05;
 /// How a model is distilled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
-    /// Steps in all.
+    /// Steps of every block by itself, before all of them learn together.
+    pub block_steps: usize,
+    /// Steps of all of them together.
     pub steps: usize,
     /// Tokens of a step, about: whole windows.
     pub batch_tokens: usize,
@@ -49,7 +53,9 @@ pub struct Distilled {
     pub before: f64,
     /// After it.
     pub after: f64,
-    /// The step whose result was kept; 0 where none was better than the beginning.
+    /// After every block learnt by itself, where they did and it was better than the beginning.
+    pub blocks: Option<f64>,
+    /// The step whose result was kept; 0 where none was better than the beginning, or than what the blocks had learnt.
     pub best: usize,
 }
 
@@ -62,6 +68,8 @@ pub struct Distiller<'a> {
     quants: Vec<QuantParam>,
     smalls: Vec<Small>,
     settings: Settings,
+    /// Blocks that have learnt by themselves.
+    rebuilt: Rebuilt,
     course: Option<Course>,
 }
 
@@ -93,7 +101,8 @@ impl<'a> Distiller<'a> {
             return Err(TuneError::NothingToLearn);
         }
         let smalls = if settings.norms > 0.0 { small::of(network, student, &values)? } else { vec![] };
-        let mut distiller = Self { engine, network, teacher, student: values, quants, smalls, settings, course: None };
+        let mut distiller =
+            Self { engine, network, teacher, student: values, quants, smalls, settings, rebuilt: Rebuilt::default(), course: None };
         distiller.write();
         Ok(distiller)
     }
@@ -111,6 +120,9 @@ impl<'a> Distiller<'a> {
         if text.windows.is_empty() || text.held.is_empty() {
             return Err(TuneError::TooLittleText { needed: 2, found: text.windows.len() + text.held.len() });
         }
+        if self.course.is_none() && self.settings.block_steps > 0 {
+            self.rebuild(text, cancel, watch)?;
+        }
         let mut trainer = Trainer::new(self.engine, self.network);
         let wanted = |number| self.quants.iter().any(|q| q.number == number) || self.smalls.iter().any(|s| s.number == number);
         let mut gradients = Gradients::new(self.network, wanted);
@@ -119,13 +131,13 @@ impl<'a> Distiller<'a> {
             Some(course) if course.order.count() == text.windows.len() => course,
             Some(course) => return Err(TuneError::State { what: format!("it is of {} windows", course.order.count()) }),
             None => {
-                let before = self.divergence_by(&mut trainer, &mut exam, text.held);
-                let best = Best { held: before, step: 0, state: self.snapshot() };
-                Course { done: 0, before, best, held: before, order: Order::new(text.windows.len(), self.settings.seed) }
+                let held = self.divergence_by(&mut trainer, &mut exam, text.held);
+                let best = Best { held, step: 0, state: self.snapshot() };
+                Course { done: 0, before: held, best, held, order: Order::new(text.windows.len(), self.settings.seed) }
             }
         };
         let (total, every) = (self.settings.steps, self.settings.steps.div_ceil(CHECKS).max(1));
-        watch.progress(Progress { done: course.done, total, loss: course.held, held: course.held });
+        watch.progress(Progress { block: None, done: course.done, total, loss: course.held, held: course.held });
         while course.done < total {
             if cancel.load(Ordering::Relaxed) {
                 let done = course.done;
@@ -139,12 +151,13 @@ impl<'a> Distiller<'a> {
                     course.best = Best { held: course.held, step: course.done, state: self.snapshot() };
                 }
             }
-            watch.progress(Progress { done: course.done, total, loss, held: course.held });
+            watch.progress(Progress { block: None, done: course.done, total, loss, held: course.held });
             watch.save(false, &mut || self.state(&course));
         }
         let Course { before, best, .. } = course;
         self.restore(best.state);
-        Ok(Distilled { before, after: best.held, best: best.step })
+        let Rebuilt { before: first, after: blocks, .. } = self.rebuilt;
+        Ok(Distilled { before: first.unwrap_or(before), after: best.held, blocks, best: best.step })
     }
 
     /// One step: a batch forwards and back, and everything moves.
@@ -218,7 +231,7 @@ impl<'a> Distiller<'a> {
         let rates = Learning { scales, codes, zeros, settle: full.settle * share, ..full };
         for quant in &mut self.quants {
             if let Some(gradient) = gradients.of(quant.number) {
-                quant.learn(self.engine, gradient, rates, step);
+                quant.learn(self.engine, gradient, rates, Rule::Adam(step));
             }
         }
         for small in &mut self.smalls {

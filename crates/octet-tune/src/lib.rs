@@ -4,7 +4,8 @@
 //! back, node by node, in f32. It knows dense weights only, and gives the gradient of every parameter that is wanted.
 //! Gradients of anything a weight is made from (scales, rounded codes, an adapter's factors) follow from those of the
 //! weight: [`QuantParam`] does that for quantized matrices, with codes rounded straight through.
-//! On top stands [`Distiller`]: a quantized model learns from the logits of the original.
+//! On top stands [`Distiller`]: a quantized model learns from the original, block by block from what those leave and as a whole from
+//! the logits.
 //!
 //! What it does not know: file formats, how a model was quantized, and whether the result is any good.
 #![forbid(unsafe_code)]
@@ -21,7 +22,7 @@ mod quant;
 mod slots;
 mod trainer;
 
-pub use adam::Adam;
+pub use adam::{Adam, Rule};
 pub use batch::Batch;
 pub use distill::{Distilled, Distiller, Needs, Progress, Settings, Text, Watch, needs};
 pub use error::TuneError;

@@ -1,6 +1,6 @@
 //! Quantized matrices that learn: scales, and codes and zero points rounded straight through.
 
-use crate::{Adam, TuneError, parallel::each};
+use crate::{Adam, Rule, TuneError, parallel::each};
 use octet_kernels::Engine;
 use octet_tensor::{Alphabet, Dtype, QMatrix, RowFactor, Table, WeightScheme};
 
@@ -175,21 +175,21 @@ impl QuantParam {
         });
     }
 
-    /// Learns from the gradient of the weights, which is changed; `step` counts from 1.
-    pub fn learn(&mut self, engine: &Engine, gradient: &mut [f32], rates: Learning, step: usize) {
+    /// Learns from the gradient of the weights, which is changed.
+    pub fn learn(&mut self, engine: &Engine, gradient: &mut [f32], rates: Learning, rule: Rule) {
         let scales = self.scales();
         let (along, across) = self.fold(engine, gradient, &scales, rates.codes > 0.0 && !self.state.latents.is_empty());
         let [of_scales, of_codes, of_zeros] = &mut self.moments;
         if rates.scales > 0.0 {
             let gradients: Vec<f32> = along.iter().zip(&self.base).map(|(sum, base)| sum * base).collect();
-            of_scales.step(engine, &mut self.state.scales, &gradients, rates.scales, step);
+            rule.advance(engine, of_scales, &mut self.state.scales, &gradients, rates.scales);
         }
         if rates.zeros > 0.0 && !self.state.zeros.is_empty() {
             let gradients: Vec<f32> = across.iter().zip(&scales).map(|(sum, scale)| -sum * scale).collect();
-            of_zeros.step(engine, &mut self.state.zeros, &gradients, rates.zeros, step);
+            rule.advance(engine, of_zeros, &mut self.state.zeros, &gradients, rates.zeros);
         }
         if rates.codes > 0.0 && !self.state.latents.is_empty() {
-            of_codes.step(engine, &mut self.state.latents, gradient, rates.codes, step);
+            rule.advance(engine, of_codes, &mut self.state.latents, gradient, rates.codes);
             settle(engine, &mut self.state.latents, rates.settle);
         }
         self.round(engine);

@@ -104,6 +104,52 @@ impl<'a> Trainer<'a> {
         hidden
     }
 
+    /// What a block, or the embedding where `layer` is `None`, makes of a batch's residual streams.
+    pub(crate) fn stage(&mut self, values: &Values, layer: Option<usize>, batch: &Batch, stream: &[f32]) -> Vec<f32> {
+        let (turns, network) = (turns(self.network, batch), self.network);
+        let mut slots = Slots::default();
+        let mut pass = self.pass(values, batch, &turns);
+        *slots.get_mut(Slot::Hidden) = pass.spare.copy(stream);
+        match layer {
+            Some(layer) => pass.forward(&network.blocks[layer], &mut slots, None),
+            None => pass.forward(std::slice::from_ref(&network.embed), &mut slots, None),
+        }
+        let out = slots.take(Slot::Hidden);
+        slots.clear(&mut self.spare);
+        out
+    }
+
+    /// The squared error of what block `layer` makes of a batch's residual streams, relative to the `targets`; gradients of half of its
+    /// mean are added to `gradients`.
+    pub(crate) fn learn_stage(
+        &mut self,
+        values: &Values,
+        layer: usize,
+        batch: &Batch,
+        (stream, targets): (&[f32], &[f32]),
+        gradients: &mut Gradients,
+    ) -> f64 {
+        let (turns, nodes) = (turns(self.network, batch), &self.network.blocks[layer]);
+        let (mut slots, mut tape) = (Slots::default(), Tape::default());
+        let mut pass = self.pass(values, batch, &turns);
+        *slots.get_mut(Slot::Hidden) = pass.spare.copy(stream);
+        pass.forward(nodes, &mut slots, Some(&mut tape));
+        let mut out = slots.take(Slot::Hidden);
+        slots.clear(pass.spare);
+        let (mut error, mut size, each) = (0.0, 0.0, 1.0 / out.len().max(1) as f32);
+        for (value, &target) in out.iter_mut().zip(targets) {
+            let off = *value - target;
+            error += f64::from(off).powi(2);
+            size += f64::from(target).powi(2);
+            *value = off * each;
+        }
+        let mut grads = Slots::default();
+        grads.put(Slot::Hidden, out, pass.spare);
+        pass.backward(nodes, &mut tape, &mut grads, gradients);
+        grads.clear(pass.spare);
+        error / size.max(f64::MIN_POSITIVE)
+    }
+
     /// The logits of a residual stream.
     pub fn logits(&mut self, values: &Values, hidden: &[f32]) -> Vec<f32> {
         let (network, batch) = (self.network, Batch::default());

@@ -5,7 +5,7 @@ use octet_kernels::{Engine, Isa};
 use octet_model::ArchSpec;
 use octet_tensor::{Alphabet, Dtype, Matrix, QMatrix, RowFactor, Scheme, StoredQuant, Symmetry, Table, WeightSource};
 use octet_testkit::{MemorySource, Random, TINY_GEMMA3, TINY_QWEN3};
-use octet_tune::{Distiller, Keep, Learning, Network, Progress, QuantParam, Settings, Text, TuneError, Watch, needs};
+use octet_tune::{Distiller, Keep, Learning, Network, Progress, QuantParam, Rule, Settings, Text, TuneError, Watch, needs};
 use std::{
     num::NonZeroUsize,
     sync::{
@@ -15,6 +15,7 @@ use std::{
 };
 
 const SETTINGS: Settings = Settings {
+    block_steps: 0,
     steps: 60,
     batch_tokens: 128,
     learning: Learning { scales: 1e-2, codes: 2e-2, zeros: 0.0, near: 0.5, settle: 0.004 },
@@ -162,6 +163,39 @@ fn what_was_put_down_goes_on_to_the_same_result() {
 }
 
 #[test]
+fn blocks_learn_by_themselves_and_go_on_where_they_were_put_down() {
+    let (spec, original, quantized) = models(TINY_QWEN3, "w3a16-g32");
+    let network = Network::new(&spec).unwrap();
+    let (text, held, test) = (windows(64, 40, 1), windows(64, 8, 2), windows(64, 16, 3));
+    let [text, held, test] = [&text, &held, &test].map(|text| text.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let text = Text { windows: &text, held: &held };
+    let settings = Settings { block_steps: 30, steps: 0, ..SETTINGS };
+    let run = |threads, state: Option<&[u8]>, stop: &mut Stop<'_>| {
+        let engine = engine(threads);
+        let mut distiller = Distiller::new(&engine, &network, &original, &quantized, settings).unwrap();
+        let before = distiller.divergence(&test);
+        state.into_iter().for_each(|state| distiller.resume(state).unwrap());
+        let never = AtomicBool::new(false);
+        let outcome = distiller.run(&text, stop.cancel.unwrap_or(&never), stop)?;
+        Ok::<_, TuneError>((outcome, before, distiller.divergence(&test), learnt(&distiller)))
+    };
+    let (outcome, before, after, result) = run(1, None, &mut Stop::default()).unwrap();
+    assert!(outcome.blocks == Some(outcome.after) && outcome.after < outcome.before && outcome.best == 0, "{outcome:?}");
+    assert!(after < 0.9 * before, "{before} to {after}");
+    let cancel = AtomicBool::new(false);
+    let mut stop = Stop { after: 40, cancel: Some(&cancel), ..Stop::default() };
+    let error = run(2, None, &mut stop).unwrap_err();
+    assert!(matches!(error, TuneError::Interrupted { done: 40, total } if total == 30 * spec.layers().len()), "{error}");
+    let mut watch = Stop::default();
+    let again = run(2, Some(&stop.state), &mut watch).unwrap();
+    assert!(again.0 == outcome && again.3 == result, "other threads and a pause, other bits");
+    assert_eq!(watch.steps, 1 + 30 * (spec.layers().len() - 1), "the first block is not begun again");
+    let plain = engine(1);
+    let mut other = Distiller::new(&plain, &network, &original, &quantized, SETTINGS).unwrap();
+    assert!(matches!(other.resume(&stop.state), Err(TuneError::State { .. })), "no block was to learn by itself");
+}
+
+#[test]
 fn noise_moves_no_code_that_settles_and_gradients_that_agree_do() {
     let (engine, scheme) = (engine(1), "w4a16-g32".parse::<Scheme>().unwrap().weights);
     let matrix = QMatrix::new(16, 32, scheme, vec![0; 512], vec![1.0; 16], Dtype::F32, vec![]).unwrap();
@@ -171,7 +205,7 @@ fn noise_moves_no_code_that_settles_and_gradients_that_agree_do() {
         let mut random = Random::new(7);
         for step in 1..=1000 {
             let mut gradient: Vec<f32> = (0..512).map(|_| agreed + if random.below(2) == 0 { 1.0 } else { -1.0 }).collect();
-            param.learn(&engine, &mut gradient, rates, step);
+            param.learn(&engine, &mut gradient, rates, Rule::Adam(step));
         }
         param.matrix().unwrap().codes().iter().filter(|&&code| code != 0).count()
     };

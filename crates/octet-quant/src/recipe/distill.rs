@@ -5,7 +5,9 @@ use std::fmt;
 /// How a quantized model learns from the logits of the original.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DistillStep {
-    /// Steps of learning.
+    /// Steps in which every block learns by itself to leave what the original's leaves, before all of them learn together.
+    pub block_steps: usize,
+    /// Steps of learning together.
     pub steps: usize,
     /// Tokens of a step, about: whole windows of the calibration text.
     pub batch_tokens: usize,
@@ -42,12 +44,16 @@ impl DistillStep {
     }
 
     /// What pays on small models: docs/frontier.md has the measurements.
-    pub const USUAL: Self = Self { steps: 400, batch_tokens: 2048, scales: 3e-3, codes: 0.015, settle: 0.004, norms: 1e-3, own_text: 0 };
+    pub const USUAL: Self =
+        Self { block_steps: 0, steps: 400, batch_tokens: 2048, scales: 3e-3, codes: 0.015, settle: 0.004, norms: 1e-3, own_text: 0 };
 }
 
 impl fmt::Display for DistillStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { steps, batch_tokens, scales, codes, settle, norms, own_text } = self;
+        let Self { block_steps, steps, batch_tokens, scales, codes, settle, norms, own_text } = self;
+        if *block_steps > 0 {
+            write!(f, "every block {block_steps} steps by itself, then ")?;
+        }
         write!(f, "distill {steps} steps of {batch_tokens} tokens, scales {scales:?} codes {codes:?} settle {settle:?} norms {norms:?} ")?;
         write!(f, "own text {own_text}")
     }

@@ -159,12 +159,17 @@ fn rotate(mut table: Table, place: &str) -> Result<Step, Error> {
 /// A step that learns.
 fn distill(mut table: Table, place: &str) -> Result<Step, Error> {
     let mut settings = DistillStep::USUAL;
-    for (key, setting, most) in [("steps", &mut settings.steps, MOST_STEPS), ("batch_tokens", &mut settings.batch_tokens, 1 << 20)] {
+    let DistillStep { block_steps, steps, batch_tokens, .. } = &mut settings;
+    let counts = [("block_steps", block_steps, 0, MOST_STEPS), ("steps", steps, 0, MOST_STEPS), ("batch_tokens", batch_tokens, 1, 1 << 20)];
+    for (key, setting, least, most) in counts {
         *setting = match table.remove(key) {
             None => *setting,
-            Some(Value::Integer(count)) if (1..=most).contains(&count) => count as usize,
-            Some(other) => return fail(format!("{place}: {key} must be a number from 1 to {most}, not {other}")),
+            Some(Value::Integer(count)) if (least..=most).contains(&count) => count as usize,
+            Some(other) => return fail(format!("{place}: {key} must be a number from {least} to {most}, not {other}")),
         };
+    }
+    if settings.steps == 0 && settings.block_steps == 0 {
+        return fail(format!("{place} learns in no step; give it steps, block_steps or both"));
     }
     settings.own_text = match table.remove("own_text") {
         None => settings.own_text,
@@ -180,7 +185,7 @@ fn distill(mut table: Table, place: &str) -> Result<Step, Error> {
             Some(other) => return fail(format!("{place}: {key} must be a rate from 0.0 to 1.0, not {other}")),
         };
     }
-    no_more(&table, &format!("{place} (distill)"), "action, steps, batch_tokens, scales, codes, settle, norms and own_text")?;
+    no_more(&table, &format!("{place} (distill)"), "action, block_steps, steps, batch_tokens, scales, codes, settle, norms and own_text")?;
     Ok(Step::Distill(settings))
 }
 
@@ -331,7 +336,7 @@ mod tests {
             let made = Recipe::from_flags(&flags, tied).unwrap();
             assert_eq!(recipe(&made.to_string()).unwrap(), made);
             let mut taught = made;
-            taught.steps.push(Step::Distill(DistillStep { steps: 7, codes: 0.0, own_text: 5000, ..DistillStep::USUAL }));
+            taught.steps.push(Step::Distill(DistillStep { block_steps: 3, steps: 7, codes: 0.0, own_text: 5000, ..DistillStep::USUAL }));
             assert_eq!(recipe(&taught.to_string()).unwrap(), taught);
         }
     }

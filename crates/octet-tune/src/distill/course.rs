@@ -1,6 +1,6 @@
 //! How far a distillation is, and how it is put down and taken up again.
 
-use super::{Distiller, Small};
+use super::{Distiller, QuantParam, Rebuilt, Small};
 use crate::{TuneError, quant::State};
 
 /// What is learnt from, and what is checked on.
@@ -15,6 +15,8 @@ pub struct Text<'a> {
 /// Where a distillation stands.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
+    /// The block that learns by itself, where one does; losses are then squared errors of what it leaves, relative.
+    pub block: Option<usize>,
     /// Steps that are finished.
     pub done: usize,
     /// Steps in all.
@@ -121,7 +123,7 @@ pub(super) fn batches(windows: &[&[u32]], tokens: usize) -> impl Iterator<Item =
 }
 
 /// Marks a state of this form.
-const MAGIC: &[u8; 8] = b"octune01";
+const MAGIC: &[u8; 8] = b"octune02";
 
 impl Distiller<'_> {
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -137,9 +139,17 @@ impl Distiller<'_> {
         self.write();
     }
 
+    /// Everything that blocks which have learnt by themselves need to go on, as bytes.
+    pub(super) fn state_of_blocks(&mut self) -> Vec<u8> {
+        let mut bytes = self.head(false);
+        let runs = self.quants.iter_mut().flat_map(QuantParam::runs_mut);
+        runs.for_each(|run| bytes.extend_from_slice(bytemuck::cast_slice(run)));
+        bytes
+    }
+
     /// Everything that a distillation needs to go on, as bytes.
     pub(super) fn state(&mut self, course: &Course) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
+        let mut bytes = self.head(true);
         let numbers = [course.done as u64, course.before.to_bits(), course.held.to_bits(), course.best.held.to_bits()];
         let order = [course.best.step as u64, course.order.random, course.order.at as u64, course.order.order.len() as u64];
         let windows = course.order.order.iter().map(|&window| window as u64);
@@ -158,12 +168,49 @@ impl Distiller<'_> {
         bytes
     }
 
+    /// What a state begins with: the version, whether all blocks that learn by themselves have, and what came of it.
+    fn head(&self, finished: bool) -> Vec<u8> {
+        let Rebuilt { done, before, after, .. } = &self.rebuilt;
+        let figure = |figure: &Option<f64>| figure.unwrap_or(f64::NAN).to_bits();
+        let numbers = [u64::from(finished), *done as u64, figure(before), figure(after)];
+        MAGIC.iter().copied().chain(numbers.into_iter().flat_map(u64::to_le_bytes)).collect()
+    }
+
+    /// Takes up how far blocks are; whether all have learnt that are to.
+    fn resume_blocks(&mut self, reader: &mut Reader<'_>) -> Result<bool, TuneError> {
+        let [finished, done, before, after] = [reader.number()?, reader.number()?, reader.number()?, reader.number()?];
+        let figure = |bits| Some(f64::from_bits(bits)).filter(|figure| figure.is_finite());
+        let done = usize::try_from(done).ok().filter(|&done| done <= self.network.blocks.len());
+        let done = done.ok_or_else(|| bad("its blocks are others"))?;
+        let first = if finished == 0 { Some(self.snapshot()) } else { None };
+        let rebuilt = Rebuilt { done, before: figure(before), after: figure(after), first };
+        if finished == 0 {
+            if self.settings.block_steps == 0 || rebuilt.before.is_none() {
+                return Err(bad("its blocks are others"));
+            }
+            for quant in &mut self.quants {
+                quant.runs_mut().into_iter().try_for_each(|run| reader.floats(run))?;
+                quant.round(self.engine);
+            }
+            if !reader.0.is_empty() {
+                return Err(bad("it is longer"));
+            }
+            self.write();
+        }
+        self.rebuilt = rebuilt;
+        Ok(finished != 0)
+    }
+
     /// Takes up a state that [`Watch::save`] was given by a distillation of the same models, settings and text.
     ///
     /// # Errors
     /// If it is not such a state.
     pub fn resume(&mut self, state: &[u8]) -> Result<(), TuneError> {
         let mut reader = Reader(state.strip_prefix(MAGIC).ok_or_else(|| bad("it is of another version"))?);
+        let finished = self.resume_blocks(&mut reader)?;
+        if !finished {
+            return Ok(());
+        }
         let numbers: Vec<u64> = (0..8).map(|_| reader.number()).collect::<Result<_, _>>()?;
         let count = usize::try_from(numbers[7]).ok().filter(|&count| count <= reader.0.len() / 8).ok_or_else(|| bad("it is cut off"))?;
         let order = (0..count).map(|_| Ok(reader.number()? as usize)).collect::<Result<Vec<_>, TuneError>>()?;

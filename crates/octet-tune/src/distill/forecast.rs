@@ -1,6 +1,6 @@
 //! What a distillation will take, from shapes.
 
-use super::Settings;
+use super::{Settings, blocks};
 use crate::{Batch, Gradients, Keep, Lesson, Network, ParamKind, Trainer, trainer::LOGITS};
 use octet_kernels::{Engine, MatrixView};
 use octet_model::{
@@ -68,10 +68,17 @@ pub fn needs(spec: &ArchSpec, settings: &Settings, (count, length, held): (usize
     let taught = if lessons { (learnt + checked).min(count * length) } else { learnt + checked };
     // What the original makes of a window goes through its head whenever it is learnt from.
     let (all, head) = multiplied(spec);
-    let work = all * (passes * learnt as f64 + (checked + taught) as f64) + head * (learnt + checked) as f64;
+    let mut work = all * (passes * learnt as f64 + (checked + taught) as f64) + head * (learnt + checked) as f64;
+    let (mut bytes_of_streams, streams) = (0, (count.min(blocks::MOST) + held) * length);
+    if settings.block_steps > 0 {
+        // A block forwards and back at a time; both models go through every window once, and what is held out ten times.
+        work += (all - head) * (3 * settings.block_steps * rows + 2 * streams + 10 * held * length) as f64;
+        bytes_of_streams = (3 * 4 * streams * spec.hidden()) as u64;
+    }
     let least = if keep == Keep::All { whole } else { thin };
+    let bytes = if lessons { with_lessons } else { least }.max(thin + bytes_of_streams);
     let batch = (length.max(1), rows / length.max(1));
-    Needs { keep, lessons, bytes: if lessons { with_lessons } else { least }, work, batch }
+    Needs { keep, lessons, bytes, work, batch }
 }
 
 /// Multiply-adds of a token: of everything, and of the head alone.
