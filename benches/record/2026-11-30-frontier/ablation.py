@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 
-MODELS = {"stories260K": (64, 400), "babyllama-105": (256, 300), "pocket": (64, 200)}
+MODELS = {"stories260K": (64, 400), "babyllama-105": (256, 150), "pocket": (64, 100)}
 TABLE = 4
 
 
@@ -51,6 +51,9 @@ def rows(bits, steps):
     yield "refined, learns: scales, norms, codes, own text", gptq() + all_of_it
     if bits == TABLE:
         yield "table: refined, learns: scales, norms, codes, own text", gptq(table) + all_of_it
+    blocks = rates(**both, codes=0.015)
+    blocks[0] = {"block_steps": steps // 2, **blocks[0], "steps": steps // 2}
+    yield "refined, learns: scales, norms, codes; half of the steps block by block", gptq() + blocks
 
 
 def stored_bits(folder):
