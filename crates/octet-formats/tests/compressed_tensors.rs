@@ -105,6 +105,18 @@ fn every_scheme() -> Vec<Scheme> {
     all
 }
 
+/// Points of a lattice are of eight inputs, which no ragged row has.
+#[test]
+fn points_of_a_lattice_survive() {
+    for text in ["w4ea16-g32", "w4ea8-pc", "w4ea16-g64-s8"] {
+        let (dir, scheme) = (tempfile::tempdir().unwrap(), text.parse::<Scheme>().unwrap());
+        let q = random(37, 72, scheme, Dtype::Bf16, 5);
+        write(dir.path(), &[("m.0.a", q.clone(), scheme)], &[], 32, ct::quantization_config(&[("m.0.a".into(), scheme)], &[]));
+        let back = stored(&open(dir.path()).unwrap(), "m.0.a");
+        assert_eq!((back.scheme(), back.read_rows(0..37).unwrap()), (scheme, q), "{scheme}");
+    }
+}
+
 #[test]
 fn every_scheme_survives_with_its_activation_mode() {
     for scheme in every_scheme() {

@@ -53,7 +53,9 @@ fn rounding(engine: &Engine, roof: f64, matrix: &SymmetricMatrix, factor: &Facto
     let (rows, cols) = (768, matrix.size());
     let weights = RowPanels::from_rows(&Numbers(3).normals(ROWS * cols), cols, None);
     let mut grid = RowGrids::VOID;
-    (0..16).for_each(|lane| grid.set(lane, Candidate { inverse: 2.5, scale: 0.4, low: -8.0, high: 7.0, table: None }, 0));
+    (0..16).for_each(|lane| {
+        grid.set(lane, Candidate { inverse: 2.5, scale: 0.4, low: -8.0, high: 7.0, alphabet: octet_tensor::Alphabet::Even }, 0)
+    });
     let groups = cols.div_ceil(128);
     let grids = vec![grid; weights.runs() * groups];
     let group_of: Vec<u32> = (0..cols as u32).map(|c| c / 128).collect();
@@ -63,7 +65,14 @@ fn rounding(engine: &Engine, roof: f64, matrix: &SymmetricMatrix, factor: &Facto
         engine.run(work.len(), &|i| {
             let mut work = work[i].lock().unwrap();
             let (errors, codes) = &mut *work;
-            pass(&mut Rounding { weights: &weights, errors, codes, grids: &grids, group_of: &group_of, table: None });
+            pass(&mut Rounding {
+                weights: &weights,
+                errors,
+                codes,
+                grids: &grids,
+                group_of: &group_of,
+                alphabet: octet_tensor::Alphabet::Even,
+            });
         });
     };
     let square = (rows * cols * cols) as f64;

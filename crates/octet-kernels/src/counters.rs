@@ -41,6 +41,8 @@ kernels! {
     W4tA8 = "w4ta8",
     /// Levels of a table of the matrix, int8 activations.
     W4lA8 = "w4la8",
+    /// Points of the lattice, int8 activations.
+    W4eA8 = "w4ea8",
     /// Codes of two bits, int8 activations.
     W2A8 = "w2a8",
     /// Codes of three bits, int8 activations.
@@ -57,6 +59,8 @@ kernels! {
     W4tA16 = "w4ta16",
     /// Levels of a table of the matrix, float activations.
     W4lA16 = "w4la16",
+    /// Points of the lattice, float activations.
+    W4eA16 = "w4ea16",
     /// Codes of two bits, float activations.
     W2A16 = "w2a16",
     /// Codes of three bits, float activations.

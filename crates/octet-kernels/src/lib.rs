@@ -15,6 +15,7 @@ mod eights;
 mod elementwise;
 mod engine;
 mod isa;
+mod lattice;
 pub mod limits;
 mod linalg;
 mod logits;

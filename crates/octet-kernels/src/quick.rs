@@ -200,7 +200,7 @@ impl Op for EncodeGroups<'_> {
         for &group in self.which {
             let weights = self.row.group(group);
             let (scale, half) = (self.scales[group], self.row.half);
-            let candidate = Candidate { inverse: 1.0 / scale, scale, low: -half, high: half - 1.0, table: None };
+            let candidate = Candidate { inverse: 1.0 / scale, scale, low: -half, high: half - 1.0, ..Candidate::default() };
             let codes = &mut self.codes[group * self.row.size..][..weights.len()];
             let one = Encode::<false> { weights, candidate, zero: 0, codes }.run(s);
             found.error += one.error;

@@ -6,16 +6,16 @@
 //! made from them, do not depend on the machine.
 
 use crate::{
-    Engine,
+    Engine, lattice,
     simd::{LANES, Op, Simd},
 };
-use octet_tensor::Table;
+use octet_tensor::{Alphabet, Table};
 
 /// Candidates looked at in one pass.
 pub const CANDIDATES: usize = LANES;
 
 /// Weights summed in f32 before the sum moves to f64.
-const BLOCK: usize = 128;
+pub(crate) const BLOCK: usize = 128;
 
 /// Sixteen candidates for representing a group: w ≈ scale · clamp(round(w · inverse), low, high).
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,8 +28,8 @@ pub struct Candidates {
     pub low: [f32; CANDIDATES],
     /// Largest code minus zero point.
     pub high: [f32; CANDIDATES],
-    /// The levels that codes are the nearest of instead, whatever the range.
-    pub table: Option<Table>,
+    /// What codes are: levels are the nearest, points the nearest of eight weights, whatever the range.
+    pub alphabet: Alphabet,
 }
 
 /// One of [`Candidates`].
@@ -43,8 +43,8 @@ pub struct Candidate {
     pub low: f32,
     /// Largest code minus zero point.
     pub high: f32,
-    /// The levels that the code is the nearest of instead, whatever the range.
-    pub table: Option<Table>,
+    /// What codes are: levels are the nearest, points the nearest of eight weights, whatever the range.
+    pub alphabet: Alphabet,
 }
 
 /// Sums over a group with its codes fixed, for closed-form best scales (k: code minus zero point, h: importance).
@@ -79,18 +79,20 @@ impl Engine {
     /// Σ h·(w − q)² of finite `weights` under each of sixteen candidates; `importance` h is empty (all ones) or as long
     /// as `weights`.
     pub fn candidate_errors(&self, weights: &[f32], importance: &[f32], candidates: &Candidates) -> [f64; CANDIDATES] {
-        if candidates.table.is_some() {
-            return self.vectorize(Errors::<true> { weights, importance, candidates });
+        match candidates.alphabet {
+            Alphabet::Even => self.vectorize(Errors::<false> { weights, importance, candidates }),
+            Alphabet::Table(_) => self.vectorize(Errors::<true> { weights, importance, candidates }),
+            Alphabet::Lattice => self.vectorize(lattice::Errors { weights, importance, candidates }),
         }
-        self.vectorize(Errors::<false> { weights, importance, candidates })
     }
 
     /// The moments of finite `weights` under one candidate; `importance` as in [`Engine::candidate_errors`].
     pub fn code_moments(&self, weights: &[f32], importance: &[f32], candidate: Candidate) -> CodeMoments {
-        if candidate.table.is_some() {
-            return self.vectorize(Moments::<true> { weights, importance, candidate });
+        match candidate.alphabet {
+            Alphabet::Even => self.vectorize(Moments::<false> { weights, importance, candidate }),
+            Alphabet::Table(_) => self.vectorize(Moments::<true> { weights, importance, candidate }),
+            Alphabet::Lattice => self.vectorize(lattice::Moments { weights, importance, candidate }),
         }
-        self.vectorize(Moments::<false> { weights, importance, candidate })
     }
 
     /// Smallest and largest of finite `weights` (0 and 0 of none).
@@ -98,21 +100,23 @@ impl Engine {
         self.vectorize(Range(weights))
     }
 
-    /// Writes the codes of finite `weights` under one candidate, `zero` added, and says what error that leaves.
+    /// Writes the codes of finite `weights` under one candidate, `zero` added, and says what error that leaves; `importance`, as in
+    /// [`Engine::candidate_errors`], decides which points are the nearest.
     ///
     /// # Panics
     /// If `codes` is shorter than `weights`.
-    pub fn encode_weights(&self, weights: &[f32], candidate: Candidate, zero: i8, codes: &mut [i8]) -> EncodeError {
+    pub fn encode_weights(&self, weights: &[f32], importance: &[f32], candidate: Candidate, zero: i8, codes: &mut [i8]) -> EncodeError {
         let codes = &mut codes[..weights.len()];
-        if candidate.table.is_some() {
-            return self.vectorize(Encode::<true> { weights, candidate, zero, codes });
+        match candidate.alphabet {
+            Alphabet::Even => self.vectorize(Encode::<false> { weights, candidate, zero, codes }),
+            Alphabet::Table(_) => self.vectorize(Encode::<true> { weights, candidate, zero, codes }),
+            Alphabet::Lattice => self.vectorize(lattice::Encode { weights, importance, candidate, codes }),
         }
-        self.vectorize(Encode::<false> { weights, candidate, zero, codes })
     }
 }
 
 /// Adding and subtracting 1.5 · 2^23 rounds a number below 2^22 half to even, on every instruction set at once.
-const ROUND: f32 = 12_582_912.0;
+pub(crate) const ROUND: f32 = 12_582_912.0;
 
 /// Clamps and rounds half to even: clamped first, so that rounding meets small numbers only.
 #[inline(always)]
@@ -163,7 +167,7 @@ fn nearest<S: Simd, const TABLE: bool>(s: S, w: S::F, inverse: S::F, steps: Step
 }
 
 #[inline(always)]
-fn stored<S: Simd>(s: S, v: S::F) -> [f32; LANES] {
+pub(crate) fn stored<S: Simd>(s: S, v: S::F) -> [f32; LANES] {
     let mut out = [0.0; LANES];
     s.store(v, &mut out);
     out
@@ -178,7 +182,7 @@ pub(crate) fn padded(values: &[f32]) -> [f32; LANES] {
 }
 
 #[inline(always)]
-fn total<S: Simd>(s: S, v: S::F) -> f64 {
+pub(crate) fn total<S: Simd>(s: S, v: S::F) -> f64 {
     f64::from(s.sum(v))
 }
 
@@ -195,7 +199,7 @@ impl<const TABLE: bool> Op for Errors<'_, TABLE> {
     fn run<S: Simd>(self, s: S) -> [f64; CANDIDATES] {
         let Self { weights, importance, candidates } = self;
         let (inverse, scale) = (s.load(&candidates.inverse), s.load(&candidates.scale));
-        let levels = Levels::new(candidates.table.as_ref());
+        let levels = Levels::new(candidates.alphabet.table());
         let steps = Steps::<S> { low: s.load(&candidates.low), high: s.load(&candidates.high), levels: &levels };
         let mut totals = [0f64; CANDIDATES];
         for (i, block) in weights.chunks(BLOCK).enumerate() {
@@ -245,8 +249,8 @@ impl<const TABLE: bool> Op for Moments<'_, TABLE> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> CodeMoments {
-        let Candidate { inverse, low, high, table, .. } = self.candidate;
-        let levels = Levels::new(table.as_ref());
+        let Candidate { inverse, low, high, alphabet, .. } = self.candidate;
+        let levels = Levels::new(alphabet.table());
         let (inverse, steps) = (s.splat(inverse), Steps::<S> { low: s.splat(low), high: s.splat(high), levels: &levels });
         let mut m = CodeMoments::default();
         for (i, block) in self.weights.chunks(BLOCK).enumerate() {
@@ -315,8 +319,8 @@ impl<const TABLE: bool> Op for Encode<'_, TABLE> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> EncodeError {
-        let Candidate { inverse, scale, low, high, table } = self.candidate;
-        let levels = Levels::new(table.as_ref());
+        let Candidate { inverse, scale, low, high, alphabet } = self.candidate;
+        let levels = Levels::new(alphabet.table());
         let steps = Steps::<S> { low: s.splat(low), high: s.splat(high), levels: &levels };
         let (inverse, scale) = (s.splat(inverse), s.splat(scale));
         let mut found = EncodeError::default();
@@ -384,11 +388,11 @@ mod tests {
 
     fn candidates() -> Candidates {
         let scale: [f32; CANDIDATES] = std::array::from_fn(|j| (0.2 + 0.03 * j as f32) * if j % 2 == 0 { 1.0 } else { -1.0 });
-        Candidates { scale, inverse: scale.map(|s| 1.0 / s), low: [-8.0; CANDIDATES], high: [7.0; CANDIDATES], table: None }
+        Candidates { scale, inverse: scale.map(|s| 1.0 / s), low: [-8.0; CANDIDATES], high: [7.0; CANDIDATES], alphabet: Alphabet::Even }
     }
 
     fn one(all: &Candidates, j: usize) -> Candidate {
-        Candidate { inverse: all.inverse[j], scale: all.scale[j], low: all.low[j], high: all.high[j], table: all.table }
+        Candidate { inverse: all.inverse[j], scale: all.scale[j], low: all.low[j], high: all.high[j], alphabet: all.alphabet }
     }
 
     fn engines() -> impl Iterator<Item = Engine> {
@@ -411,7 +415,7 @@ mod tests {
                     assert!((weighted[j] - expected_weighted).abs() <= 1e-5 * expected_weighted, "{} {count}", engine.isa());
 
                     let mut found = vec![0i8; count];
-                    let encoded = engine.encode_weights(&w, one(&all, j), 3, &mut found);
+                    let encoded = engine.encode_weights(&w, &[], one(&all, j), 3, &mut found);
                     assert!(found.iter().zip(&codes).all(|(f, c)| i32::from(*f) == c + 3));
                     assert!((encoded.error - expected).abs() <= 1e-5 * expected);
 
@@ -436,7 +440,7 @@ mod tests {
 
     fn levels_are_the_nearest(table: Table) {
         let scale: [f32; CANDIDATES] = std::array::from_fn(|j| (0.01 + 0.003 * j as f32) * if j % 2 == 0 { 1.0 } else { -1.0 });
-        let all = Candidates { scale, inverse: scale.map(|s| 1.0 / s), table: Some(table), ..Candidates::default() };
+        let all = Candidates { scale, inverse: scale.map(|s| 1.0 / s), alphabet: Alphabet::Table(table), ..Candidates::default() };
         let w = weights(200);
         for engine in engines() {
             let errors = engine.candidate_errors(&w, &[], &all);
@@ -445,7 +449,7 @@ mod tests {
                 let expected: f64 = w.iter().map(|&w| f64::from(nearest(w)).powi(2)).sum();
                 assert!((errors[j] - expected).abs() <= 1e-5 * expected, "{}", engine.isa());
                 let mut codes = vec![0; w.len()];
-                let found = engine.encode_weights(&w, one(&all, j), 0, &mut codes);
+                let found = engine.encode_weights(&w, &[], one(&all, j), 0, &mut codes);
                 assert!((found.error - expected).abs() <= 1e-5 * expected, "{}", engine.isa());
                 assert!(codes.iter().all(|code| table.levels().contains(code)));
                 let kk: f64 = codes.iter().map(|&c| f64::from(c).powi(2)).sum();
@@ -460,7 +464,7 @@ mod tests {
         let h: Vec<f32> = w.iter().map(|v| v.abs()).collect();
         let run = |engine: &Engine| {
             let mut codes = vec![0i8; w.len()];
-            let encoded = engine.encode_weights(&w, one(&all, 3), 0, &mut codes);
+            let encoded = engine.encode_weights(&w, &[], one(&all, 3), 0, &mut codes);
             let errors = [engine.candidate_errors(&w, &[], &all), engine.candidate_errors(&w, &h, &all)];
             (errors.map(|e| e.map(f64::to_bits)), engine.code_moments(&w, &h, one(&all, 2)), encoded, codes)
         };

@@ -35,9 +35,13 @@ fn check(q: &QMatrix, scheme_text: &str, x: &[f32], tokens: usize, tolerance: f6
 }
 
 fn suite(schemes: &[&str], tolerance: f64) {
+    of_shapes(schemes, &SHAPES, tolerance);
+}
+
+fn of_shapes(schemes: &[&str], shapes: &[(usize, usize)], tolerance: f64) {
     let mut numbers = Numbers(1);
     for text in schemes {
-        for (i, (rows, cols)) in SHAPES.into_iter().enumerate() {
+        for (i, &(rows, cols)) in shapes.iter().enumerate() {
             let dtype = [Dtype::F16, Dtype::Bf16, Dtype::F32][i % 3];
             let q = quantized(rows, cols, scheme(text), dtype, &mut numbers);
             for tokens in TOKENS {
@@ -122,6 +126,16 @@ fn four_bits_with_int8_activations() {
 fn whole_scales() {
     suite(&["w4ta8-g16-s8", "w4a8-g32-s8", "w4a8-g16-asym-s8-ag32", "w8a8-g64-s8", "w5a8-g32-s8-o2"], 1e-6);
     suite(&["w4ta16-g16-s8", "w4a16-g16-s8", "w4ta16-g32-s8", "w3a16-g32-asym-s8"], 2e-6);
+}
+
+#[test]
+fn points_of_a_lattice() {
+    let shapes = [(1, 8), (17, 40), (33, 136), (48, 256), (5, 296), (41, 416)];
+    for (schemes, tolerance) in
+        [(["w4ea8", "w4ea8-pc", "w4ea8-g32-ag64", "w4ea8-g16-s8"], 1e-6), (["w4ea16-g32", "w4ea16", "w4ea16-pc", "w4ea16-g64-s8"], 2e-6)]
+    {
+        of_shapes(&schemes, &shapes, tolerance);
+    }
 }
 
 #[test]

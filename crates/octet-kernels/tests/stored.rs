@@ -77,6 +77,7 @@ fn the_layout_is_that_of_its_version() {
         "w4a16-g32-asym",
         "w4ta16-g32",
         "w4la8",
+        "w4ea8",
         "w5a8-g128",
         "w6a8-g128-asym",
         "w7a8",
@@ -102,6 +103,7 @@ w4a8-g128 0dbdd60a2a3968b5
 w4a16-g32-asym aa4bdff7267ef33c
 w4ta16-g32 115aeced60d74cba
 w4la8 599bb0243118ff57
+w4ea8 0dbdd60a2a3968b5
 w5a8-g128 f5b1b2fdd43461ec
 w6a8-g128-asym db071c83341321fd
 w7a8 f4f6262bc86ae839

@@ -7,7 +7,7 @@ mod show;
 pub(crate) use fit::misfit;
 
 use crate::{
-    DistillStep, Error, Inventory, OtherTensor, Recipe, RotateStep, Site, SolverChoice, Step,
+    DistillStep, Error, HessianOptions, Inventory, OtherTensor, Recipe, RotateStep, Site, SolverChoice, Step,
     recipe::{is_tied, lookup, role_name},
 };
 use octet_model::{LinearSite, Role};
@@ -199,6 +199,13 @@ impl Action {
             Self::Quantize { solver, .. } | Self::Blocks { solver, .. } => Some(*solver),
             Self::Keep { .. } | Self::Drop { .. } => None,
         }
+    }
+
+    /// The Hessian that chooses its codes, where one does.
+    pub(crate) fn hessian(&self) -> Option<HessianOptions> {
+        let options = self.solver()?.hessian()?;
+        let eights = matches!(self, Self::Quantize { scheme, .. } if scheme.weights.symmetry == Symmetry::Lattice);
+        Some(HessianOptions { eights, ..options })
     }
 }
 

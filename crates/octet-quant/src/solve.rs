@@ -62,11 +62,6 @@ impl TensorJob<'_> {
     pub fn alphabet(&self) -> Alphabet {
         self.table.map_or_else(|| self.scheme.alphabet(), Alphabet::Table)
     }
-
-    /// The levels, where codes are some.
-    pub(crate) fn levels(&self) -> Option<Table> {
-        self.alphabet().table().copied()
-    }
 }
 
 /// Where the result for a run of rows goes; every slice covers exactly these rows.

@@ -150,6 +150,39 @@ proptest! {
     }
 }
 
+/// What a lattice is worth where nothing else helps: less error than even steps, in the sweep as in rounding.
+#[test]
+fn points_of_a_lattice_leave_less_error_than_even_steps() {
+    let engine = engine(Isa::best(), 2);
+    let cols = 256;
+    for (alike, worth) in [(0.0, 0.92), (0.8, 0.95)] {
+        let moments = moments(&engine, 3, cols, 2000, alike);
+        for order in [ActOrder::Off, ActOrder::Static] {
+            let solved = |text: &str, solver: &Gptq| {
+                let case = Case { weights: gauss(5, 64 * cols), cols, scheme: scheme(text), dtype: Dtype::F16 };
+                let lattice = case.scheme.symmetry == Symmetry::Lattice;
+                let hessian = Hessian::new(&engine, "x", &moments, HessianOptions { eights: lattice, ..options(order) }).unwrap();
+                let solved = case.solve(&engine, solver, Some(&hessian), None);
+                assert!(case.scheme.alphabet().holds(&solved.codes));
+                let found = loss(&moments, &case.errors(&solved, None));
+                assert!((found - solved.sums.weighted_error).abs() <= 1e-3 * found, "{} is {found}", solved.sums.weighted_error);
+                solved.sums
+            };
+            for size in ["g32", "g128"] {
+                let [even, points] = ["w4a16", "w4ea16"].map(|kind| solved(&format!("{kind}-{size}"), &Gptq::PLAIN));
+                assert!(
+                    points.weighted_error < worth * even.weighted_error,
+                    "{size}: {} of {}",
+                    points.weighted_error,
+                    even.weighted_error
+                );
+                let refined = solved(&format!("w4ea16-{size}"), &Gptq::USUAL);
+                assert!(refined.weighted_error < points.weighted_error, "{size}: {} of {}", refined.weighted_error, points.weighted_error);
+            }
+        }
+    }
+}
+
 /// What the solver is for: with inputs that are alike, far less error than rounding with the same scales, and refinement
 /// takes more off.
 #[test]
@@ -174,10 +207,11 @@ fn threads_instruction_sets_and_cuts_change_no_byte() {
     let best = engine(Isa::best(), 1);
     let cols = 200;
     let moments = moments(&best, 1, cols, 700, 0.8);
-    for text in ["w4a16-g32-asym", "w3a16-g64", "w4ta16-g32", "w4ta16-g16-s8", "w4la16-g32"] {
+    for text in ["w4a16-g32-asym", "w3a16-g64", "w4ta16-g32", "w4ta16-g16-s8", "w4la16-g32", "w4ea16-g32"] {
         let case = Case { weights: gauss(2, 130 * cols), cols, scheme: scheme(text), dtype: Dtype::F16 };
         let run = |engine: &Engine, case: &Case| {
-            let hessian = Hessian::new(engine, "x", &moments, HessianOptions::default()).unwrap();
+            let eights = case.scheme.symmetry == Symmetry::Lattice;
+            let hessian = Hessian::new(engine, "x", &moments, HessianOptions { eights, ..Default::default() }).unwrap();
             case.solve(engine, &Gptq::USUAL, Some(&hessian), None)
         };
         let expected = run(&best, &case);

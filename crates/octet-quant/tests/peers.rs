@@ -43,7 +43,8 @@ fn loss(seen: &InputStatistics, cols: usize, w: &[f32], q: &[f32]) -> f64 {
 /// What GPTQ makes of `w`.
 fn ours(engine: &Engine, site: &LinearSite, scheme: Scheme, seen: &InputStatistics, w: &[f32]) -> Vec<f32> {
     let moments = seen.moments.as_ref().unwrap();
-    let hessian = Hessian::new(engine, "q, k and v", moments, HessianOptions { damping: 0.01, act_order: ActOrder::Static }).unwrap();
+    let hessian =
+        Hessian::new(engine, "q, k and v", moments, HessianOptions { damping: 0.01, act_order: ActOrder::Static, eights: false }).unwrap();
     let (shape, scale_dtype) = ((site.rows, site.cols), Dtype::Bf16);
     let job = TensorJob {
         module: &site.module,

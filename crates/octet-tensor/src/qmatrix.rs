@@ -110,7 +110,12 @@ impl QMatrix {
             return fail(format!("has no codes of {alphabet:?}"));
         }
         if !alphabet.holds(&codes) {
-            return fail("a code is no level of the table".into());
+            let what =
+                if alphabet == Alphabet::Lattice { "eight codes are no point of the lattice" } else { "a code is no level of the table" };
+            return fail(what.into());
+        }
+        if alphabet == Alphabet::Lattice && !cols.is_multiple_of(8) {
+            return fail("a lattice has points of eight inputs".into());
         }
         if scheme.bits.get() < 8 && (outside(&codes, low as i8, high as i8) || outside(&zeros, low as i8, high as i8)) {
             return fail(format!("a code is outside {low}..={high}"));
@@ -348,6 +353,10 @@ mod tests {
         let spelt = |text, codes| QMatrix::spelt(own, (1, 2), scheme(text), codes, vec![1.0], Dtype::F16, vec![]);
         assert!(spelt("w4la16-pc", vec![-3, 12]).is_ok());
         assert!(spelt("w4la16-pc", vec![-3, 13]).is_err());
+        let point = |codes: [i8; 8]| QMatrix::new(1, 8, scheme("w4ea16-pc"), codes.to_vec(), vec![1.0], Dtype::F16, vec![]);
+        assert!(point([-16, 15, 1, 0, 0, 0, 0, 0]).is_err() && point([2, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(point([2, 0, 0, 0, 0, 0, 0, -2]).is_ok() && point([-15, 15, 1, -1, 1, 1, 1, 1]).is_ok());
+        assert!(QMatrix::new(2, 4, scheme("w4ea16-pc"), vec![0; 8], vec![1.0; 2], Dtype::F16, vec![]).is_err());
         assert!(spelt("w4ta16-pc", vec![1, 1]).is_err() && spelt("w4a16-pc", vec![0, 0]).is_err());
     }
 }

@@ -49,6 +49,8 @@ pub enum Symmetry {
     Table,
     /// w = scale · level, one of sixteen that the matrix has for itself: four bits.
     Learnt,
+    /// w = scale · code, eight codes of a row being a point of a lattice ([`crate::Alphabet::Lattice`]): four bits.
+    Lattice,
 }
 
 /// How many weights share a scale.
@@ -130,12 +132,20 @@ impl WeightScheme {
 
     /// What codes are, where they are no whole numbers in even steps.
     pub fn uneven(&self) -> Option<&'static str> {
-        self.is_table().then_some("levels of a table")
+        match self.symmetry {
+            Symmetry::Symmetric | Symmetry::Asymmetric => None,
+            Symmetry::Table | Symmetry::Learnt => Some("levels of a table"),
+            Symmetry::Lattice => Some("points of a lattice"),
+        }
     }
 
     /// What the codes of a matrix are that has no levels of its own.
     pub fn alphabet(&self) -> Alphabet {
-        if self.is_table() { Alphabet::Table(Table::USUAL) } else { Alphabet::Even }
+        match self.symmetry {
+            Symmetry::Symmetric | Symmetry::Asymmetric => Alphabet::Even,
+            Symmetry::Table | Symmetry::Learnt => Alphabet::Table(Table::USUAL),
+            Symmetry::Lattice => Alphabet::Lattice,
+        }
     }
 
     /// The smallest and the largest code.
@@ -143,6 +153,7 @@ impl WeightScheme {
         match self.symmetry {
             Symmetry::Table => (i32::from(LEVELS[0]), i32::from(LEVELS[LEVELS.len() - 1])),
             Symmetry::Learnt => (i8::MIN.into(), i8::MAX.into()),
+            Symmetry::Lattice => (-16, 15),
             _ => (self.bits.min_code(), self.bits.max_code()),
         }
     }
@@ -153,6 +164,7 @@ impl WeightScheme {
             Symmetry::Symmetric | Symmetry::Asymmetric => "",
             Symmetry::Table => "t",
             Symmetry::Learnt => "l",
+            Symmetry::Lattice => "e",
         }
     }
 
@@ -258,7 +270,7 @@ pub enum Activations {
 
 /// A quantization scheme such as `w4a16-g128-sym`: weights and activations.
 ///
-/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-s16|-s8][-at|-ag<size>|-o<limit>|-c<percent>]`, or `w4ta…` and `w4la…` without `-sym` and `-asym` for tables. Defaults: 4 bits and fewer group 128,
+/// Grammar: `w<bits>a<16|8>[-g<size>|-pc][-sym|-asym][-s16|-s8][-at|-ag<size>|-o<limit>|-c<percent>]`, or `w4ta…`, `w4la…` (tables) and `w4ea…` (a lattice) without `-sym` and `-asym`. Defaults: 4 bits and fewer group 128,
 /// more bits per channel; symmetric; scales that are floats of 16 bits (`-s16`; `-s8`: [`Scales::Whole`]); `a8` per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scheme {
@@ -288,7 +300,7 @@ impl fmt::Display for WeightScheme {
         f.write_str(match self.symmetry {
             Symmetry::Symmetric => "-sym",
             Symmetry::Asymmetric => "-asym",
-            Symmetry::Table | Symmetry::Learnt => "",
+            Symmetry::Table | Symmetry::Learnt | Symmetry::Lattice => "",
         })?;
         f.write_str(if self.has_whole_scales() { "-s8" } else { "" })
     }
@@ -338,7 +350,7 @@ impl FromStr for Scheme {
             other => return Err(fail(format!("activations are a16 or a8, not a{other}"))),
         };
         if own.is_some() && bits != Bits::B4 {
-            return Err(fail("a table has four bits: w4t or w4l".into()));
+            return Err(fail("tables and lattices have four bits: w4t, w4l or w4e".into()));
         }
         let default_group = if bits.get() <= 4 { group(128) } else { Some(Granularity::PerChannel) };
         let (mut granularity, mut symmetry, mut scales) = (None, own, None);
@@ -394,7 +406,7 @@ impl FromStr for Scheme {
 
 /// The width, and what the letter behind it stands for.
 fn alphabet(bits: &str) -> (&str, Option<Symmetry>) {
-    let letters = [('t', Symmetry::Table), ('l', Symmetry::Learnt)];
+    let letters = [('t', Symmetry::Table), ('l', Symmetry::Learnt), ('e', Symmetry::Lattice)];
     let found = letters.into_iter().find_map(|(letter, symmetry)| Some((bits.strip_suffix(letter)?, Some(symmetry))));
     found.unwrap_or((bits, None))
 }
@@ -441,6 +453,7 @@ mod tests {
         assert_eq!(parse("w4la8-g32-o6").to_string(), "w4la8-g32-o6");
         assert_eq!(parse("w4la16").short(), "w4la16");
         assert_ne!(parse("w4la16"), parse("w4ta16"));
+        assert_eq!(parse("w4ea8-g32").to_string(), "w4ea8-g32");
     }
 
     #[test]

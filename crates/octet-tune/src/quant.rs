@@ -81,7 +81,8 @@ impl QuantParam {
             codes: matrix.codes().to_vec(),
             zero_codes: matrix.zeros().to_vec(),
         };
-        if learning.codes > 0.0 {
+        // A coordinate of a point does not move by itself.
+        if learning.codes > 0.0 && matrix.alphabet() != Alphabet::Lattice {
             let (size, places) = (matrix.scheme().group_size(cols), Places::new(matrix.scheme(), matrix.alphabet()));
             state.latents = Vec::with_capacity(original.len());
             for (row, values) in original.chunks_exact(cols.max(1)).enumerate() {

@@ -51,7 +51,7 @@ fn models(config: &str, scheme: &str) -> (ArchSpec, MemorySource, MemorySource) 
                 let distance = |level: &i8| (f32::from(*level) - exact).abs();
                 *table.levels().iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap()
             }
-            Alphabet::Even => exact.round().clamp(low as f32, high as f32) as i8,
+            Alphabet::Even | Alphabet::Lattice => exact.round().clamp(low as f32, high as f32) as i8,
         };
         let (mut codes, mut scales) = (vec![], vec![]);
         for group in values.chunks(site.cols).flat_map(|row| row.chunks(size)) {
@@ -193,6 +193,23 @@ fn blocks_learn_by_themselves_and_go_on_where_they_were_put_down() {
     let plain = engine(1);
     let mut other = Distiller::new(&plain, &network, &original, &quantized, SETTINGS).unwrap();
     assert!(matches!(other.resume(&stop.state), Err(TuneError::State { .. })), "no block was to learn by itself");
+}
+
+#[test]
+fn points_of_a_lattice_stay_and_their_scales_learn() {
+    let (engine, scheme) = (engine(1), "w4ea16-g32".parse::<Scheme>().unwrap().weights);
+    let matrix = QMatrix::new(16, 32, scheme, [2, 0, 0, -2, 1, 1, 1, 1].repeat(64), vec![1.0; 16], Dtype::F32, vec![]);
+    assert!(matrix.is_err(), "codes of both parities");
+    let matrix = QMatrix::new(16, 32, scheme, [2, 0, 0, -2, 0, 4, 0, 0].repeat(64), vec![1.0; 16], Dtype::F32, vec![]).unwrap();
+    let rates = Learning { scales: 0.01, codes: 0.02, zeros: 0.0, near: 0.0, settle: 0.0 };
+    let mut param = QuantParam::new(0, &matrix, &[0.3; 512], rates).unwrap();
+    assert_eq!(param.learnt(), 16);
+    for step in 1..=20 {
+        param.learn(&engine, &mut [1.0; 512], rates, Rule::Adam(step));
+    }
+    let learnt = param.matrix().unwrap();
+    assert_eq!(learnt.codes(), matrix.codes());
+    assert!(learnt.scales().iter().all(|&scale| scale < 0.9), "{:?}", learnt.scales());
 }
 
 #[test]

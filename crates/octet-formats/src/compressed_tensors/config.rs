@@ -1,6 +1,6 @@
 //! Writing `quantization_config`.
 
-use super::{OWN_LEVELS, SCALES_FORMAT, TABLE_FORMAT, TABLE_LEVELS, is_one_byte};
+use super::{LATTICE_LEVELS, OWN_LEVELS, SCALES_FORMAT, TABLE_FORMAT, TABLE_LEVELS, is_one_byte};
 use octet_tensor::{Activations, Granularity, Scheme, Symmetry, WeightScheme};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -84,7 +84,7 @@ fn by_form(modules: impl Iterator<Item = (String, Form)>) -> Vec<(Form, Vec<Stri
 fn format_of(scheme: Scheme) -> &'static str {
     match () {
         () if scheme.weights.has_whole_scales() => SCALES_FORMAT,
-        () if scheme.weights.is_table() => TABLE_FORMAT,
+        () if scheme.weights.uneven().is_some() => TABLE_FORMAT,
         () if is_one_byte(scheme) => "int-quantized",
         () => "pack-quantized",
     }
@@ -117,6 +117,7 @@ fn weights(weights: WeightScheme) -> Value {
     match weights.symmetry {
         Symmetry::Table => args["observer_kwargs"] = json!({TABLE_LEVELS: octet_tensor::LEVELS}),
         Symmetry::Learnt => args["observer_kwargs"] = json!({TABLE_LEVELS: OWN_LEVELS}),
+        Symmetry::Lattice => args["observer_kwargs"] = json!({TABLE_LEVELS: LATTICE_LEVELS}),
         Symmetry::Symmetric | Symmetry::Asymmetric => {}
     }
     args

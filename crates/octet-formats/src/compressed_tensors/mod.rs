@@ -16,7 +16,7 @@ pub(crate) use read::{codes, int8, mxfp4, nvfp4, own_order, packed};
 
 use octet_tensor::{Activations, Scheme};
 
-/// octet's own format: as `pack-quantized`, but what is packed are the numbers of a table's levels. Other readers refuse a format that
+/// octet's own format: as `pack-quantized`, but what is packed are the numbers of a table's levels, or of points of a lattice. Other readers refuse a format that
 /// they do not know.
 pub(crate) const TABLE_FORMAT: &str = "octet-table";
 
@@ -27,9 +27,10 @@ pub(crate) const SCALES_FORMAT: &str = "octet-scales";
 /// Suffix of the factors that whole scales are multiples of, in parts of 128.
 const FACTOR: &str = "weight_scale_factor";
 
-/// octet's own argument of the weights: the levels, or that every matrix has its own.
+/// octet's own argument of the weights: the levels, that every matrix has its own, or that eight codes are a point of a lattice.
 pub(crate) const TABLE_LEVELS: &str = "levels";
 pub(crate) const OWN_LEVELS: &str = "tensor";
+pub(crate) const LATTICE_LEVELS: &str = "e8";
 
 /// Suffix of the levels that a matrix has for itself.
 const LEVELS: &str = "weight_levels";

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Result,
-    compressed_tensors::{OUTLIER_COLUMNS, OUTLIER_LIMIT, OWN_LEVELS, TABLE_LEVELS},
+    compressed_tensors::{LATTICE_LEVELS, OUTLIER_COLUMNS, OUTLIER_LIMIT, OWN_LEVELS, TABLE_LEVELS},
 };
 use octet_tensor::{Activations, Bits, Granularity, InputRounding, LEVELS, Limit, Scales, Share, Symmetry, WeightScheme};
 use serde::Deserialize;
@@ -88,16 +88,27 @@ impl Args {
         Ok(WeightScheme::floats(bits, symmetry, granularity))
     }
 
-    /// Weights that are levels of octet's table, or of one that every matrix has for itself.
+    /// Weights that are levels of octet's table, or of one that every matrix has for itself, or points of a lattice.
     pub(super) fn levels(&self, key: &str) -> Result<WeightScheme> {
         let weights = self.weights(key)?;
         let given = self.observer_kwargs.get(TABLE_LEVELS);
         let levels = given.and_then(|levels| Vec::<i8>::deserialize(levels).ok());
-        let own = given.and_then(Value::as_str) == Some(OWN_LEVELS);
-        if !(own || levels.as_deref() == Some(&LEVELS[..])) || weights.bits != Bits::B4 || weights.symmetry != Symmetry::Symmetric {
-            return bad(key, "is another table than those of this version; make the folder again from the original");
+        let symmetry = match given.and_then(Value::as_str) {
+            Some(OWN_LEVELS) => Some(Symmetry::Learnt),
+            Some(LATTICE_LEVELS) => Some(Symmetry::Lattice),
+            _ => (levels.as_deref() == Some(&LEVELS[..])).then_some(Symmetry::Table),
+        };
+        let whole = |size: NonZeroUsize| symmetry != Some(Symmetry::Lattice) || size.get().is_multiple_of(8);
+        let fits = match weights.granularity {
+            Granularity::PerChannel => true,
+            Granularity::Group(size) => whole(size),
+        };
+        match symmetry {
+            Some(symmetry) if fits && weights.bits == Bits::B4 && weights.symmetry == Symmetry::Symmetric => {
+                Ok(WeightScheme { symmetry, ..weights })
+            }
+            _ => bad(key, "is another table than those of this version; make the folder again from the original"),
         }
-        Ok(WeightScheme { symmetry: if own { Symmetry::Learnt } else { Symmetry::Table }, ..weights })
     }
 
     /// Weights whose scales are whole numbers, and which may be levels.

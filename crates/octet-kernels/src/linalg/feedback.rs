@@ -10,10 +10,11 @@ use super::{
 };
 use crate::{
     Candidate, Engine,
+    lattice::EIGHT,
     search::{Levels, code, level},
     simd::{LANES, Op, Simd, unroll},
 };
-use octet_tensor::Table;
+use octet_tensor::Alphabet;
 
 /// How the codes of a group are to be read, for sixteen rows; all zeros round everything to 0.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +56,8 @@ pub struct Rounding<'a> {
     pub grids: &'a [RowGrids],
     /// The group of each place.
     pub group_of: &'a [u32],
-    /// The levels, where codes are some.
-    pub table: Option<Table>,
+    /// What codes are. The places of a point of the lattice are eight from a multiple of eight on, all of one group.
+    pub alphabet: Alphabet,
 }
 
 impl Engine {
@@ -68,20 +69,21 @@ impl Engine {
     /// If lengths do not fit.
     pub fn round_rows(&self, factor: &Factor, rows: &mut Rounding<'_>, feedback: bool) -> Vec<f64> {
         rows.check(factor.order().len());
-        let (levels, rows) = (Levels::new(rows.table.as_ref()), rows.reborrow());
+        let (levels, rows) = (Levels::new(rows.alphabet.table()), rows.reborrow());
         self.vectorize(Pass::<false> { lines: &factor.lines, diagonal: &factor.diagonal, damping: 0.0, feedback, rows, levels })
     }
 
-    /// One pass of coordinate descent over tr(E·(A + `damping`·I)·Eᵀ): replaces each code in turn by the best one given
+    /// One pass of coordinate descent (of even steps and levels) over tr(E·(A + `damping`·I)·Eᵀ): replaces each code in turn by the best one given
     /// all others, and gives by how much that lowered the error of each row, on the calling thread.
     ///
     /// # Panics
     /// If lengths do not fit.
     pub fn descend_rows(&self, matrix: &SymmetricMatrix, damping: f32, rows: &mut Rounding<'_>) -> Vec<f64> {
         rows.check(matrix.size());
+        assert!(rows.alphabet != Alphabet::Lattice, "a coordinate of a point does not move by itself");
         let mut diagonal = matrix.diagonal();
         diagonal.resize(matrix.edge() * EDGE, 1.0);
-        let (levels, rows) = (Levels::new(rows.table.as_ref()), rows.reborrow());
+        let (levels, rows) = (Levels::new(rows.alphabet.table()), rows.reborrow());
         self.vectorize(Pass::<true> { lines: &matrix.lines, diagonal: &diagonal, damping, feedback: true, rows, levels })
     }
 }
@@ -130,8 +132,8 @@ impl Rounding<'_> {
     }
 
     fn reborrow(&mut self) -> Rounding<'_> {
-        let Rounding { weights, grids, group_of, table, .. } = *self;
-        Rounding { weights, errors: self.errors, codes: self.codes, grids, group_of, table }
+        let Rounding { weights, grids, group_of, alphabet, .. } = *self;
+        Rounding { weights, errors: self.errors, codes: self.codes, grids, group_of, alphabet }
     }
 }
 
@@ -153,7 +155,7 @@ impl<const DESCENT: bool> Op for Pass<'_, DESCENT> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) -> Vec<f64> {
-        let runs = self.rows.weights.runs();
+        let (runs, points) = (self.rows.weights.runs(), self.rows.alphabet == Alphabet::Lattice);
         let mut sums = vec![Line::ZERO; runs * EDGE];
         let mut losses = vec![0f64; runs * LANES];
         for j in (0..self.diagonal.len() / EDGE).rev() {
@@ -172,9 +174,12 @@ impl<const DESCENT: bool> Op for Pass<'_, DESCENT> {
             while first < runs {
                 first += if const { S::FLOAT_TILE.0 == 2 } {
                     match runs - first {
+                        _ if points => self.inside::<S, 1, EIGHT>(s, j, first, &sums, &mut losses),
                         3.. => self.inside::<S, 3, FEW>(s, j, first, &sums, &mut losses),
                         _ => self.inside::<S, 1, FEW>(s, j, first, &sums, &mut losses),
                     }
+                } else if points {
+                    self.inside::<S, 1, EIGHT>(s, j, first, &sums, &mut losses)
                 } else {
                     self.inside::<S, 1, FEW>(s, j, first, &sums, &mut losses)
                 };
@@ -249,7 +254,11 @@ impl<const DESCENT: bool> Pass<'_, DESCENT> {
                 tile_down(s, &mut acc, lanes, lines, column, 0..column);
             }
             tile_down(s, &mut acc, lanes, lines, column, column + T..EDGE);
-            self.few::<S, R, T>(s, (j, column, first), lines, &mut acc, &mut loss);
+            if const { T == EIGHT } {
+                self.eights::<S, R, T>(s, (j, column, first), lines, &acc, &mut loss);
+            } else {
+                self.few::<S, R, T>(s, (j, column, first), lines, &mut acc, &mut loss);
+            }
         }
         for r in 0..R {
             let mut values = [0.0; LANES];
@@ -301,9 +310,9 @@ impl<const DESCENT: bool> Pass<'_, DESCENT> {
                 let scale = s.load(&grid.scale.0);
                 let value = if self.feedback { wanted } else { w };
                 let of_grid = s.load(&grid.inverse.0);
-                let k = match self.rows.table {
-                    Some(_) => level(s, value, of_grid, &self.levels),
-                    None => code(s, value, of_grid, s.load(&grid.low.0), s.load(&grid.high.0)),
+                let k = match self.rows.alphabet {
+                    Alphabet::Table(_) => level(s, value, of_grid, &self.levels),
+                    _ => code(s, value, of_grid, s.load(&grid.low.0), s.load(&grid.high.0)),
                 };
                 s.round_codes(s.add(k, s.load(&grid.zero.0)), &mut self.rows.codes[(first + r) * cols + place]);
                 let rounded = s.mul(scale, k);
@@ -354,6 +363,8 @@ fn across<S: Simd, const R: usize, const T: usize, const H: usize>(
         add::<S, R, T>(s, &acc, sums, column + H * T);
     }
 }
+
+mod eights;
 
 #[cfg(test)]
 #[path = "feedback_tests.rs"]

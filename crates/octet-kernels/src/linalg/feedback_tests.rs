@@ -43,7 +43,16 @@ impl Case {
         let candidate = |i: usize| {
             let zero = (i % 5) as i8 - 2;
             let scale = (0.1 + 0.01 * (i % 7) as f32) * if i.is_multiple_of(3) { -1.0 } else { 1.0 };
-            (Candidate { inverse: 1.0 / scale, scale, low: -8.0 - f32::from(zero), high: 7.0 - f32::from(zero), table: None }, zero)
+            (
+                Candidate {
+                    inverse: 1.0 / scale,
+                    scale,
+                    low: -8.0 - f32::from(zero),
+                    high: 7.0 - f32::from(zero),
+                    alphabet: octet_tensor::Alphabet::Even,
+                },
+                zero,
+            )
         };
         let mut order: Vec<u32> = (0..cols as u32).collect();
         order.sort_by_key(|i| (i * 37) % 64);
@@ -79,8 +88,14 @@ impl Case {
         let weights = RowPanels::from_rows(&self.weights, self.cols, Some(&self.order));
         let mut errors = RowPanels::zeros(self.rows, self.cols);
         let group_of: Vec<u32> = self.order.iter().map(|&c| c / self.group as u32).collect();
-        let mut rounding =
-            Rounding { weights: &weights, errors: &mut errors, codes: &mut codes, grids: &grids, group_of: &group_of, table: None };
+        let mut rounding = Rounding {
+            weights: &weights,
+            errors: &mut errors,
+            codes: &mut codes,
+            grids: &grids,
+            group_of: &group_of,
+            alphabet: octet_tensor::Alphabet::Even,
+        };
         let losses = engine.round_rows(&factor, &mut rounding, feedback);
         let mut first = vec![0i8; self.rows * self.cols];
         for (i, code) in first.iter_mut().enumerate() {
@@ -90,8 +105,14 @@ impl Case {
         let rounded = self.by_column(&first);
 
         let matrix = self.matrix.permuted(engine, &self.order);
-        let mut rounding =
-            Rounding { weights: &weights, errors: &mut errors, codes: &mut codes, grids: &grids, group_of: &group_of, table: None };
+        let mut rounding = Rounding {
+            weights: &weights,
+            errors: &mut errors,
+            codes: &mut codes,
+            grids: &grids,
+            group_of: &group_of,
+            alphabet: octet_tensor::Alphabet::Even,
+        };
         let gains = engine.descend_rows(&matrix, DAMPING, &mut rounding);
         let kept = rounding.errors.clone();
         rounding.settle();

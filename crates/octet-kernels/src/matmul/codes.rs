@@ -4,10 +4,12 @@
 //! two lines an octet, those of four bits one. Other widths are cut into planes, as [`planes`] says: the low four (or
 //! two) bits of all codes first, the one or two bits above them in lines of their own, merged in registers.
 //!
+//! Points of the lattice are nibbles, an octet of a row its own four bytes, of which [`Codes::load`] makes codes with 16 added.
 //! Levels of a table are nibbles that [`Codes::load`] sends through a byte shuffle; they are unsigned with 128 added.
 
 use super::layout::Line;
 use crate::simd::{Simd, unroll};
+use octet_tensor::Alphabet;
 
 /// Octets that are stored together where codes are cut into planes.
 pub(crate) const CHUNK: usize = 4;
@@ -90,8 +92,19 @@ pub(crate) struct Bytes<const SMALL: bool>;
 pub(crate) struct Nibbles;
 /// Two numbers of levels a byte.
 pub(crate) struct Table;
+/// Points of the lattice, four bytes each.
+pub(crate) struct Points;
 /// What is added to levels to make them unsigned.
 pub(crate) const LEVEL_OFFSET: u8 = 128;
+/// What is added to codes of the lattice to make them unsigned.
+pub(crate) const POINT_OFFSET: u8 = 16;
+
+/// The codes of a stored point, unsigned: inputs 0..4 are the low halves of its bytes, inputs 4..8 the high ones.
+pub(crate) fn point(stored: [u8; 4]) -> [u8; 8] {
+    let mut codes: [i8; 8] = std::array::from_fn(|i| (stored[i % 4] >> (4 * (i / 4)) & 15) as i8 - 8);
+    Alphabet::Lattice.read(&mut codes);
+    codes.map(|code| code.wrapping_add(POINT_OFFSET as i8) as u8)
+}
 /// Codes of two, three, five or six bits.
 pub(crate) struct Planes<const BITS: usize>;
 
@@ -146,6 +159,25 @@ impl Codes for Table {
     #[inline(always)]
     fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, levels: S::W) -> [S::W; 2] {
         s.nibbles(&chunk.0).map(|numbers| s.levels(numbers, levels))
+    }
+    #[inline(always)]
+    fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {
+        s.prefetch(&chunk.0, ahead);
+    }
+}
+
+impl Codes for Points {
+    type Chunk = Line;
+    const OCTETS: usize = 1;
+    const SMALL: bool = true;
+
+    #[inline(always)]
+    fn chunks(lines: &[Line]) -> &[Self::Chunk] {
+        lines
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, _: S::W) -> [S::W; 2] {
+        s.points(&chunk.0)
     }
     #[inline(always)]
     fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {

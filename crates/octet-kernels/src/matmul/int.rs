@@ -5,7 +5,7 @@
 
 use super::{
     Scratch,
-    codes::{Bytes, Codes, Nibbles, Planes, Table, each_octet, unpack},
+    codes::{Bytes, Codes, Nibbles, Planes, Points, Table, each_octet, unpack},
     digits::DIGITS,
     inputs::{CodeTile, Prepared, tiles},
     ints::Ints,
@@ -253,6 +253,7 @@ impl IntProduct<'_> {
             2 => unpack::<S, Planes<2>>(s, levels, packed, out),
             3 => unpack::<S, Planes<3>>(s, levels, packed, out),
             4 if self.ints.table => unpack::<S, Table>(s, levels, packed, out),
+            4 if self.ints.points => unpack::<S, Points>(s, levels, packed, out),
             4 => unpack::<S, Nibbles>(s, levels, packed, out),
             5 => unpack::<S, Planes<5>>(s, levels, packed, out),
             _ => unpack::<S, Planes<6>>(s, levels, packed, out),
@@ -338,6 +339,7 @@ impl Op for IntProduct<'_> {
             2 if self.direct => return self.direct::<S, Planes<2>>(s),
             3 if self.direct => return self.direct::<S, Planes<3>>(s),
             4 if self.direct && self.ints.table => return self.direct::<S, Table>(s),
+            4 if self.direct && self.ints.points => return self.direct::<S, Points>(s),
             4 if self.direct => return self.direct::<S, Nibbles>(s),
             5 if self.direct => return self.direct::<S, Planes<5>>(s),
             6 if self.direct => return self.direct::<S, Planes<6>>(s),

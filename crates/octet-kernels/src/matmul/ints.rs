@@ -31,6 +31,8 @@ pub(crate) struct Ints {
     pub(crate) bits: usize,
     /// Whether codes are numbers of levels.
     pub(crate) table: bool,
+    /// Whether every eight codes are a point of the lattice.
+    pub(crate) points: bool,
     /// Those levels made unsigned; zeros where there are none.
     pub(crate) levels: [u8; 16],
     alphabet: Alphabet,
@@ -139,11 +141,16 @@ impl Ints {
             cols,
             bits,
             table: alphabet.table().is_some(),
+            points: alphabet == Alphabet::Lattice,
             levels: alphabet.table().map_or([0; 16], |table| table.levels().map(|level| (level as u8).wrapping_add(codes::LEVEL_OFFSET))),
             alphabet,
             own: scheme.symmetry == Symmetry::Learnt,
             small: scheme.bits.get() <= 6 && !scheme.is_table(),
-            offset: if scheme.is_table() { codes::LEVEL_OFFSET } else { 1 << (scheme.bits.get() - 1) },
+            offset: match alphabet {
+                Alphabet::Even => 1 << (scheme.bits.get() - 1),
+                Alphabet::Table(_) => codes::LEVEL_OFFSET,
+                Alphabet::Lattice => codes::POINT_OFFSET,
+            },
             segments,
             segments_a_group: if group >= cols { segments.count().max(1) } else { group / segments.size() },
             groups,
@@ -181,10 +188,11 @@ impl Ints {
                     let what = format!("has other levels from row {} on than at its start", first * LANES);
                     return Err(Error::Malformed { name: stored.name().into(), what });
                 }
-                // Numbers of levels are packed as if they were signed codes of four bits.
-                let mut numbers = if self.table { q.codes().to_vec() } else { vec![] };
+                // Numbers of levels and of points are packed as if they were signed codes of four bits.
+                let even = self.alphabet == Alphabet::Even;
+                let mut numbers = if even { vec![] } else { q.codes().to_vec() };
                 self.alphabet.store(&mut numbers);
-                let (codes, offset) = if self.table { (&numbers[..], 8) } else { (q.codes(), self.offset) };
+                let (codes, offset) = if even { (q.codes(), self.offset) } else { (&numbers[..], 8) };
                 for block in first..last {
                     // SAFETY: a block belongs to one task, so no two parts that are alive overlap; likewise below.
                     let lines = unsafe { shared_lines.part(block * lines_a_block..(block + 1) * lines_a_block) };
@@ -311,7 +319,11 @@ impl Ints {
         let position = self.segments.position(column);
         let (chunk, word) = (position / (8 * CHUNK), position / 4 % (2 * CHUNK));
         let mut codes = [0u8; LANES];
-        for &(first, bits) in codes::planes(self.bits) {
+        if self.points {
+            let line = self.block(block)[position / 8].0.as_chunks().0;
+            codes = std::array::from_fn(|lane| codes::point(line[lane])[position % 8]);
+        }
+        for &(first, bits) in codes::planes(self.bits).iter().filter(|_| !self.points) {
             let (line, bit) = codes::place(first, bits, word);
             let line = &self.block(block)[chunk * self.bits + line].0;
             for (code, bytes) in codes.iter_mut().zip(line.as_chunks::<4>().0) {
@@ -345,6 +357,9 @@ impl Ints {
                 }
                 if self.table {
                     code = self.levels[usize::from(code)];
+                }
+                if self.points {
+                    code = codes::point(lines[position / 8].0.as_chunks().0[lane])[position % 8];
                 }
                 out[k] = scale * (i32::from(code) - i32::from(zero)) as f32;
             }

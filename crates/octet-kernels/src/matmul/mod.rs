@@ -17,6 +17,7 @@ mod source;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tiled;
 
+pub(crate) use codes::point;
 pub use gated::Gated;
 pub(crate) use inputs::{Inputs, tiles};
 pub(crate) use layout::Line;

@@ -6,7 +6,7 @@
 
 use super::{
     Scratch,
-    codes::{Codes, Nibbles, Planes, Table, unpack},
+    codes::{Codes, Nibbles, Planes, Points, Table, unpack},
     inputs::{CodeTile, Prepared},
     ints::Ints,
     layout::Line,
@@ -84,6 +84,7 @@ impl TiledProduct<'_> {
                 2 => self.unpack_block::<S, Planes<2>>(s, block, out),
                 3 => self.unpack_block::<S, Planes<3>>(s, block, out),
                 4 if self.ints.table => self.unpack_block::<S, Table>(s, block, out),
+                4 if self.ints.points => self.unpack_block::<S, Points>(s, block, out),
                 4 => self.unpack_block::<S, Nibbles>(s, block, out),
                 5 => self.unpack_block::<S, Planes<5>>(s, block, out),
                 _ => self.unpack_block::<S, Planes<6>>(s, block, out),

@@ -226,6 +226,26 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         })
     }
     #[inline(always)]
+    fn points(self, from: &[u8; 64]) -> [I; 2] {
+        let raw = self.codes(from);
+        intrinsic!({
+            let first = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+            let twice = _mm256_set1_epi8(30);
+            let mut out = [raw; 2];
+            for (i, raw) in raw.into_iter().enumerate() {
+                // Whether the lowest bits of the eight numbers add up to something odd: then the first one's own bit is to be turned over.
+                let two = _mm256_xor_si256(raw, _mm256_srli_epi32::<4>(raw));
+                let four = _mm256_xor_si256(two, _mm256_srli_epi32::<16>(two));
+                let eight = _mm256_xor_si256(four, _mm256_srli_epi32::<8>(four));
+                let numbers = _mm256_xor_si256(raw, _mm256_and_si256(eight, _mm256_set1_epi32(1)));
+                let odd = _mm256_and_si256(_mm256_shuffle_epi8(raw, first), _mm256_set1_epi8(1));
+                out[0][i] = _mm256_or_si256(_mm256_and_si256(_mm256_slli_epi32::<1>(numbers), twice), odd);
+                out[1][i] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi32::<3>(raw), twice), odd);
+            }
+            out
+        })
+    }
+    #[inline(always)]
     fn table(self, from: &[u8; 16]) -> I {
         [intrinsic!(_mm256_broadcastsi128_si256(_mm_loadu_si128(from.as_ptr().cast()))); 2]
     }

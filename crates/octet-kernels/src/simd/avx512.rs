@@ -202,6 +202,25 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    fn points(self, from: &[u8; 64]) -> [__m512i; 2] {
+        let raw = self.codes(from);
+        intrinsic!({
+            // The lowest bits of the eight numbers, added up: that sum is odd where the first one's own bit is to be turned over.
+            let both = _mm512_xor_si512(raw, _mm512_srli_epi32::<4>(raw));
+            let sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), both, _mm512_set1_epi8(1));
+            // a ^ (b & c)
+            let numbers = _mm512_ternarylogic_epi32::<0x78>(raw, sum, _mm512_set1_epi32(1));
+            let first = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+            let odd = _mm512_and_si512(_mm512_shuffle_epi8(raw, first), _mm512_set1_epi8(1));
+            let twice = _mm512_set1_epi8(30);
+            // (a & b) | c
+            [
+                _mm512_ternarylogic_epi32::<0xea>(_mm512_slli_epi32::<1>(numbers), twice, odd),
+                _mm512_ternarylogic_epi32::<0xea>(_mm512_srli_epi32::<3>(raw), twice, odd),
+            ]
+        })
+    }
+    #[inline(always)]
     fn table(self, from: &[u8; 16]) -> __m512i {
         intrinsic!(_mm512_broadcast_i32x4(_mm_loadu_si128(from.as_ptr().cast())))
     }

@@ -141,6 +141,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn codes(self, from: &[u8; 64]) -> Self::W;
     /// 64 bytes of two four-bit codes: the low halves are inputs 0..4, the high halves inputs 4..8.
     fn nibbles(self, from: &[u8; 64]) -> [Self::W; 2];
+    /// 64 bytes of points of the lattice as they are stored ([`octet_tensor::Alphabet::Lattice`]), four bytes each: their codes with 16 added.
+    fn points(self, from: &[u8; 64]) -> [Self::W; 2];
     /// A table of sixteen bytes as [`Simd::levels`] takes it: in every run of sixteen bytes.
     fn table(self, from: &[u8; 16]) -> Self::W;
     /// Bytes below sixteen replaced by what they are the numbers of.

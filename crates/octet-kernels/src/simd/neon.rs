@@ -231,6 +231,28 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
         [raw.map(|v| intrinsic!(vandq_u8(v, vdupq_n_u8(15)))), raw.map(|v| intrinsic!(vshrq_n_u8::<4>(v)))]
     }
     #[inline(always)]
+    fn points(self, from: &[u8; 64]) -> [W; 2] {
+        let raw = self.codes(from);
+        let mut out = [raw; 2];
+        for (i, raw) in raw.into_iter().enumerate() {
+            intrinsic!({
+                let words = |v: uint8x16_t| vreinterpretq_u32_u8(v);
+                // Whether the lowest bits of the eight numbers add up to something odd: then the first one's own bit is to be turned over.
+                let two = words(veorq_u8(raw, vshrq_n_u8::<4>(raw)));
+                let four = veorq_u32(two, vshrq_n_u32::<16>(two));
+                let eight = veorq_u32(four, vshrq_n_u32::<8>(four));
+                let numbers = vreinterpretq_u8_u32(veorq_u32(words(raw), vandq_u32(eight, vdupq_n_u32(1))));
+                let first: [u8; 16] = [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12];
+                let odd = vandq_u8(vqtbl1q_u8(raw, vld1q_u8(first.as_ptr())), vdupq_n_u8(1));
+                let low = vandq_u8(vshlq_n_u8::<1>(numbers), vdupq_n_u8(30));
+                let high = vandq_u8(vshrq_n_u8::<3>(raw), vdupq_n_u8(30));
+                out[0][i] = vorrq_u8(low, odd);
+                out[1][i] = vorrq_u8(high, odd);
+            });
+        }
+        out
+    }
+    #[inline(always)]
     fn table(self, from: &[u8; 16]) -> W {
         [intrinsic!(vld1q_u8(from.as_ptr())); 4]
     }

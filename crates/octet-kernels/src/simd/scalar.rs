@@ -163,6 +163,17 @@ impl Simd for Scalar {
         [from.map(|b| b & 15), from.map(|b| b >> 4)]
     }
     #[inline(always)]
+    fn points(self, from: &[u8; 64]) -> [[u8; 64]; 2] {
+        let mut out = [[0; 64]; 2];
+        let [low, high] = &mut out;
+        for ((stored, low), high) in from.as_chunks().0.iter().zip(low.as_chunks_mut::<4>().0).zip(high.as_chunks_mut::<4>().0) {
+            let codes = crate::matmul::point(*stored);
+            low.copy_from_slice(&codes[..4]);
+            high.copy_from_slice(&codes[4..]);
+        }
+        out
+    }
+    #[inline(always)]
     fn table(self, from: &[u8; 16]) -> [u8; 64] {
         std::array::from_fn(|i| from[i % 16])
     }

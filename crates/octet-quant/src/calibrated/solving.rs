@@ -28,10 +28,10 @@ impl<'a> Hessians<'a> {
     pub(crate) fn new(engine: &Engine, lines: &[&Line], statistics: &'a Statistics) -> Result<Self, Error> {
         let mut all = Self::default();
         for line in lines {
-            let (Some(solver), Some(site)) = (line.action.solver(), &line.linear) else { continue };
+            let Some(site) = &line.linear else { continue };
             let seen = statistics.get(&site.input);
             let moments = seen.and_then(|seen| seen.moments.as_ref());
-            if let (Some(options), Some(moments)) = (solver.hessian(), moments)
+            if let (Some(options), Some(moments)) = (line.action.hessian(), moments)
                 && all.get(site.input, options).is_none()
             {
                 let name = site.input.to_string();
@@ -79,7 +79,7 @@ impl Solving<'_> {
     /// The weights of `site` as `choice` is to solve them.
     pub(super) fn aim(&self, choice: SolverChoice, site: &LinearSite) -> Result<Aim<'_>, Error> {
         let matrix = rows::matrix(self.weights, site)?;
-        let prepared = choice.hessian().and_then(|options| self.hessians.get(site.input, options));
+        let prepared = self.line.action.hessian().and_then(|options| self.hessians.get(site.input, options));
         let hessian = prepared.map(|prepared| &prepared.hessian);
         if let (Some(Prepared { hessian: known, shift: Some(shift), .. }), true) = (prepared, choice.is_asymmetric())
             && let Some((matrix, alpha)) = shift.target(self.run.engine, &matrix, known)?

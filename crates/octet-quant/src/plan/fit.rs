@@ -2,7 +2,7 @@
 
 use crate::Site;
 use octet_model::Role;
-use octet_tensor::{Dtype, WeightScheme};
+use octet_tensor::{Dtype, Symmetry, WeightScheme};
 
 /// Why a router is never quantized.
 pub(super) const ROUTER: &str = "it is a router: a small error would pick other experts";
@@ -28,6 +28,9 @@ pub(crate) fn misfit(site: &Site, scheme: WeightScheme, portable: bool) -> Optio
     }
     if portable && !linear.cols.is_multiple_of(size) {
         return Some(format!("its {} inputs are no multiple of the group of {size}, which other readers need", linear.cols));
+    }
+    if scheme.symmetry == Symmetry::Lattice && !linear.cols.is_multiple_of(8) {
+        return Some(format!("its {} inputs are no multiple of eight, of which a lattice has points", linear.cols));
     }
     let (now, then) = (16.0, scheme.bits_per_weight(linear.cols, Dtype::Bf16));
     (then >= now).then(|| format!("it has {} inputs only and would take {then:.1} bits a weight", linear.cols))

@@ -5,7 +5,7 @@ use super::{
     TransformChoice,
 };
 use crate::{ActOrder, Error, Where};
-use octet_tensor::{Activations, Scheme};
+use octet_tensor::{Activations, Scheme, Symmetry};
 use toml::{Table, Value};
 
 /// Wider searches than this only cost time (see the solver's tests).
@@ -65,6 +65,11 @@ fn step(place: &str, value: Value) -> Result<Step, Error> {
             if solver.orders_groups() && scheme.activations != Activations::Exact {
                 return fail(format!(
                     "{place} asks for act_order = \"desc\" under integer activations, which no kernel runs; use \"static\", or a16"
+                ));
+            }
+            if solver.orders_groups() && scheme.weights.symmetry == Symmetry::Lattice {
+                return fail(format!(
+                    "{place} asks for act_order = \"desc\", and a lattice has points of eight inputs as they lie; use \"static\""
                 ));
             }
             Ok(Step::Quantize { targets, scheme, solver })

@@ -77,11 +77,11 @@ impl SolverChoice {
         }
     }
 
-    /// The Hessian it needs, `None` if it can do without calibration.
+    /// The Hessian it needs of codes that stand for themselves, `None` if it can do without calibration.
     pub fn hessian(self) -> Option<HessianOptions> {
         match self {
             Self::Rtn { .. } => None,
-            Self::Gptq(GptqSettings { act_order, damping, .. }) => Some(HessianOptions { damping, act_order }),
+            Self::Gptq(GptqSettings { act_order, damping, .. }) => Some(HessianOptions { damping, act_order, eights: false }),
         }
     }
 

@@ -112,7 +112,7 @@ impl Measure<'_> {
         let (Action::Quantize { scheme, scale_dtype, solver: choice }, Some(site)) = (&line.action, &line.linear) else {
             return Ok((Matrix::Float(matrix.clone()), 0.0));
         };
-        let hessian = choice.hessian().and_then(|options| hessians.hessian(site.input, options));
+        let hessian = line.action.hessian().and_then(|options| hessians.hessian(site.input, options));
         let importance = seen.filter(|_| scheme.weights.bits.get() < 8).map(InputStatistics::importance);
         let job = TensorJob {
             module: &line.name,

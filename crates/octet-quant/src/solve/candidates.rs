@@ -2,7 +2,7 @@
 
 use super::rounding::Rounding;
 use octet_kernels::{CANDIDATES, Candidate, Candidates, CodeMoments};
-use octet_tensor::{Table, WeightScheme};
+use octet_tensor::{Alphabet, WeightScheme};
 
 /// A scale and zero point; the scale is exactly what the storage type holds, in the group's normalised units.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -23,7 +23,7 @@ impl Choice {
             return Candidate::default();
         }
         let (low, high) = (grid.low - self.zero, grid.high - self.zero);
-        Candidate { inverse: 1.0 / self.scale, scale: self.scale, low, high, table: grid.table }
+        Candidate { inverse: 1.0 / self.scale, scale: self.scale, low, high, alphabet: grid.alphabet }
     }
 }
 
@@ -49,7 +49,7 @@ impl Choices {
 
     /// All of them as kernels want them.
     pub(super) fn candidates(&self, grid: &Grid) -> Candidates {
-        let mut all = Candidates { table: grid.table, ..Candidates::default() };
+        let mut all = Candidates { alphabet: grid.alphabet, ..Candidates::default() };
         for j in 0..CANDIDATES {
             let scale = self.scale[j];
             let inverse = 1.0 / scale;
@@ -73,7 +73,7 @@ pub(super) struct Grid {
     /// Asymmetric: offsets of the zero point from where the range asks for it.
     offsets: Vec<V>,
     asymmetric: bool,
-    table: Option<Table>,
+    alphabet: Alphabet,
     /// Steps of a code from zero to the farther end.
     steps: f32,
     low: f32,
@@ -86,8 +86,8 @@ pub(super) const SMALLEST_SPAN: [f32; 9] = [0.0, 0.0, 0.40, 0.50, 0.58, 0.66, 0.
 
 impl Grid {
     /// A grid of at least `count` choices, rounded up to a multiple of sixteen.
-    pub(super) fn new(scheme: WeightScheme, table: Option<Table>, count: usize) -> Self {
-        let ends = table.map_or(scheme.range(), |table| (table.levels()[0].into(), table.levels()[15].into()));
+    pub(super) fn new(scheme: WeightScheme, alphabet: Alphabet, count: usize) -> Self {
+        let ends = alphabet.table().map_or(scheme.range(), |table| (table.levels()[0].into(), table.levels()[15].into()));
         let (low, high) = (ends.0 as f32, ends.1 as f32);
         let steps = -scheme.bits.min_code() as f32;
         let smallest = SMALLEST_SPAN[scheme.bits.get() as usize];
@@ -96,7 +96,7 @@ impl Grid {
         let shapes = if asymmetric { asymmetric_shapes(count, smallest, high - low) } else { symmetric_shapes(count, smallest, -low) };
         let blocks = shapes.as_chunks::<CANDIDATES>().0;
         let (spans, offsets) = blocks.iter().map(|block| (block.map(|shape| shape.0), block.map(|shape| shape.1))).unzip();
-        Self { spans, offsets, asymmetric, table, steps, low, high }
+        Self { spans, offsets, asymmetric, alphabet, steps, low, high }
     }
 
     /// The choices for a group between `low` and `high`, sixteen at a time.

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{Error, ErrorSums};
 use octet_kernels::{CANDIDATES, Engine, QUICK};
+use octet_tensor::Alphabet;
 use std::borrow::Cow;
 
 /// Round-to-nearest with an error-minimising scale (and zero-point) search in each group.
@@ -48,12 +49,12 @@ impl Solver for Rtn {
         if found != job.shape.1 {
             return Err(Error::Importance { module: job.module.into(), expected: job.shape.1, found });
         }
-        let usual = RtnRows { job, grid: Grid::new(job.scheme, job.levels(), self.candidates), refinements: self.refinements };
+        let usual = RtnRows { job, grid: Grid::new(job.scheme, job.alphabet(), self.candidates), refinements: self.refinements };
         let quick = self.candidates <= QUICK
             && self.refinements == 0
             && job.importance.is_none()
             && !job.scheme.is_asymmetric()
-            && !job.scheme.is_table()
+            && job.alphabet() == Alphabet::Even
             && !job.scheme.has_whole_scales();
         Ok(if quick { Box::new(QuickRows::new(job, usual)) } else { Box::new(usual) })
     }
@@ -155,7 +156,7 @@ impl<'a> RtnRows<'a> {
         sums: &mut ErrorSums,
     ) -> Choice {
         let (engine, weights) = (self.job.engine, &*group.weights);
-        let found = engine.encode_weights(weights, best.candidate(&self.grid), best.zero as i8, codes);
+        let found = engine.encode_weights(weights, importance, best.candidate(&self.grid), best.zero as i8, codes);
         let unit = 2f64.powi(group.exponent);
         let (weighted_error, weighted_weight) = if importance.is_empty() {
             (found.error, found.weight)
@@ -178,7 +179,8 @@ impl<'a> RtnRows<'a> {
 
     /// What stands for zeros. A table has no level of zero, but a smallest one and a scale that makes nothing of it.
     pub(super) fn nothing(&self, codes: &mut [i8]) -> Choice {
-        let least = self.job.levels().and_then(|table| table.levels().iter().copied().min_by_key(|level| level.unsigned_abs()));
+        let alphabet = self.job.alphabet();
+        let least = alphabet.table().and_then(|table| table.levels().iter().copied().min_by_key(|level| level.unsigned_abs()));
         codes.fill(least.unwrap_or(0));
         let scale = match least {
             _ if self.job.scheme.has_whole_scales() => 0.0,

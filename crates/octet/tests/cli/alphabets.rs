@@ -3,7 +3,7 @@
 use crate::sandbox::Sandbox;
 
 #[test]
-fn levels_of_every_matrix_are_written_run_and_no_other_format_has_them() {
+fn levels_of_every_matrix_and_points_are_written_run_and_no_other_format_has_them() {
     let sandbox = Sandbox::empty();
     sandbox.octet("quantize pocket q --scheme w4la16-g32 --method rtn --no-judge --no-receipt").done();
     let facts = sandbox.octet("inspect q --tensors --json").done().json();
@@ -16,7 +16,11 @@ fn levels_of_every_matrix_are_written_run_and_no_other_format_has_them() {
     sandbox.octet("quantize pocket even --scheme w4a16-g32 --method rtn --no-judge --no-receipt").done();
     let (own, even) = (kl("q"), kl("even"));
     assert!(own < 0.95 * even, "{own} of {even}");
-    sandbox.refuses("export q --format gguf", &["levels of a table of its own", "--requantize"]);
+    sandbox.refuses("export q --format gguf", &["levels of a table that no type of GGUF has", "--requantize"]);
     sandbox.refuses("export q --format npz", &["levels of a table", "--requantize"]);
+    sandbox.octet("quantize pocket points --scheme w4ea16-g32 --method rtn --no-judge --no-receipt").done();
+    let points = kl("points");
+    assert!(points < even, "{points} of {even}");
+    sandbox.refuses("export points --format gguf", &["points of a lattice", "--requantize"]);
     sandbox.octet("export q --format gguf:iq4_nl --requantize --no-calibration --no-judge").done();
 }

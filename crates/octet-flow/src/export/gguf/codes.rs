@@ -24,9 +24,7 @@ pub(super) fn holding(scheme: WeightScheme, cols: usize) -> std::result::Result<
     match (scheme.symmetry, scheme.uneven()) {
         (Symmetry::Table, _) => return Ok(BlockType::IQ4_NL),
         (_, Some(codes)) => {
-            return Err(format!(
-                "has {codes} of its own, and GGUF one table for all; quantize it anew with --requantize and a type such as gguf:iq4_nl"
-            ));
+            return Err(format!("has {codes} that no type of GGUF has; quantize it anew with --requantize and a type such as gguf:iq4_nl"));
         }
         _ => {}
     }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{Error, ErrorSums, Hessian};
 use octet_kernels::{Candidate, Factor, Rounding, RowGrids, RowPanels};
-use octet_tensor::{BlockRows, Levels, Table};
+use octet_tensor::{Alphabet, BlockRows, Levels, Table};
 
 /// Rows that share a vector.
 pub(super) const LANES: usize = 16;
@@ -118,8 +118,8 @@ impl<'a> BlockGptq<'a> {
     }
 
     fn rounding<'s>(&'s self, state: &'s mut State, grids: &'s [RowGrids], group_of: &'s [u32]) -> Rounding<'s> {
-        let table = (self.job.code.levels == Levels::Table).then_some(Table::USUAL);
-        Rounding { weights: &state.weights, errors: &mut state.errors, codes: &mut state.codes, grids, group_of, table }
+        let alphabet = if self.job.code.levels == Levels::Table { Alphabet::Table(Table::USUAL) } else { Alphabet::Even };
+        Rounding { weights: &state.weights, errors: &mut state.errors, codes: &mut state.codes, grids, group_of, alphabet }
     }
 
     /// Rounds with feedback, and to nearest the rows that this leaves worse; also each row's error.

@@ -22,11 +22,13 @@ pub struct HessianOptions {
     pub damping: f64,
     /// The order of rounding.
     pub act_order: ActOrder,
+    /// Whether eight inputs from a multiple of eight on stay together, in any order.
+    pub eights: bool,
 }
 
 impl Default for HessianOptions {
     fn default() -> Self {
-        Self { damping: 0.01, act_order: ActOrder::Static }
+        Self { damping: 0.01, act_order: ActOrder::Static, eights: false }
     }
 }
 
@@ -88,6 +90,7 @@ impl Hessian {
             tokens: moments.tokens,
         };
         let last_to_first: Vec<u32> = match options.act_order {
+            ActOrder::Static if options.eights => eights_last_to_first(&diagonal),
             ActOrder::Static => descending.iter().rev().copied().collect(),
             ActOrder::Off | ActOrder::Dynamic => (0..size as u32).rev().collect(),
         };
@@ -186,4 +189,18 @@ impl Hessian {
     pub(in crate::solve) fn factor(&self) -> Option<&Factor> {
         self.factor.as_ref()
     }
+
+    /// Whether eight inputs from a multiple of eight on are rounded one after the other ([`HessianOptions::eights`]).
+    pub(in crate::solve) fn keeps_eights(&self) -> bool {
+        let together = |eight: &[u32]| eight.len() == 8 && eight.iter().all(|input| input / 8 == eight[0] / 8);
+        self.columns.is_none() && self.factor.as_ref().is_some_and(|factor| factor.order().chunks(8).all(together))
+    }
+}
+
+/// Inputs eight by eight, those eights last that are the most active.
+fn eights_last_to_first(diagonal: &[f32]) -> Vec<u32> {
+    let active = |eight: &usize| diagonal[8 * eight..].iter().take(8).map(|&v| f64::from(v)).sum::<f64>();
+    let mut eights: Vec<usize> = (0..diagonal.len().div_ceil(8)).collect();
+    eights.sort_by(|a, b| active(a).total_cmp(&active(b)).then(b.cmp(a)));
+    eights.into_iter().flat_map(|eight| (8 * eight..diagonal.len().min(8 * eight + 8)).rev()).map(|input| input as u32).collect()
 }

@@ -9,6 +9,7 @@ pub use hessian::{ActOrder, Hessian, HessianOptions};
 
 use super::{RowSolver, RowsMut, Rtn, Solver, TensorJob};
 use crate::{Error, ErrorSums};
+use octet_tensor::Alphabet;
 use rows::Work;
 use std::sync::Mutex;
 
@@ -17,7 +18,7 @@ use std::sync::Mutex;
 ///
 /// Scales come from the search of [`Rtn`] on the original weights, weighted by the Hessian's diagonal. A row is never left
 /// with more error than rounding to nearest with the same scales leaves, as the damped Hessian counts it.
-/// Where the Hessian is not positive definite the result is that search's ([`Hessian::is_positive_definite`] says so).
+/// Where the Hessian is not positive definite, or its order tears points of a lattice apart, the result is that search's ([`Hessian::is_positive_definite`] says so).
 ///
 /// Rows are independent and sums have a fixed order: the same weights and Hessian give the same bytes on every
 /// instruction set and any number of threads.
@@ -48,7 +49,8 @@ impl Solver for Gptq {
             return Err(Error::Importance { module: job.module.into(), expected: job.shape.1, found: hessian.size() });
         }
         let search = self.search.prepare(TensorJob { importance: Some(hessian.importance()), ..job })?;
-        Ok(match hessian.factor() {
+        let fits = job.alphabet() != Alphabet::Lattice || hessian.keeps_eights();
+        Ok(match hessian.factor().filter(|_| fits) {
             Some(factor) => Box::new(GptqRows { work: Work::new(job, hessian, factor, self.refinements), search }),
             None => search,
         })

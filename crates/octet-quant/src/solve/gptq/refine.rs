@@ -6,6 +6,7 @@ use super::{
     rows::{LANES, State, Work},
 };
 use octet_kernels::RowGrids;
+use octet_tensor::Alphabet;
 
 /// Passes of coordinate descent between two solutions for the scales.
 const DESCENTS: usize = 2;
@@ -20,7 +21,11 @@ pub(super) fn refine(work: &Work<'_>, state: &mut State, grids: &mut [RowGrids],
     gain + descend(work, state, grids, 1)
 }
 
+/// Coordinates of a point of the lattice do not move one by one: such codes stay as they were rounded.
 fn descend(work: &Work<'_>, state: &mut State, grids: &[RowGrids], passes: usize) -> f64 {
+    if work.job().alphabet() == Alphabet::Lattice {
+        return 0.0;
+    }
     let rows = state.weights.rows();
     let damping = work.hessian().damping() as f32;
     let mut rounding = state.rounding(grids, work.matrix_groups());

@@ -3,7 +3,7 @@
 use super::{super::RowsMut, Hessian, RowSolver, TensorJob, refine};
 use crate::ErrorSums;
 use octet_kernels::{Candidate, Engine, Factor, Rounding, RowGrids, RowPanels};
-use octet_tensor::Table;
+use octet_tensor::Alphabet;
 use std::borrow::Cow;
 
 /// Rows that are the lanes of a vector.
@@ -27,18 +27,18 @@ pub(super) struct State {
     pub(super) weights: RowPanels,
     pub(super) errors: RowPanels,
     pub(super) codes: Vec<[i8; LANES]>,
-    /// The levels, where codes are some.
-    table: Option<Table>,
+    /// What codes are.
+    alphabet: Alphabet,
 }
 
 impl State {
-    fn new(weights: RowPanels, table: Option<Table>) -> Self {
+    fn new(weights: RowPanels, alphabet: Alphabet) -> Self {
         let (rows, cols) = (weights.rows(), weights.cols());
-        Self { errors: RowPanels::zeros(rows, cols), codes: vec![[0; LANES]; weights.runs() * cols], weights, table }
+        Self { errors: RowPanels::zeros(rows, cols), codes: vec![[0; LANES]; weights.runs() * cols], weights, alphabet }
     }
 
     pub(super) fn rounding<'a>(&'a mut self, grids: &'a [RowGrids], group_of: &'a [u32]) -> Rounding<'a> {
-        Rounding { weights: &self.weights, errors: &mut self.errors, codes: &mut self.codes, grids, group_of, table: self.table }
+        Rounding { weights: &self.weights, errors: &mut self.errors, codes: &mut self.codes, grids, group_of, alphabet: self.alphabet }
     }
 
     /// Takes a row from `other`, which has the same places.
@@ -55,7 +55,7 @@ impl State {
     fn reordered(&self, from: &[u32]) -> Self {
         let cols = self.weights.cols().max(1);
         let codes = self.codes.chunks_exact(cols).flat_map(|codes| from.iter().map(|&p| codes[p as usize])).collect();
-        Self { weights: self.weights.reordered(from), errors: self.errors.reordered(from), codes, table: self.table }
+        Self { weights: self.weights.reordered(from), errors: self.errors.reordered(from), codes, alphabet: self.alphabet }
     }
 }
 
@@ -133,11 +133,11 @@ impl<'a> Work<'a> {
     /// rounding to nearest and of dropping the weights.
     fn round(&self, weights: RowPanels, grids: &[RowGrids], sums: &mut ErrorSums) -> (State, Vec<f64>) {
         let (engine, rows) = (self.engine(), weights.rows());
-        let mut state = State::new(weights.clone(), self.job.levels());
+        let mut state = State::new(weights.clone(), self.job.alphabet());
         let nothing = vec![RowGrids::VOID; grids.len()];
         let whole = engine.round_rows(self.factor, &mut state.rounding(&nothing, &self.factor_groups), true);
         sums.weighted_weight = self.undamped(whole[..rows].iter().sum(), &state);
-        let mut nearest = State::new(weights, self.job.levels());
+        let mut nearest = State::new(weights, self.job.alphabet());
         let nearest_losses = engine.round_rows(self.factor, &mut nearest.rounding(grids, &self.factor_groups), false);
         sums.nearest_error = self.undamped(nearest_losses[..rows].iter().sum(), &nearest);
         let mut losses = engine.round_rows(self.factor, &mut state.rounding(grids, &self.factor_groups), true);
@@ -172,8 +172,8 @@ impl<'a> Work<'a> {
     pub(super) fn candidate(&self, scale: f32, zero: i8) -> Candidate {
         let (inverse, (low, high), zero) = (1.0 / scale, self.job.scheme.range(), f32::from(zero));
         match inverse.is_finite() {
-            true => Candidate { inverse, scale, low: low as f32 - zero, high: high as f32 - zero, table: self.job.levels() },
-            false => Candidate { table: self.job.levels(), ..Candidate::default() },
+            true => Candidate { inverse, scale, low: low as f32 - zero, high: high as f32 - zero, alphabet: self.job.alphabet() },
+            false => Candidate { alphabet: self.job.alphabet(), ..Candidate::default() },
         }
     }
 
