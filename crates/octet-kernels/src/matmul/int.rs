@@ -18,18 +18,18 @@ use std::{hint::black_box, marker::PhantomData, ops::Range};
 /// How far ahead of its use a weight is asked for. A loop that also computes hides the memory's latency only so.
 const PREFETCH: usize = 6 * 1024;
 
-/// One register tile: `R` blocks of rows by `T` tokens, `D` accumulators each (two where there are too few others to
-/// hide the latency of a dot product).
+/// One register tile: `R` blocks of rows by `N` tokens of `T / N` columns, `D` accumulators each (two where there are too few others
+/// to hide the latency of a dot product).
 #[inline(always)]
-fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
+fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize, const N: usize>(
     s: S,
     ints: &Ints,
     block: [usize; R],
     lines: [&[Line]; R],
     x: CodeTile<'_>,
-) -> [[Lanes; T]; R] {
+) -> [[Lanes; N]; R] {
     let words = x.codes.as_chunks::<T>().0.as_chunks::<2>().0;
-    let mut total = [[Lanes([0.0; LANES]); T]; R];
+    let mut total = [[Lanes([0.0; LANES]); N]; R];
     let levels = s.table(&ints.levels);
     for segment in 0..ints.segments.count() {
         if const { R * T > IN_REGISTERS } {
@@ -61,15 +61,41 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize>(
                 sums[r][t] = s.to_f(if const { D == 2 } { s.add_i(acc[0][r][t], acc[D - 1][r][t]) } else { acc[0][r][t] });
             });
         });
+        let mut sums = together::<S, R, T, N>(s, &sums);
         if x.grouped {
-            scale_tokens(s, &mut sums, &x.scales.as_chunks::<T>().0[segment]);
+            scale_tokens(s, &mut sums, &first_of_each::<T, N>(&x.scales.as_chunks::<T>().0[segment]));
         }
         unroll!(r < R, {
             let scales = ints.scales(s, at[r]);
-            unroll!(t < T, { s.store(s.fma(sums[r][t], scales, s.load(&total[r][t].0)), &mut total[r][t].0) });
+            unroll!(t < N, { s.store(s.fma(sums[r][t], scales, s.load(&total[r][t].0)), &mut total[r][t].0) });
         });
     }
     total
+}
+
+/// Sums of tokens: those of columns, or what the three digits of each say together, in units of the lowest.
+#[inline(always)]
+fn together<S: Simd, const R: usize, const T: usize, const N: usize>(s: S, columns: &[[S::F; T]; R]) -> [[S::F; N]; R] {
+    let mut tokens = [[s.splat(0.0); N]; R];
+    unroll!(r < R, {
+        unroll!(t < N, {
+            tokens[r][t] = columns[r][t * (T / N)];
+            if const { T > N } {
+                // Where columns are tokens these do not exist, and are not looked at.
+                let (middle, high) = (columns[r][(t * (T / N) + 1).min(T - 1)], columns[r][(t * (T / N) + 2).min(T - 1)]);
+                tokens[r][t] = s.fma(high, s.splat(65536.0), s.fma(middle, s.splat(256.0), tokens[r][t]));
+            }
+        });
+    });
+    tokens
+}
+
+/// The scale of the first column of each token.
+#[inline(always)]
+fn first_of_each<const T: usize, const N: usize>(scales: &[f32; T]) -> [f32; N] {
+    let mut first = [0.0; N];
+    unroll!(t < N, { first[t] = scales[t * (T / N)] });
+    first
 }
 
 /// Whether an instruction set multiplies a tile of `tokens` columns two columns at a time.
@@ -302,17 +328,10 @@ impl<C: Codes, const D: usize, const R: usize, const T: usize, const N: usize> O
             }
             let of: [usize; R] = std::array::from_fn(|r| (first + r).min(panels.count - 1));
             let block = of.map(|i| panels.first + i);
-            let total = tile::<S, C, D, R, T>(s, product.ints, block, of.map(|i| &panels.lines[i * n..(i + 1) * n]), x);
+            let total = tile::<S, C, D, R, T, N>(s, product.ints, block, of.map(|i| &panels.lines[i * n..(i + 1) * n]), x);
             let mut values = [[s.splat(0.0); N]; R];
             unroll!(r < R, {
-                unroll!(t < N, {
-                    values[r][t] = s.load(&total[r][t * (T / N)].0);
-                    unroll!(digit < 2, {
-                        if T > N {
-                            values[r][t] = s.add(values[r][t], s.load(&total[r][t * DIGITS + digit + 1].0));
-                        }
-                    });
-                });
+                unroll!(t < N, { values[r][t] = s.load(&total[r][t].0) });
             });
             unroll!(r < R, {
                 if let Some(units) = product.ints.units(block[r]) {

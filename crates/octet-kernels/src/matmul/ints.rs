@@ -276,7 +276,8 @@ impl Ints {
     /// Where the scales and zero points of segment `segment` of block `block` are.
     #[inline(always)]
     pub(crate) fn group_at(&self, block: usize, segment: usize) -> usize {
-        block * self.groups + segment / self.segments_a_group
+        // A group mostly is a segment, and an inner loop should not divide to find that out.
+        block * self.groups + if self.segments_a_group == 1 { segment } else { segment / self.segments_a_group }
     }
 
     /// Scales of sixteen rows, in their units ([`Ints::units`]).

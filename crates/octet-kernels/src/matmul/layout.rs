@@ -30,20 +30,29 @@ pub(crate) struct Segments {
     count: usize,
     /// Inputs that segments are filled up to a multiple of.
     unit: usize,
+    /// Octets of a segment that is not the last, and of all: what an inner loop would otherwise divide for.
+    each: usize,
+    all: usize,
 }
 
 impl Segments {
     /// Segments of `size` inputs in rows of `cols`; the last may be shorter.
     pub(crate) fn new(cols: usize, size: usize) -> Self {
         let size = size.clamp(1, cols.max(1));
-        Self { cols, size, count: cols.div_ceil(size), unit: 8 }
+        Self { cols, size, count: cols.div_ceil(size), unit: 8, each: 0, all: 0 }.counted()
+    }
+
+    fn counted(self) -> Self {
+        let last = self.cols - self.count.saturating_sub(1) * self.size;
+        let each = self.filled(self.size) / 8;
+        Self { each, all: self.count.saturating_sub(1) * each + self.filled(last) / 8, ..self }
     }
 
     /// The same segments, each filled up to a multiple of `unit` inputs.
     pub(crate) fn filled_to(self, unit: usize) -> Self {
         // Where nothing needs filling the unit says nothing: such segments are equal, and matrices share their inputs.
         let whole = self.size.is_multiple_of(unit) && self.cols.is_multiple_of(unit);
-        Self { unit: if whole { 8 } else { unit }, ..self }
+        Self { unit: if whole { 8 } else { unit }, ..self }.counted()
     }
 
     /// The segments on whose ends every group of weights (`weight_group` inputs) and of activations ends.
@@ -78,13 +87,13 @@ impl Segments {
     /// Octets of segment `segment`.
     #[inline(always)]
     pub(crate) fn octets(&self, segment: usize) -> Range<usize> {
-        let start = segment * self.filled(self.size) / 8;
-        start..start + self.filled(self.cols.min((segment + 1) * self.size) - segment * self.size) / 8
+        let start = segment * self.each;
+        start..self.all.min(start + self.each)
     }
 
     /// Octets of a whole row.
     pub(crate) fn all_octets(&self) -> usize {
-        self.count.checked_sub(1).map_or(0, |last| self.octets(last).end)
+        self.all
     }
 
     /// The most inputs, 64 at most, that every segment is filled up to a multiple of.
@@ -99,7 +108,6 @@ impl Segments {
     }
 
     /// Inputs that a segment of `inputs` inputs takes.
-    #[inline(always)]
     fn filled(&self, inputs: usize) -> usize {
         inputs.next_multiple_of(self.unit)
     }
