@@ -222,6 +222,8 @@ impl IntProduct<'_> {
             match width {
                 4 if digits => self.pass::<S, C, 1, R, 12, 4>(s, &panels, token),
                 2 if digits => self.pass::<S, C, 2, R, 6, 2>(s, &panels, token),
+                // So little is added up that one accumulator is less work than two that are added in turn.
+                _ if digits && C::SHORT && self.ints.segments.size() <= 16 => self.pass::<S, C, 1, R, 3, 1>(s, &panels, token),
                 _ if digits => self.pass::<S, C, 2, R, 3, 1>(s, &panels, token),
                 12 => self.pass::<S, C, 1, R, 12, 12>(s, &panels, token),
                 8 => self.pass::<S, C, 1, R, 8, 8>(s, &panels, token),
@@ -242,7 +244,7 @@ impl IntProduct<'_> {
         token: usize,
     ) {
         // Tiles that this instruction set never uses are not compiled for it.
-        if const { is_used(S::INT_TILE, R, T, N) } {
+        if const { is_used(S::INT_TILE, R, T, N) && (D == 2 || T != 3 || C::SHORT) } {
             s.vectorize(Pass::<C, D, R, T, N> { product: self, panels, token, codes: PhantomData });
         }
     }

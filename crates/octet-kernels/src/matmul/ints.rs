@@ -83,12 +83,9 @@ enum Scales {
     F32(Vec<[f32; LANES]>),
     F16(Vec<[u16; LANES]>),
     Bf16(Vec<[u16; LANES]>),
-    /// Whole numbers with [`WHOLE_OFFSET`] added.
-    Whole(Vec<[u8; LANES]>),
+    /// Whole numbers.
+    Whole(Vec<[i8; LANES]>),
 }
-
-/// What is added to whole scales to make them unsigned.
-const WHOLE_OFFSET: i32 = 128;
 
 impl Ints {
     /// Packs a stored matrix, rows in parallel and a few blocks at a time, for activations as `activations` says.
@@ -287,7 +284,7 @@ impl Ints {
             Scales::F32(all) => s.load(&all[at]),
             Scales::F16(all) => s.load_f16(bytemuck::cast_ref(&all[at])),
             Scales::Bf16(all) => s.load_bf16(bytemuck::cast_ref(&all[at])),
-            Scales::Whole(all) => s.to_f(s.add_i(s.load_u8(&all[at]), s.splat_i(-WHOLE_OFFSET))),
+            Scales::Whole(all) => s.to_f(s.load_i8(&all[at])),
         }
     }
 
@@ -407,7 +404,7 @@ impl Scales {
             Self::F32(all) => all[at][lane],
             Self::F16(all) => f16::from_bits(all[at][lane]).to_f32(),
             Self::Bf16(all) => bf16::from_bits(all[at][lane]).to_f32(),
-            Self::Whole(all) => (i32::from(all[at][lane]) - WHOLE_OFFSET) as f32,
+            Self::Whole(all) => f32::from(all[at][lane]),
         }
     }
 }
@@ -417,7 +414,7 @@ enum SharedScales<'a> {
     F32(Shared<'a, [f32; LANES]>),
     F16(Shared<'a, [u16; LANES]>),
     Bf16(Shared<'a, [u16; LANES]>),
-    Whole(Shared<'a, [u8; LANES]>),
+    Whole(Shared<'a, [i8; LANES]>),
 }
 
 impl<'a> SharedScales<'a> {
@@ -456,10 +453,8 @@ impl<'a> SharedScales<'a> {
                     Self::F16(all) => (unsafe { all.part(at..at + 1) })[0][lane] = f16::from_f32(scale).to_bits(),
                     // SAFETY: as above.
                     Self::Bf16(all) => (unsafe { all.part(at..at + 1) })[0][lane] = bf16::from_f32(scale).to_bits(),
-                    Self::Whole(all) => {
-                        // SAFETY: as above.
-                        (unsafe { all.part(at..at + 1) })[0][lane] = (i32::from(factor.whole(scale)) + WHOLE_OFFSET) as u8;
-                    }
+                    // SAFETY: as above.
+                    Self::Whole(all) => (unsafe { all.part(at..at + 1) })[0][lane] = factor.whole(scale),
                 }
             }
         }

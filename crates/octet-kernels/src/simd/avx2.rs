@@ -179,6 +179,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         })
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> I {
+        intrinsic!({
+            let raw = _mm_loadu_si128(from.as_ptr().cast());
+            [_mm256_cvtepi8_epi32(raw), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(raw))]
+        })
+    }
+    #[inline(always)]
     fn add_i(self, a: I, b: I) -> I {
         each!(_mm256_add_epi32(a, b))
     }

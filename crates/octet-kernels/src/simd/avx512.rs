@@ -164,6 +164,10 @@ impl Simd for Avx512 {
         intrinsic!(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast())))
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> __m512i {
+        intrinsic!(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())))
+    }
+    #[inline(always)]
     fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
         intrinsic!(_mm512_add_epi32(a, b))
     }

@@ -128,6 +128,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     fn splat_i(self, v: i32) -> Self::I;
     fn load_u8(self, from: &[u8; LANES]) -> Self::I;
+    fn load_i8(self, from: &[i8; LANES]) -> Self::I;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn to_f(self, a: Self::I) -> Self::F;

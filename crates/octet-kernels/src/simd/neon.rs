@@ -185,6 +185,17 @@ impl<const LEVEL: u8> Simd for Neon<LEVEL> {
         })
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> I {
+        intrinsic!({
+            let raw = vld1q_s8(from.as_ptr());
+            let halves = [vmovl_s8(vget_low_s8(raw)), vmovl_high_s8(raw)];
+            from_fn(|i| {
+                let half = halves[i / 2];
+                if i % 2 == 0 { vmovl_s16(vget_low_s16(half)) } else { vmovl_high_s16(half) }
+            })
+        })
+    }
+    #[inline(always)]
     fn add_i(self, a: I, b: I) -> I {
         each!(vaddq_s32(a, b))
     }

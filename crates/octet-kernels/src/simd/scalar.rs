@@ -132,6 +132,10 @@ impl Simd for Scalar {
         from.map(i32::from)
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::I {
+        from.map(i32::from)
+    }
+    #[inline(always)]
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
         std::array::from_fn(|i| a[i].wrapping_add(b[i]))
     }

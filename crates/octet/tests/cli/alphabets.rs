@@ -1,4 +1,4 @@
-//! Codes of four bits that are no even steps.
+//! Codes of four bits that are no even steps, and scales that are no floats.
 
 use crate::sandbox::Sandbox;
 
@@ -23,4 +23,25 @@ fn levels_of_every_matrix_and_points_are_written_run_and_no_other_format_has_the
     assert!(points < even, "{points} of {even}");
     sandbox.refuses("export points --format gguf", &["points of a lattice", "--requantize"]);
     sandbox.octet("export q --format gguf:iq4_nl --requantize --no-calibration --no-judge").done();
+}
+
+#[test]
+fn whole_scales_are_written_run_and_no_other_format_has_them() {
+    let sandbox = Sandbox::empty();
+    sandbox.octet("quantize pocket q --scheme w4ta16-g16-s8 --method rtn --no-judge --no-receipt").done();
+    assert_eq!(sandbox.json("q/config.json")["quantization_config"]["config_groups"]["group_0"]["format"], "octet-scales");
+    let facts = sandbox.octet("inspect q --tensors --json").done().json();
+    let of =
+        |end: &str| facts["tensors"].as_array().unwrap().iter().filter(|tensor| tensor["name"].as_str().unwrap().ends_with(end)).count();
+    assert!(of(".weight_scale_factor") > 8 && of(".weight_scale_factor") < of(".weight_scale"));
+    let kl = |folder: &str| {
+        let measured = sandbox.octet(&format!("eval {folder} --base pocket --eval-tokens 4096 --json")).done().json();
+        measured["measures"]["kl"]["mean"].as_f64().unwrap()
+    };
+    sandbox.octet("quantize pocket float --scheme w4ta16-g32 --method rtn --no-judge --no-receipt").done();
+    let (whole, float) = (kl("q"), kl("float"));
+    assert!(whole < 0.9 * float, "{whole} of {float}");
+    for format in ["gguf", "npz"] {
+        sandbox.refuses(&format!("export q --format {format}"), &["factor of the row", "--requantize"]);
+    }
 }
