@@ -77,8 +77,6 @@ pub(crate) trait Codes {
     const OCTETS: usize;
     /// Whether no code exceeds 63, however many bits it takes.
     const SMALL: bool;
-    /// Whether segments may be as short as sixteen inputs.
-    const SHORT: bool = false;
 
     /// Lines as chunks.
     fn chunks(lines: &[Line]) -> &[Self::Chunk];
@@ -133,7 +131,6 @@ impl<const SMALL: bool> Codes for Bytes<SMALL> {
 impl Codes for Nibbles {
     type Chunk = Line;
     const OCTETS: usize = 1;
-    const SHORT: bool = true;
     const SMALL: bool = true;
 
     #[inline(always)]
@@ -153,7 +150,6 @@ impl Codes for Nibbles {
 impl Codes for Table {
     type Chunk = Line;
     const OCTETS: usize = 1;
-    const SHORT: bool = true;
     const SMALL: bool = false;
 
     #[inline(always)]

@@ -12,14 +12,14 @@ use std::sync::atomic::Ordering;
 /// # Errors
 /// What keeps every type from it, as the rest of a sentence.
 pub(super) fn holding(scheme: WeightScheme, cols: usize) -> std::result::Result<BlockType, String> {
+    if scheme.has_whole_scales() {
+        return Err("has whole scales times a factor of the row, and GGUF holds scales of 16 bits; quantize it anew with --requantize and a type such as gguf:iq4_nl".into());
+    }
     let group = scheme.group_size(cols);
     if !group.is_multiple_of(32) || !cols.is_multiple_of(32) {
         return Err(format!(
             "has groups of {group} among {cols} inputs, and GGUF holds scales of 32 inputs; quantize it anew with --requantize and a type such as gguf:q4_k_m"
         ));
-    }
-    if scheme.has_whole_scales() {
-        return Err("has whole scales times a factor of the row, and GGUF holds scales of 16 bits; quantize it anew with --requantize and a type such as gguf:iq4_nl".into());
     }
     match (scheme.symmetry, scheme.uneven()) {
         (Symmetry::Table, _) => return Ok(BlockType::IQ4_NL),
