@@ -348,7 +348,7 @@ pub(crate) enum Preset {
     SmoothW8a8,
     /// w8a8 with inputs of linears turned by eights where the measured loss falls: less is lost to outliers; needs calibration
     TurnedW8a8,
-    /// 4-bit levels of a table in groups of 16, exact activations, GPTQ (w4ta16-g16-s8; --portable: w4a16-g32)
+    /// 4-bit levels of a table in groups of 32, exact activations, GPTQ (w4ta16-g32; --portable: w4a16-g32)
     W4,
     /// Attention 8 bits, MLP 4 bits with GPTQ
     #[value(name = "attention8-mlp4")]

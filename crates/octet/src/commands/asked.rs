@@ -19,7 +19,7 @@ use octet_tensor::{Activations, Limit, Scheme, Share};
 const QUICK_CANDIDATES: usize = 8;
 
 /// The best 4 bits measured on small models: for octet alone, and for other readers.
-const W4: &str = "w4ta16-g16-s8";
+const W4: &str = "w4ta16-g32";
 const W4_PORTABLE: &str = "w4a16-g32";
 
 /// A search makes about so many models, each of which learns.

@@ -46,7 +46,7 @@ fn effort_decides_what_follows_and_every_one_is_forecast() {
     let plan = |effort: &str, json: &str| {
         sandbox.octet(&format!("quantize tiny --preset w4 --effort {effort} --dry-run --calibration notes.txt {json}")).done()
     };
-    let solved = |effort| plan(effort, "").stdout.contains("w4ta16-g16-s8 gptq");
+    let solved = |effort| plan(effort, "").stdout.contains("w4ta16-g32 gptq");
     assert_eq!(["fast", "normal", "best"].map(solved), [false, true, true]);
     let seconds = |effort| plan(effort, "--json").json()[0]["forecast"]["calibration"]["distillation"]["seconds"].as_f64();
     assert_eq!(["fast", "normal"].map(seconds), [None, None]);

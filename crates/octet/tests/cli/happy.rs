@@ -164,7 +164,7 @@ fn unjudged_portable_and_renamed_outputs() {
     assert_eq!(sandbox.json("pocket-w8a16-portable/quantization_config.json")["portable"], json!(true));
 
     sandbox.octet("quantize pocket --no-judge ./elsewhere --preset w4").done();
-    assert_eq!(sandbox.json("elsewhere/quantization_config.json")["scheme"], json!("w4ta16-g16-s8"));
+    assert_eq!(sandbox.json("elsewhere/quantization_config.json")["scheme"], json!("w4ta16-g32"));
     sandbox.octet("quantize pocket --no-judge --bits 4 --group-size 64").done();
     assert_eq!(sandbox.json("pocket-w4a16-g64/quantization_config.json")["group_size"], json!(64));
 }
