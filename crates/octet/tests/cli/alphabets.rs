@@ -41,7 +41,6 @@ fn whole_scales_are_written_run_and_no_other_format_has_them() {
     sandbox.octet("quantize pocket float --scheme w4ta16-g32 --method rtn --no-judge --no-receipt").done();
     let (whole, float) = (kl("q"), kl("float"));
     assert!(whole < 0.9 * float, "{whole} of {float}");
-    for format in ["gguf", "npz"] {
-        sandbox.refuses(&format!("export q --format {format}"), &["factor of the row", "--requantize"]);
-    }
+    sandbox.refuses("export q --format gguf", &["factor of the row", "--requantize"]);
+    sandbox.refuses("export q --format npz", &["levels of a table", "--requantize"]);
 }
