@@ -17,8 +17,6 @@ use std::{hint::black_box, marker::PhantomData, ops::Range};
 
 /// How far ahead of its use a weight is asked for. A loop that also computes hides the memory's latency only so.
 const PREFETCH: usize = 6 * 1024;
-/// The same of scales, which take an eighth of what codes do where groups are small.
-const SCALES_AHEAD: usize = PREFETCH / 8;
 
 /// One register tile: `R` blocks of rows by `N` tokens of `T / N` columns, `D` accumulators each (two where there are too few others
 /// to hide the latency of a dot product).
@@ -68,7 +66,7 @@ fn tile<S: Simd, C: Codes, const D: usize, const R: usize, const T: usize, const
             scale_tokens(s, &mut sums, &first_of_each::<T, N>(&x.scales.as_chunks::<T>().0[segment]));
         }
         unroll!(r < R, {
-            let scales = if const { R == 1 } { ints.scales::<S, SCALES_AHEAD>(s, at[r]) } else { ints.scales::<S, 0>(s, at[r]) };
+            let scales = ints.scales(s, at[r]);
             unroll!(t < N, { s.store(s.fma(sums[r][t], scales, s.load(&total[r][t].0)), &mut total[r][t].0) });
         });
     }

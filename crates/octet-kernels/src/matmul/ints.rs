@@ -277,26 +277,14 @@ impl Ints {
         block * self.groups + if self.segments_a_group == 1 { segment } else { segment / self.segments_a_group }
     }
 
-    /// Scales of sixteen rows, in their units ([`Ints::units`]); asks for those that lie `AHEAD` bytes on, unless that is none.
+    /// Scales of sixteen rows, in their units ([`Ints::units`]).
     #[inline(always)]
-    pub(crate) fn scales<S: Simd, const AHEAD: usize>(&self, s: S, at: usize) -> S::F {
+    pub(crate) fn scales<S: Simd>(&self, s: S, at: usize) -> S::F {
         match &self.scales {
-            Scales::F32(all) => {
-                ahead::<S, AHEAD>(s, bytemuck::bytes_of(&all[at]));
-                s.load(&all[at])
-            }
-            Scales::F16(all) => {
-                ahead::<S, AHEAD>(s, bytemuck::bytes_of(&all[at]));
-                s.load_f16(bytemuck::cast_ref(&all[at]))
-            }
-            Scales::Bf16(all) => {
-                ahead::<S, AHEAD>(s, bytemuck::bytes_of(&all[at]));
-                s.load_bf16(bytemuck::cast_ref(&all[at]))
-            }
-            Scales::Whole(all) => {
-                ahead::<S, AHEAD>(s, bytemuck::bytes_of(&all[at]));
-                s.to_f(s.load_i8(&all[at]))
-            }
+            Scales::F32(all) => s.load(&all[at]),
+            Scales::F16(all) => s.load_f16(bytemuck::cast_ref(&all[at])),
+            Scales::Bf16(all) => s.load_bf16(bytemuck::cast_ref(&all[at])),
+            Scales::Whole(all) => s.to_f(s.load_i8(&all[at])),
         }
     }
 
@@ -384,14 +372,6 @@ pub(super) fn spelling(stored: &StoredQuant) -> Result<(Dtype, Alphabet)> {
     }
     let first = stored.read_rows(0..1)?;
     Ok((first.scale_dtype(), first.alphabet()))
-}
-
-/// Asks for what lies `AHEAD` bytes after the start of `bytes`.
-#[inline(always)]
-fn ahead<S: Simd, const AHEAD: usize>(s: S, bytes: &[u8]) {
-    if const { AHEAD > 0 } {
-        s.prefetch(bytes, AHEAD);
-    }
 }
 
 impl Scales {

@@ -54,7 +54,7 @@ impl Op for TiledProduct<'_> {
         let (scales, rest) = rest.split_at_mut(count * segments);
         for (i, scales) in scales.chunks_exact_mut(segments).enumerate() {
             for (segment, scale) in scales.iter_mut().enumerate() {
-                s.store(ints.scales::<S, 0>(s, ints.group_at(self.blocks.start + i, segment)), bytemuck::cast_mut(&mut scale.0));
+                s.store(ints.scales(s, ints.group_at(self.blocks.start + i, segment)), bytemuck::cast_mut(&mut scale.0));
             }
         }
         if let ([sums, rest @ ..], run) = (rest.as_chunks_mut::<SUMS>().0, ints.segments.common_run())
