@@ -182,13 +182,7 @@ impl Op for Moments<'_> {
                     *sum = s.add(*sum, term);
                 }
             }
-            let [h, k, kk, w, wk, ww] = sums;
-            m.h += total(s, h);
-            m.k += total(s, k);
-            m.kk += total(s, kk);
-            m.w += total(s, w);
-            m.wk += total(s, wk);
-            m.ww += total(s, ww);
+            m.gather(s, sums);
         }
         m
     }

@@ -64,6 +64,17 @@ pub struct CodeMoments {
     pub ww: f64,
 }
 
+impl CodeMoments {
+    /// Adds the lanes of all six, in the order of the fields.
+    #[inline(always)]
+    pub(crate) fn gather<S: Simd>(&mut self, s: S, sums: [S::F; 6]) {
+        let fields = [&mut self.h, &mut self.k, &mut self.kk, &mut self.w, &mut self.wk, &mut self.ww];
+        for (field, sum) in fields.into_iter().zip(sums) {
+            *field += total(s, sum);
+        }
+    }
+}
+
 /// What encoding a group left.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EncodeError {
@@ -275,13 +286,7 @@ impl<const TABLE: bool> Op for Moments<'_, TABLE> {
                     s.add(sww, s.mul(hw, w)),
                 ];
             }
-            let [h, k, kk, w, wk, ww] = sums;
-            m.h += total(s, h);
-            m.k += total(s, k);
-            m.kk += total(s, kk);
-            m.w += total(s, w);
-            m.wk += total(s, wk);
-            m.ww += total(s, ww);
+            m.gather(s, sums);
         }
         m
     }

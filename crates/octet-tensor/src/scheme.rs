@@ -283,7 +283,7 @@ pub struct Scheme {
 /// A scheme that cannot be read or does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "there is no scheme {text:?}: {why}; write it like w8a16, w8a8, w4a16-g128-sym or w4a8-g64-asym (bits 2-8, group 32, 64, 128 or 256)"
+    "there is no scheme {text:?}: {why}; write it like w8a16, w8a8, w4a16-g128-sym or w4a8-g64-asym (bits 2-8, group 32, 64, 128 or 256, with 4 bits also 16)"
 )]
 pub struct SchemeError {
     text: String,

@@ -137,12 +137,15 @@ impl<'a> Distiller<'a> {
             }
         };
         let (total, every) = (self.settings.steps, self.settings.steps.div_ceil(CHECKS).max(1));
-        watch.progress(Progress { block: None, done: course.done, total, loss: course.held, held: course.held });
+        // Blocks that learnt by themselves are part of the way.
+        let first = self.network.blocks.len() * self.settings.block_steps;
+        let at = |done: usize, loss, held| Progress { block: None, done: first + done, total: first + total, loss, held };
+        watch.progress(at(course.done, course.held, course.held));
         while course.done < total {
             if cancel.load(Ordering::Relaxed) {
                 let done = course.done;
                 watch.save(true, &mut || self.state(&course));
-                return Err(TuneError::Interrupted { done, total });
+                return Err(TuneError::Interrupted { done: first + done, total: first + total });
             }
             let loss = self.step((&mut trainer, &mut lessons), text.windows, &mut course, &mut gradients)?;
             if course.done.is_multiple_of(every) || course.done == total {
@@ -151,7 +154,7 @@ impl<'a> Distiller<'a> {
                     course.best = Best { held: course.held, step: course.done, state: self.snapshot() };
                 }
             }
-            watch.progress(Progress { block: None, done: course.done, total, loss, held: course.held });
+            watch.progress(at(course.done, loss, course.held));
             watch.save(false, &mut || self.state(&course));
         }
         let Course { before, best, .. } = course;

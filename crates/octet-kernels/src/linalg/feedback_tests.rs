@@ -97,38 +97,21 @@ impl Case {
             alphabet: octet_tensor::Alphabet::Even,
         };
         let losses = engine.round_rows(&factor, &mut rounding, feedback);
-        let mut first = vec![0i8; self.rows * self.cols];
-        for (i, code) in first.iter_mut().enumerate() {
-            let (row, place) = (i / self.cols, i % self.cols);
-            *code = codes[row / LANES * self.cols + place][row % LANES];
-        }
-        let rounded = self.by_column(&first);
+        let rounded = self.by_column(rounding.codes);
 
         let matrix = self.matrix.permuted(engine, &self.order);
-        let mut rounding = Rounding {
-            weights: &weights,
-            errors: &mut errors,
-            codes: &mut codes,
-            grids: &grids,
-            group_of: &group_of,
-            alphabet: octet_tensor::Alphabet::Even,
-        };
         let gains = engine.descend_rows(&matrix, DAMPING, &mut rounding);
         let kept = rounding.errors.clone();
         rounding.settle();
         assert_eq!(*rounding.errors, kept, "errors are what codes and grids leave");
-        for (i, code) in first.iter_mut().enumerate() {
-            let (row, place) = (i / self.cols, i % self.cols);
-            *code = codes[row / LANES * self.cols + place][row % LANES];
-        }
-        (rounded, self.by_column(&first), losses, gains)
+        (rounded, self.by_column(&codes), losses, gains)
     }
 
-    fn by_column(&self, by_place: &[i8]) -> Vec<i8> {
-        let mut out = vec![0; by_place.len()];
-        for (row, codes) in by_place.chunks(self.cols).enumerate() {
-            for (code, &column) in codes.iter().zip(&self.order) {
-                out[row * self.cols + column as usize] = *code;
+    fn by_column(&self, by_place: &[[i8; LANES]]) -> Vec<i8> {
+        let mut out = vec![0; self.rows * self.cols];
+        for row in 0..self.rows {
+            for (place, &column) in self.order.iter().enumerate() {
+                out[row * self.cols + column as usize] = by_place[row / LANES * self.cols + place][row % LANES];
             }
         }
         out

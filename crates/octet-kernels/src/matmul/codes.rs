@@ -10,6 +10,7 @@
 use super::layout::Line;
 use crate::simd::{Simd, unroll};
 use octet_tensor::Alphabet;
+use std::marker::PhantomData;
 
 /// Octets that are stored together where codes are cut into planes.
 pub(crate) const CHUNK: usize = 4;
@@ -88,12 +89,14 @@ pub(crate) trait Codes {
 
 /// A code a byte; `SMALL` where none exceeds 63.
 pub(crate) struct Bytes<const SMALL: bool>;
+/// Four bits a code, an octet a line, that `F` makes codes of.
+pub(crate) struct Halves<F>(PhantomData<F>);
 /// Two codes a byte.
-pub(crate) struct Nibbles;
+pub(crate) type Nibbles = Halves<Plain>;
 /// Two numbers of levels a byte.
-pub(crate) struct Table;
+pub(crate) type Table = Halves<Levels>;
 /// Points of the lattice, four bytes each.
-pub(crate) struct Points;
+pub(crate) type Points = Halves<Lattice>;
 /// What is added to levels to make them unsigned.
 pub(crate) const LEVEL_OFFSET: u8 = 128;
 /// What is added to codes of the lattice to make them unsigned.
@@ -105,6 +108,7 @@ pub(crate) fn point(stored: [u8; 4]) -> [u8; 8] {
     Alphabet::Lattice.read(&mut codes);
     codes.map(|code| code.wrapping_add(POINT_OFFSET as i8) as u8)
 }
+
 /// Codes of two, three, five or six bits.
 pub(crate) struct Planes<const BITS: usize>;
 
@@ -128,29 +132,53 @@ impl<const SMALL: bool> Codes for Bytes<SMALL> {
     }
 }
 
-impl Codes for Nibbles {
-    type Chunk = Line;
-    const OCTETS: usize = 1;
+/// What the codes of a line of nibbles are.
+pub(crate) trait Four {
+    /// As [`Codes::SMALL`].
+    const SMALL: bool;
+
+    /// The codes of inputs 0..4 and 4..8.
+    fn codes<S: Simd>(s: S, line: &Line, levels: S::W) -> [S::W; 2];
+}
+
+/// They themselves.
+pub(crate) struct Plain;
+/// The levels they are the numbers of.
+pub(crate) struct Levels;
+/// The point that all eight say together.
+pub(crate) struct Lattice;
+
+impl Four for Plain {
     const SMALL: bool = true;
 
     #[inline(always)]
-    fn chunks(lines: &[Line]) -> &[Self::Chunk] {
-        lines
-    }
-    #[inline(always)]
-    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, _: S::W) -> [S::W; 2] {
-        s.nibbles(&chunk.0)
-    }
-    #[inline(always)]
-    fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {
-        s.prefetch(&chunk.0, ahead);
+    fn codes<S: Simd>(s: S, line: &Line, _: S::W) -> [S::W; 2] {
+        s.nibbles(&line.0)
     }
 }
 
-impl Codes for Table {
+impl Four for Levels {
+    const SMALL: bool = false;
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, line: &Line, levels: S::W) -> [S::W; 2] {
+        s.nibbles(&line.0).map(|numbers| s.levels(numbers, levels))
+    }
+}
+
+impl Four for Lattice {
+    const SMALL: bool = true;
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, line: &Line, _: S::W) -> [S::W; 2] {
+        s.points(&line.0)
+    }
+}
+
+impl<F: Four> Codes for Halves<F> {
     type Chunk = Line;
     const OCTETS: usize = 1;
-    const SMALL: bool = false;
+    const SMALL: bool = F::SMALL;
 
     #[inline(always)]
     fn chunks(lines: &[Line]) -> &[Self::Chunk] {
@@ -158,26 +186,7 @@ impl Codes for Table {
     }
     #[inline(always)]
     fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, levels: S::W) -> [S::W; 2] {
-        s.nibbles(&chunk.0).map(|numbers| s.levels(numbers, levels))
-    }
-    #[inline(always)]
-    fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {
-        s.prefetch(&chunk.0, ahead);
-    }
-}
-
-impl Codes for Points {
-    type Chunk = Line;
-    const OCTETS: usize = 1;
-    const SMALL: bool = true;
-
-    #[inline(always)]
-    fn chunks(lines: &[Line]) -> &[Self::Chunk] {
-        lines
-    }
-    #[inline(always)]
-    fn load<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, _: S::W) -> [S::W; 2] {
-        s.points(&chunk.0)
+        F::codes(s, chunk, levels)
     }
     #[inline(always)]
     fn prefetch<S: Simd>(s: S, chunk: &Self::Chunk, _: usize, ahead: usize) {

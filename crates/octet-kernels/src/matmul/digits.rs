@@ -1,8 +1,8 @@
 //! Float inputs as int8 digits: what makes products of integer weights and float activations integer products too.
 //!
 //! An input is rounded to 24 bits relative to the largest of its segment, x ≈ s · (d₀ + 256 d₁ + 65536 d₂) with digits in
-//! −128..=127, about what a float's mantissa holds. A token so becomes three, whose scales are s, 256 s and 65536 s and
-//! whose outputs are added. Three integer dot products take fewer instructions than four conversions and multiplications
+//! −128..=127, about what a float's mantissa holds. A token so becomes three columns, whose sums are put together,
+//! in units of the lowest, before they are scaled by s. Three integer dot products take fewer instructions than four conversions and multiplications
 //! in floating point (decoding runs at the speed of memory instead of two thirds of it), and they are exact.
 
 use crate::simd::{LANES, Op, Simd};
@@ -41,7 +41,7 @@ impl Op for Digits<'_> {
             let words = out.len().min(2 * octets.len() * width);
             let total = cut(s, x, scale, &mut out[..words], width);
             for digit in 0..DIGITS {
-                scales[segment * width + digit] = scale * (1u32 << (8 * digit)) as f32;
+                scales[segment * width + digit] = scale;
                 sums[segment * width + digit] = total[digit];
             }
         }
@@ -120,7 +120,8 @@ mod tests {
                     let p = segments.position(k);
                     let digit = |d: usize| codes[p / 4 * DIGITS + d][p % 4];
                     (0..DIGITS).for_each(|d| total[d] += i32::from(digit(d)));
-                    let value: f64 = (0..DIGITS).map(|d| f64::from(digit(d)) * f64::from(scales[segment * DIGITS + d])).sum();
+                    let value: f64 =
+                        (0..DIGITS).map(|d| f64::from(digit(d)) * 256f64.powi(d as i32) * f64::from(scales[segment * DIGITS])).sum();
                     assert!((value - f64::from(v)).abs() <= f64::from(largest) / 1.6e7, "{isa}: {v} became {value}");
                 }
                 assert_eq!(total, sums[segment * DIGITS..][..DIGITS]);

@@ -9,10 +9,7 @@ fn levels_of_every_matrix_and_points_are_written_run_and_no_other_format_has_the
     let facts = sandbox.octet("inspect q --tensors --json").done().json();
     let levels = facts["tensors"].as_array().unwrap().iter().filter(|tensor| tensor["name"].as_str().unwrap().ends_with(".weight_levels"));
     assert!(levels.clone().count() > 8 && levels.clone().all(|tensor| tensor["dtype"] == "I8" && tensor["shape"][0] == 16));
-    let kl = |folder: &str| {
-        let measured = sandbox.octet(&format!("eval {folder} --base pocket --eval-tokens 4096 --json")).done().json();
-        measured["measures"]["kl"]["mean"].as_f64().unwrap()
-    };
+    let kl = |folder: &str| sandbox.divergence(&format!("{folder} --base pocket --eval-tokens 4096"));
     sandbox.octet("quantize pocket even --scheme w4a16-g32 --method rtn --no-judge --no-receipt").done();
     let (own, even) = (kl("q"), kl("even"));
     assert!(own < 0.95 * even, "{own} of {even}");
@@ -34,10 +31,7 @@ fn whole_scales_are_written_run_and_no_other_format_has_them() {
     let of =
         |end: &str| facts["tensors"].as_array().unwrap().iter().filter(|tensor| tensor["name"].as_str().unwrap().ends_with(end)).count();
     assert!(of(".weight_scale_factor") > 8 && of(".weight_scale_factor") < of(".weight_scale"));
-    let kl = |folder: &str| {
-        let measured = sandbox.octet(&format!("eval {folder} --base pocket --eval-tokens 4096 --json")).done().json();
-        measured["measures"]["kl"]["mean"].as_f64().unwrap()
-    };
+    let kl = |folder: &str| sandbox.divergence(&format!("{folder} --base pocket --eval-tokens 4096"));
     sandbox.octet("quantize pocket float --scheme w4ta16-g32 --method rtn --no-judge --no-receipt").done();
     let (whole, float) = (kl("q"), kl("float"));
     assert!(whole < 0.9 * float, "{whole} of {float}");

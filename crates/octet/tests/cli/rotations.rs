@@ -99,10 +99,7 @@ fn inputs_turned_at_run_time_are_said_in_the_config_and_nothing_else_takes_them(
     assert_eq!((&transforms["type"], &transforms["head_dim"]), (&"hadamard".into(), &8.into()));
     assert_eq!(transforms["apply"][0]["targets"].as_array().unwrap().len(), 21, "seven linears of three blocks");
     // Four bits of random weights, but the same model: far from what it would be were nothing turned.
-    let kl = |folder: &str| {
-        let judged = sandbox.octet(&format!("eval {folder} --base tiny --eval-text notes.txt --eval-tokens 2048 --json")).done().json();
-        judged["measures"]["kl"]["mean"].as_f64().unwrap()
-    };
+    let kl = |folder: &str| sandbox.divergence(&format!("{folder} --base tiny --eval-text notes.txt --eval-tokens 2048"));
     let turned = kl("out");
     // What was turned learns like anything else, from an original that is turned alike.
     let learn = "[[step]]\naction = 'distill'\nsteps = 60\nbatch_tokens = 256\n";

@@ -105,6 +105,13 @@ impl Sandbox {
         found
     }
 
+    /// Mean divergence that `octet eval` finds, whose arguments these are.
+    #[track_caller]
+    pub(crate) fn divergence(&self, args: &str) -> f64 {
+        let measured = self.octet(&format!("eval {args} --json")).done().json();
+        measured["measures"]["kl"]["mean"].as_f64().unwrap()
+    }
+
     /// Runs a command that must be refused as every bad input must: see [`Sandbox::check_refusal`].
     #[track_caller]
     pub(crate) fn refuses(&self, args: &str, says: &[&str]) {
